@@ -1,0 +1,219 @@
+"""The ranks of a job. The only file that imports accelerate or torch.distributed.
+
+What it hides: on a machine without a GPU accelerate may start one process where two were asked for, or two that each
+believe they are alone, with exit code 0. `World` therefore checks what it finds against what was promised.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from fss.errors import RunError, UserError
+from fss.methods.base import Alone, Method
+
+T = TypeVar("T")
+
+PRECISIONS = {"float32": "no", "bf16": "bf16"}    # ours -> accelerate's
+
+
+class Ranks:
+    """`fss.methods.base.Peers` over the default process group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+
+    def gather(self, x: Tensor) -> Tensor:
+        x = x.detach().contiguous()
+        out = x.new_empty((self.world * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x)
+        return out
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        out = x.new_empty((sum(receive), *x.shape[1:]))
+        dist.all_to_all_single(out, x.detach().contiguous(), receive, send)
+        return out
+
+    def sum(self, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        self._flat(tensors, lambda flat: dist.all_reduce(flat), 1 / self.world)
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        self._flat(tensors, lambda flat: dist.broadcast(flat, src=0), 1)
+
+    @staticmethod
+    def _flat(tensors: list[Tensor], collective: Callable[[Tensor], object], scale: float) -> None:
+        if not tensors:
+            return
+        flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+        collective(flat)
+        flat = flat * scale
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+class _LossForward(nn.Module):
+    """The one forward that DDP sees: it owns the method's trained parameters and calls the method's loss."""
+
+    def __init__(self, method: Method, peers) -> None:
+        super().__init__()
+        self.trained = method.trained
+        self._loss = lambda batch, step: method.loss(batch, peers, step)    # a closure: replica must not be registered
+
+    def forward(self, batch, step: int):
+        return self._loss(batch, step)
+
+
+class World:
+    """This process's place among the ranks of a job, and every collective that the engine needs.
+
+    promised: the number of ranks that the user was promised (`run.world`), None to accept what the launcher started.
+    device: 'auto', 'cpu' or 'cuda'. precision: 'float32' or 'bf16' (autocast; parameters stay float32).
+    Raises RunError where the processes that run are not the ranks that were asked for.
+    """
+
+    def __init__(
+        self, *, promised: int | None, device: str, precision: str, accumulate: int, timeout_minutes: float
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RunError("run.device is cuda but torch sees no CUDA device: use --run.device cpu or auto")
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        launched = "LOCAL_RANK" in os.environ    # accelerate takes a named backend to mean that a group exists
+        process_group = InitProcessGroupKwargs(
+            backend="gloo" if cpu and launched else None, timeout=datetime.timedelta(minutes=timeout_minutes)
+        )
+        # DDP rebuilds its buckets after the first step unless it looks for unused parameters; a resumed run would then
+        # reduce in another order than the uninterrupted one, and differ in the last bit on three ranks and more.
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=PRECISIONS[precision],
+            gradient_accumulation_steps=accumulate,
+            kwargs_handlers=[process_group, ddp],
+        )
+        self.rank = self.accelerator.process_index
+        self.size = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.is_main = self.rank == 0
+        self._check(promised)
+        self.peers = Ranks() if self.size > 1 else Alone()
+        # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
+        self._control = dist.new_group(backend="gloo") if self.size > 1 and not cpu else None
+
+    def _check(self, promised: int | None) -> None:
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if self.size != started:
+            raise RunError(
+                f"the launcher started {started} processes but this one sees a world of {self.size}: "
+                "start the job with 'accelerate launch --multi_gpu --num_processes N' (on CPU too) or with torchrun"
+            )
+        if promised is not None and self.size != promised:
+            raise RunError(
+                f"run.world promises {promised} ranks but {self.size} started: give accelerate "
+                f"'--multi_gpu --num_processes {promised}' (on CPU too), or set --run.world {self.size}"
+            )
+
+    def wrap(self, method: Method, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The forward to call instead of `method.loss(batch, peers, step)`, and the optimizer to step."""
+        forward = _LossForward(method, self.peers)
+        return self.accelerator.prepare(forward, optimizer)
+
+    def accumulate(self, forward: nn.Module) -> contextlib.AbstractContextManager:
+        """Context of one micro-step: gradients travel between ranks only at the last one of an optimizer step."""
+        return self.accelerator.accumulate(forward)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of loss / accumulate."""
+        self.accelerator.backward(loss)
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag: is it set on any rank?"""
+        if self.size == 1:
+            return flags
+        word = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._control)
+        return tuple(bool(flag) for flag in word.tolist())
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Scalars averaged over ranks, as Python floats."""
+        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        self.peers.mean_([stacked])
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def gather_objects(self, value: T) -> list[T]:
+        """`value` of every rank, in rank order. Values travel between our own processes only."""
+        if self.size == 1:
+            return [value]
+        out: list = [None] * self.size
+        dist.all_gather_object(out, value, group=self._control)
+        return out
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 while the others wait; its result, or its error, reaches every rank."""
+        outcome: list = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except (UserError, ValueError, OSError) as error:
+                if self.size == 1:
+                    raise
+                outcome[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0, group=self._control)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raise RunError, naming the ranks, unless `value` is the same everywhere."""
+        values = self.gather_objects(value)
+        odd = [rank for rank, other in enumerate(values) if other != values[0]]
+        if odd:
+            raise RunError(
+                f"{what} differs between ranks: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]} "
+                f"({len(odd)} of {self.size} ranks differ from rank 0): start all ranks from the same files"
+            )
+
+    def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Raise RunError naming the first tensor whose bytes are not the same on all ranks."""
+        if self.size == 1:
+            return
+        digests = {name: fingerprint(tensor) for name, tensor in tensors}
+        for rank, other in enumerate(self.gather_objects(digests)):
+            for name, digest in digests.items():
+                if other[name] != digest:
+                    raise RunError(
+                        f"{name} is not the same on rank {rank} as on rank {self.rank}: the ranks have drifted apart; "
+                        "resume from the last checkpoint, and report what kind of job this was"
+                    )
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group; without it torch complains at exit."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """A digest of a tensor's bytes, independent of its memory format."""
+    flat = tensor.detach().contiguous().reshape(-1).cpu()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
+

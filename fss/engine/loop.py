@@ -1,0 +1,170 @@
+"""The training loop: it runs any method, on any number of ranks, and goes on where it stopped."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fss.engine.checkpoint import Checkpoints, State
+from fss.engine.dist import World
+from fss.engine.log import Log
+from fss.engine.meter import Meter
+from fss.engine.optim import Schedule, set_lr
+from fss.errors import RunError
+from fss.methods.base import Method
+from shards.format import ShardError
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGUSR1 has asked this process to save and leave."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self):
+        """Take the two signals while inside."""
+        before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield self
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
+    def _note(self, *_: object) -> None:
+        self.asked = True
+
+
+class Trainer:
+    """One method's way from a step to the last one.
+
+    batches: micro-batches from `start` on, `accumulate` of them a step. `after` is called at the end of every step with
+    the number of steps done, for probes and the like.
+    """
+
+    def __init__(
+        self, *, method: Method, optimizer: torch.optim.Optimizer, world: World, state: State, schedule: Schedule,
+        checkpoints: Checkpoints, log: Log, bad_samples, evidence: Path, log_every: int, save_every: int,
+        check_every: int,
+    ) -> None:    # fmt: skip
+        self.method = method
+        self.world = world
+        self.state = state
+        self.schedule = schedule
+        self.checkpoints = checkpoints
+        self.log = log
+        self.bad_samples = bad_samples
+        self.evidence = evidence
+        self.log_every = log_every
+        self.save_every = save_every
+        self.check_every = check_every
+        self.meter = Meter(world.device)
+        self.forward, self.optimizer = world.wrap(method, optimizer)
+
+    def run(self, batches: Iterator, start: int, after=lambda done: None) -> int:
+        """Train from step `start`; returns the number of steps done, fewer than planned where a signal asked to stop.
+
+        Raises RunError on a loss that is not finite, ShardError where too much of the data cannot be read.
+        """
+        total = self.schedule.steps
+        self._check_equal()
+        with StopRequest().listening() as stop:
+            for step in range(start, total):
+                done = step + 1
+                logged = done == 1 or done == total or done % self.log_every == 0
+                stopping, row = self._step(batches, step, stop, logged)
+                if logged:
+                    for text in self.method.warnings(done, row):
+                        self.log.say(f"note: {text}")
+                self.log.at(done)
+                if self.check_every and done % self.check_every == 0:
+                    self._check_equal()
+                after(done)
+                if stopping or done == total or done % self.save_every == 0:
+                    self.checkpoints.save(self.state, done)
+                if stopping:
+                    return done
+        return total
+
+    def _step(self, batches: Iterator, step: int, stop: StopRequest, logged: bool) -> tuple[bool, dict]:
+        """One optimizer step; returns whether a stop was asked for on any rank, and the row that was logged."""
+        accumulate = self.schedule.config.accumulate
+        losses, reports, unreadable, seen = [], [], None, []
+        for _ in range(accumulate):
+            with self.meter.waiting():
+                batch = next(batches)
+            seen.append(batch)
+            try:
+                for text in self.bad_samples.note(batch):
+                    self.log.say(text)
+            except ShardError as error:
+                unreadable = error
+            batch = batch.to(self.world.device, non_blocking=True)
+            with self.world.accumulate(self.forward):
+                loss, report = self.forward(batch, step)
+                self.world.backward(loss)
+            losses.append(loss.detach())
+            reports.append(report)
+
+        # One word between the ranks a step: nobody leaves, saves or fails alone.
+        finite = bool(torch.isfinite(torch.stack(losses)).all())
+        stopping, broken, refused = self.world.agree(stop.asked, not finite, unreadable is not None)
+        if broken:
+            self._fail_nonfinite(step, seen, losses, reports)
+        if refused:
+            raise ShardError(next(text for text in self.world.gather_objects(unreadable and str(unreadable)) if text))
+
+        lr = self.schedule.lr(step)
+        set_lr(self.optimizer, lr)
+        row = self._row(step + 1, lr, losses, reports) if logged else {}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self.world.peers)
+        self.meter.step(self.schedule.batch)
+        if logged:
+            self.log.row(row | {"speed": self.meter.read()})
+        return stopping, row
+
+    def _row(self, done: int, lr: float, losses: list[Tensor], reports: list[dict[str, Tensor]]) -> dict:
+        """Scalars of this step, averaged over micro-batches and ranks; deterministic, unlike the speed beside them."""
+        means = {name: torch.stack([report[name].float() for report in reports]).mean() for name in reports[0]}
+        values = self.world.mean({"loss": torch.stack(losses).mean(), **means})
+        gradients = [p.grad for p in self.method.trained.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()    # after the all-reduce: the same on all ranks
+        return {"step": done, "epoch": self.schedule.epoch(done), "lr": lr, "grad_norm": norm, **values}
+
+    def _check_equal(self) -> None:
+        """All ranks must hold the same weights, momentum encoders and queues, bit for bit."""
+        self.world.check_equal(
+            (name, tensor) for name, tensor in self.state.tensors().items() if not name.startswith("optimizer/")
+        )
+
+    def _fail_nonfinite(self, step: int, batches: list, losses: list[Tensor], reports: list[dict]) -> None:
+        """Keep what led to the loss, name it, and stop before the weights take the step."""
+        mine = [] if bool(torch.isfinite(torch.stack(losses)).all()) else [k for batch in batches for k in batch.keys]
+        if mine:
+            folder = self.evidence / f"step_{step + 1:08d}_rank_{self.world.rank}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for index, batch in enumerate(batches):
+                tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
+                save_file(tensors, folder / f"batch_{index}.safetensors")
+            facts = {
+                "step": step + 1,
+                "rank": self.world.rank,
+                "keys": mine,
+                "losses": [repr(loss.item()) for loss in losses],
+                "reports": [{name: repr(value.item()) for name, value in report.items()} for report in reports],
+            }
+            (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+        keys = {rank: keys for rank, keys in enumerate(self.world.gather_objects(mine)) if keys}
+        named = "; ".join(f"rank {rank}: {', '.join(names[:8])}" for rank, names in keys.items())
+        raise RunError(
+            f"the loss of step {step + 1} is not finite on {named}. Batch and losses are in {self.evidence}, the last "
+            "checkpoint is untouched: look at these samples, lower optim.lr, or use run.precision float32"
+        )

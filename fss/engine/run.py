@@ -1,0 +1,190 @@
+"""The run directory: what ran, where, with which configuration, and what became of it.
+
+    config.yaml          the resolved configuration; `--config config.yaml` repeats the run elsewhere
+    run.json             the identity of the run: what must be equal for a resume
+    environment.jsonl    one line a start: versions, git commit, ranks, machine, command
+    metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
+    status.json          running, interrupted, finished or failed, and the last step done
+    checkpoints/         see fss.engine.checkpoint
+    report/              the page to look at
+    nonfinite/           evidence of a NaN or infinite loss: batch, keys, report
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Literal
+
+from fss.errors import RunError
+from shards.format import write_whole
+
+INTERRUPTED = 75    # exit code: saved after SIGTERM or SIGUSR1, type the same command to go on (EX_TEMPFAIL)
+
+# What may change between a run and its resume without making it another run.
+OPERATIONAL = (
+    "run.dir", "run.world", "run.device", "run.timeout_minutes", "run.check_every", "run.threads",
+    "data.shards", "data.workers", "data.prefetch", "data.cache", "log", "checkpoint", "probe",
+)    # fmt: skip
+PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv-python-headless", "scikit-image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and on what it runs."""
+
+    dir: str = "runs/prior"
+    """Run directory. The same command in the same directory goes on where it stopped."""
+    world: int | None = None
+    """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
+    seed: int = 0
+    """Seed of weights, data order and augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a device."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast. Parameters, momentum encoder and queues stay float32."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    threads: int | None = None
+    """CPU threads of torch in each rank; null leaves what the launcher set."""
+    check_every: int = 500
+    """Steps between checks that weights and queues are the same on all ranks; 0 for never."""
+    timeout_minutes: float = 30
+    """How long a rank waits for the others before it gives up."""
+    start_from: str | None = None
+    """Weights to begin a new run from: an official MoCo checkpoint or an export of an earlier run (not a resume)."""
+
+
+class RunDir:
+    """A run directory, opened by rank 0 only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.metrics = folder / "metrics.jsonl"
+        self.report = folder / "report"
+        self._lock: IO | None = None
+
+    def open(self, identity: dict, config_yaml: str) -> None:
+        """Create the directory, or make sure that it holds this very run.
+
+        identity: flat {key: value} of everything that decides the result. Raises RunError where the directory holds
+        something else, or is in use by a running job.
+        """
+        record = self.folder / "run.json"
+        if not record.exists() and self.folder.exists() and any(self.folder.iterdir()):
+            raise RunError(f"run.dir {self.folder} is not empty and not a run directory: choose another --run.dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if record.exists():
+            self._check_identity(json.loads(record.read_text()), identity)
+        else:
+            write_whole(self.folder / "config.yaml", config_yaml.encode())
+            write_whole(record, json.dumps(identity, indent=1).encode())
+        for folder in (self.checkpoints, self.report):
+            folder.mkdir(exist_ok=True)
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.folder / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"run.dir {self.folder} is in use by a running job: stop it or choose another") from None
+
+    def _check_identity(self, before: dict, now: dict) -> None:
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if changed:
+            key = changed[0]
+            raise RunError(
+                f"run.dir {self.folder} holds another run: {key} is {before.get(key)!r} there and {now.get(key)!r} here"
+                + (f" ({len(changed)} differences)" if len(changed) > 1 else "")
+                + ": choose another --run.dir, or repeat the run's own options to go on with it"
+            )
+
+    def record_environment(self, world: int) -> dict:
+        """Append a line to environment.jsonl, and return it."""
+        facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "world": world, **environment()}
+        with open(self.folder / "environment.jsonl", "a") as file:
+            file.write(json.dumps(facts) + "\n")
+        return facts
+
+    def set_status(self, status: Literal["running", "interrupted", "finished", "failed"], step: int) -> None:
+        """Say what became of the run."""
+        write_whole(self.folder / "status.json", json.dumps({"status": status, "step": step}).encode())
+
+    def rows(self) -> list[dict]:
+        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged past `step`: the run goes on from there."""
+        lines = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        write_whole(self.metrics, "".join(lines).encode())
+
+
+def identity_of(config: dict, manifest: str) -> dict:
+    """The part of a nested config that decides the result, flat, with the digest of the shard manifest."""
+    flat = {"data.manifest": manifest}
+
+    def walk(prefix: str, node: dict) -> None:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if key in OPERATIONAL:
+                continue
+            if isinstance(value, dict):
+                walk(f"{key}.", value)
+            else:
+                flat[key] = value
+
+    walk("", config)
+    return flat
+
+
+def digest(value: object) -> str:
+    """A short stable digest of something JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def code_version() -> str:
+    """The git commit of the code that runs, '+' for uncommitted changes; the package version outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return version("fss")
+
+
+def environment() -> dict:
+    """What a result may depend on beside the configuration."""
+    import torch
+
+    return {
+        "command": " ".join(sys.argv),
+        "code": code_version(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }

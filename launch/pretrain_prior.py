@@ -1,0 +1,20 @@
+"""Pretrain QGNet's prior extractor from shards.
+
+    accelerate launch launch/pretrain_prior.py                                     the embedded default
+    accelerate launch launch/pretrain_prior.py --config configs/pretrain/coco_slic.yaml --data.shards DIR
+"""
+
+import sys
+
+from fss.config import PretrainJob, command, parse
+from fss.engine.fit import fit
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    job = parse(PretrainJob, argv, prog="launch/pretrain_prior.py", default="pretrain/embedded.yaml")
+    return fit("prior", job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Collectives and agreements of real ranks, and the checks that catch ranks which are not what was promised."""
+
+import pytest
+import torch
+
+from fss.engine.dist import World, fingerprint
+from fss.errors import RunError
+from tests.ranks import on_ranks
+
+
+def make_world(promised: int | None = None) -> World:
+    return World(promised=promised, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
+
+
+def collectives() -> dict:
+    world = make_world(3)
+    peers, rank = world.peers, world.rank
+    floats = [torch.full((2,), float(rank)), torch.tensor(float(rank * 10))]
+    peers.mean_(floats)
+    first = [torch.tensor([rank + 1, 7])]
+    peers.broadcast_(first)
+    rows = torch.arange(3, dtype=torch.uint8)[:, None] + 10 * rank    # row r of each rank goes to rank r
+    out = {
+        "gather": peers.gather(torch.tensor([[rank, rank]])).tolist(),
+        "exchange": peers.exchange(rows, [1, 1, 1], [1, 1, 1]).flatten().tolist(),
+        "uneven": peers.exchange(rows[:2], [2, 0, 0], [2, 2, 2] if rank == 0 else [0, 0, 0]).flatten().tolist(),
+        "sum": peers.sum(torch.tensor([rank])).tolist(),
+        "mean": [t.tolist() for t in floats],
+        "broadcast": first[0].tolist(),
+        "agree": world.agree(rank == 1, False),
+        "scalars": world.mean({"a": torch.tensor(float(rank))}),
+        "objects": world.gather_objects(f"r{rank}"),
+        "main": world.on_main(lambda: "only rank 0"),
+    }
+    for name, act in {
+        "main_error": lambda: world.on_main(lambda: (_ for _ in ()).throw(RunError("no space"))),
+        "same": lambda: world.check_same("the code", "abc" if rank < 2 else "xyz"),
+        "equal": lambda: world.check_equal([("fine", torch.ones(2)), ("queue", torch.ones(3) * (1 + (rank == 1)))]),
+    }.items():
+        try:
+            act()
+            out[name] = "nothing raised"
+        except RunError as error:
+            out[name] = str(error)
+    world.close()
+    return out
+
+
+def test_collectives_on_three_ranks():
+    outs = on_ranks(3, collectives)
+    for rank, out in enumerate(outs):
+        assert out["gather"] == [[0, 0], [1, 1], [2, 2]]
+        assert out["exchange"] == [rank, 10 + rank, 20 + rank]
+        assert out["uneven"] == ([0, 1, 10, 11, 20, 21] if rank == 0 else [])
+        assert out["sum"] == [3]
+        assert out["mean"] == [[1.0, 1.0], 10.0]
+        assert out["broadcast"] == [1, 7]
+        assert out["agree"] == (True, False)
+        assert out["scalars"] == {"a": 1.0}
+        assert out["objects"] == ["r0", "r1", "r2"]
+        assert out["main"] == "only rank 0"
+        assert out["main_error"] == "no space"
+        assert "rank 2 has xyz" in out["same"]
+        assert out["equal"].startswith("queue is not the same on rank")
+
+
+def promised(ranks: int) -> str:
+    try:
+        make_world(ranks)
+    except RunError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_world_of_another_size_than_promised_is_refused():
+    assert all("promises 4 ranks but 2 started" in text for text in on_ranks(2, promised, 4))
+    with pytest.raises(RunError, match="promises 2 ranks but 1 started"):
+        make_world(2)
+
+
+def alone_in_a_launch() -> str:
+    """A process that was told of two ranks but cannot see the other: what accelerate makes on CPU of a GPU config."""
+    import accelerate
+
+    accelerate.Accelerator(cpu=True)    # the launcher's own state, set before the promise is looked at
+    import os
+
+    os.environ["WORLD_SIZE"] = "5"
+    return promised(2)
+
+
+def test_processes_that_believe_they_are_alone_are_refused():
+    assert all("launcher started 5 processes" in text for text in on_ranks(2, alone_in_a_launch))
+
+
+def test_fingerprint_sees_values_not_memory_format():
+    x = torch.randn(2, 3, 4, 4)
+    assert fingerprint(x) == fingerprint(x.to(memory_format=torch.channels_last))
+    assert fingerprint(x) != fingerprint(x + 1e-6)

@@ -1,0 +1,106 @@
+"""The loop with real ranks: what a checkpoint must hold, signals, accumulation, losses that are not finite."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from fss.engine.checkpoint import CheckpointConfig, Checkpoints, State
+from fss.engine.dist import World
+from fss.engine.log import Log, LogConfig
+from fss.engine.loop import Trainer
+from fss.engine.optim import OptimConfig, Schedule, build_optimizer
+from fss.engine.run import RunDir
+from fss.errors import RunError
+from tests.engine.toy import Toy, batches
+from tests.ranks import on_ranks
+
+
+class NoBadSamples:
+    def note(self, batch) -> list[str]:
+        return []
+
+
+def train(folder: str, steps: int, *, stop_at: int | None = None, poison: tuple | None = None, accumulate: int = 1):
+    """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step."""
+    world = World(promised=None, device="cpu", precision="float32", accumulate=accumulate, timeout_minutes=1)
+    run = RunDir(Path(folder))
+    world.on_main(lambda: run.open({}, ""))
+    torch.manual_seed(0)
+    method = Toy()
+    torch.manual_seed(world.rank)
+    config = OptimConfig(steps=steps, lr=0.1, lr_batch=12, accumulate=accumulate, schedule="constant")
+    schedule = Schedule(config=config, images=24, batch=12)
+    optimizer = build_optimizer(method, config)
+    state = State(name="toy", method=method, optimizer=optimizer)
+    checkpoints = Checkpoints(run.checkpoints, CheckpointConfig(every=100), world)
+    log = Log(run, LogConfig(every=1, wandb="off"), active=world.is_main, snapshot={}, total=steps)
+    trainer = Trainer(
+        method=method, optimizer=optimizer, world=world, state=state, schedule=schedule, checkpoints=checkpoints,
+        log=log, bad_samples=NoBadSamples(), evidence=run.folder / "nonfinite", log_every=1, save_every=100,
+        check_every=1,
+    )    # fmt: skip
+    start, _ = checkpoints.resume(state)
+    world.on_main(lambda: run.rewind(start))
+    data = batches(start, world.rank, world.size, accumulate)
+
+    def feed():
+        for index, batch in enumerate(data):
+            if stop_at is not None and start + index == stop_at and world.rank == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if poison == (start + index, world.rank):
+                batch.x[0, 0] = float("nan")
+            yield batch
+
+    try:
+        done = trainer.run(feed(), start)
+    except RunError as error:
+        return str(error)
+    finally:
+        log.close()
+        world.close()
+    rows = [{k: v for k, v in row.items() if k != "speed"} for row in run.rows()] if world.is_main else None
+    return done, {name: t.clone() for name, t in state.tensors().items()}, rows
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_stopping_by_signal_and_going_on_changes_nothing(tmp_path, world):
+    whole = on_ranks(world, train, str(tmp_path / "whole"), 6)
+    first = [out[0] for out in on_ranks(world, _stopping, str(tmp_path / "cut"))]
+    assert first == [3] * world, "every rank stops at the same step boundary"
+    rest = on_ranks(world, train, str(tmp_path / "cut"), 6)
+    for (_, expected, rows), (done, found, cut_rows) in zip(whole, rest, strict=True):
+        assert done == 6
+        assert rows == cut_rows
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), name
+
+
+def _stopping(folder: str):
+    return train(folder, 6, stop_at=2)
+
+
+def _accumulating(folder: str, accumulate: int):
+    return train(folder, 2, accumulate=accumulate)
+
+
+def test_accumulation_updates_what_stands_beside_once_a_step(tmp_path):
+    (_, state, rows), *_ = on_ranks(2, _accumulating, str(tmp_path), 3)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert state["trained/1.num_batches_tracked"] == 6, "three forwards in each of two steps"
+    assert state["replica/copy"].abs().sum() > 0
+
+
+def _poisoned(folder: str):
+    return train(folder, 6, poison=(2, 1))
+
+
+def test_a_loss_that_is_not_finite_names_rank_step_and_keys(tmp_path):
+    texts = on_ranks(2, _poisoned, str(tmp_path))
+    assert all("step 3" in text and "rank 1: 2-1-0" in text for text in texts)
+    facts = json.loads((tmp_path / "nonfinite" / "step_00000003_rank_1" / "facts.json").read_text())
+    assert facts["losses"] == ["nan"] and facts["keys"][0] == "2-1-0"
+    assert [row["step"] for row in RunDir(tmp_path).rows()] == [1, 2], "the step that failed is not logged"

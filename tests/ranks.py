@@ -1,0 +1,60 @@
+"""Real ranks for tests: n processes joined by gloo over loopback."""
+
+import multiprocessing
+import os
+import pickle
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def on_ranks(world: int, function: Callable, *args, timeout: float = 120) -> list:
+    """`function(*args)` in `world` new processes that find RANK and WORLD_SIZE set; what each returned, in rank order.
+
+    `function` must be importable. An exception on a rank fails the test with that rank's traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    port = free_port()
+    ranks = [
+        context.Process(target=_rank, args=(rank, world, port, function, args, results), daemon=True)
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    found = {}
+    try:
+        for _ in ranks:
+            rank, value, error = results.get(timeout=timeout)
+            assert error is None, f"rank {rank}:\n{error}"
+            found[rank] = pickle.loads(value)
+        for process in ranks:
+            process.join(timeout)
+    except queue.Empty:
+        raise AssertionError(f"only ranks {sorted(found)} of {world} returned within {timeout} s") from None
+    finally:
+        for process in ranks:
+            process.kill()
+    return [found[rank] for rank in range(world)]
+
+
+def _rank(rank: int, world: int, port: int, function: Callable, args: tuple, results) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
+    )    # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, pickle.dumps(function(*args)), None))    # as bytes: no memory is shared
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
