@@ -60,7 +60,9 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str)
     parser.add_class_arguments(schema, nested_key=None)
     try:
         namespace = parser.parse_args(argv)
-        namespace.pop("config", None)
+        files = namespace.pop("config")
+        if namespace.run.dir is None:
+            namespace.run.dir = f"runs/{Path(str(files[-1])).stem}"
         return schema(**vars(parser.instantiate(namespace)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(_sentence(str(error), _keys(parser))) from None
@@ -104,5 +106,8 @@ def _sentence(message: str, keys: list[str]) -> str:
         unknown = found[1]
     else:
         return f"{message} (see --help)"
-    near = difflib.get_close_matches(unknown, keys, n=1, cutoff=0.5)
+    leaves = {key.rpartition(".")[2]: key for key in keys}
+    near = difflib.get_close_matches(unknown, keys, n=1, cutoff=0.8) or [
+        leaves[leaf] for leaf in difflib.get_close_matches(unknown.rpartition(".")[2], leaves, n=1)
+    ]
     return f"unknown key {unknown}: " + (f"did you mean {near[0]}?" if near else "--help lists the keys")

@@ -6,14 +6,14 @@
 
 import sys
 
-from fss.config import PretrainJob, command, parse
+from fss.config import PretrainJob, command, parse, snapshot
 from fss.engine.fit import fit
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     job = parse(PretrainJob, argv, prog="launch/pretrain_prior.py", default="pretrain/embedded.yaml")
-    return fit("prior", job)
+    return fit("prior", job, snapshot(job))
 
 
 if __name__ == "__main__":

@@ -161,8 +161,8 @@ class Checkpoints:
             })
         else:
             notes.append(
-                f"checkpoint {step} was written by {facts['world']} ranks, now there are {self._world.size}: data order "
-                "and weights go on as they were, batch statistics and random generators do not"
+                f"checkpoint {step} was written by {facts['world']} ranks, now there are {self._world.size}: data order"
+                " and weights go on as they were, batch statistics and random generators do not"
             )
         return step, notes
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fss.engine.run import RunDir, digest
 
-HEADLINE = ("loss", "top1", "miou")    # a console line shows the values whose name ends so
+HEADLINE = {"loss", "top1", "miou"}    # a console line shows the values that have one of these words in their name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Log:
         words = [f"step {row['step']}/{self._total}"]
         if "epoch" in row:
             words.append(f"epoch {row['epoch']:.2f}")
-        words += [f"{name} {value:.4g}" for name, value in row.items() if name.endswith(HEADLINE)]
+        words += [f"{name} {value:.4g}" for name, value in row.items() if HEADLINE & set(name.split("/"))]
         if "speed" in row:
             speed = row["speed"]
             left = timedelta(seconds=round((self._total - row["step"]) * speed["step_s"]))

@@ -4,7 +4,7 @@
     run.json             the identity of the run: what must be equal for a resume
     environment.jsonl    one line a start: versions, git commit, ranks, machine, command
     metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
-    status.json          running, interrupted, finished or failed, and the last step done
+    status.json          running, interrupted, finished or failed
     checkpoints/         see fss.engine.checkpoint
     report/              the page to look at
     nonfinite/           evidence of a NaN or infinite loss: batch, keys, report
@@ -40,8 +40,8 @@ PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv
 class RunConfig:
     """Where a run lives and on what it runs."""
 
-    dir: str = "runs/prior"
-    """Run directory. The same command in the same directory goes on where it stopped."""
+    dir: str | None = None
+    """Run directory; null: runs/ and the name of the config file. The same command goes on where it stopped."""
     world: int | None = None
     """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
     seed: int = 0
@@ -115,9 +115,9 @@ class RunDir:
             file.write(json.dumps(facts) + "\n")
         return facts
 
-    def set_status(self, status: Literal["running", "interrupted", "finished", "failed"], step: int) -> None:
+    def set_status(self, status: Literal["running", "interrupted", "finished", "failed"]) -> None:
         """Say what became of the run."""
-        write_whole(self.folder / "status.json", json.dumps({"status": status, "step": step}).encode())
+        write_whole(self.folder / "status.json", json.dumps({"status": status}).encode())
 
     def rows(self) -> list[dict]:
         """The lines of metrics.jsonl; a last line that a kill cut short is left out."""

@@ -92,7 +92,7 @@ def test_nothing_but_damage_is_refused_rather_than_started_again(tmp_path, world
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), world)
     folder = checkpoints.save(make_state(1), 1)
     (folder / "state.json").write_text("{")
-    with pytest.raises(WeightsError, match="no checkpoint in .* is whole"):
+    with pytest.raises(WeightsError, match=r"no checkpoint in .* is whole"):
         checkpoints.resume(make_state())
 
 

@@ -40,7 +40,7 @@ class Toy(Method):
 
 
 def batches(start: int, rank: int, world: int, accumulate: int = 1, size: int = 4):
-    """Endless micro-batches of this rank from optimizer step `start` on: the same global data at any number of ranks."""
+    """Endless micro-batches of this rank from step `start` on: the same global data at any number of ranks."""
     step = start
     while True:
         for micro in range(accumulate):
