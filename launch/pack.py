@@ -1,0 +1,140 @@
+"""Pack a data set in its own folder layout into shards.
+
+    python launch/pack.py voc --root VOC2012 --ids VOC2012/ImageSets/Segmentation/train.txt --out packed/voc
+    python launch/pack.py coco --images train2017 --annotations annotations/instances_train2017.json --out packed/coco
+    python launch/pack.py fss1000 --root fewshot_data --out packed/fss1000
+    python launch/pack.py folder --root photos --out packed/photos
+    python launch/pack.py synthetic --out packed/synthetic
+
+A run that was stopped goes on where it was when the same command is typed again.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from shards.format import Manifest, ShardError
+from shards.sources import Source
+from shards.sources.coco import coco
+from shards.sources.folder import folder
+from shards.sources.fss1000 import fss1000
+from shards.sources.voc import voc
+from shards.superpixels import ALGORITHMS
+from shards.synthetic import synthetic
+from shards.write import SAMPLES_PER_SHARD, pack
+
+SHOWN = 20    # bad files named on the terminal; the manifest has all
+SOURCES = {
+    "voc": lambda a: voc(a.root, a.ids, a.masks),
+    "coco": lambda a: coco(a.images, a.annotations),
+    "fss1000": lambda a: fss1000(a.root),
+    "folder": lambda a: folder(a.root),
+    "synthetic": lambda a: synthetic(a.count, a.seed),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of a page of usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    common = Parser(add_help=False, allow_abbrev=False)
+    common.add_argument("--out", type=Path, required=True, help="folder for the shards and their manifest.json")
+    common.add_argument(
+        "--superpixels", nargs="*", default=["slic"], choices=list(ALGORITHMS), metavar="ALGORITHM",
+        help=f"label maps to store with each image, any of {', '.join(ALGORITHMS)}; none for no maps (default: slic)",
+    )
+    common.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    common.add_argument(
+        "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, help="at most (default: %(default)s)"
+    )
+
+    top = Parser(
+        prog="launch/pack.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = top.add_subparsers(dest="kind", required=True, metavar="LAYOUT", parser_class=Parser)
+
+    def add(name: str, help: str) -> Parser:
+        return kinds.add_parser(name, help=help, parents=[common], allow_abbrev=False)
+
+    kind = add("voc", "PASCAL VOC (JPEGImages, SegmentationClassAug or SegmentationClass) or SBD (img, cls/*.mat)")
+    kind.add_argument("--root", type=Path, required=True, help="folder that holds JPEGImages, or SBD's img")
+    kind.add_argument("--ids", type=Path, required=True, help="list: ids, 'image.jpg mask.png' or 'id__class' a line")
+    kind.add_argument("--masks", help="folder of index maps below the root (default: the first there is)")
+    kind = add("coco", "COCO 2014 or 2017 from the official instances JSON")
+    kind.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    kind.add_argument("--annotations", type=Path, required=True, help="instances_*.json")
+    kind = add("fss1000", "FSS-1000 (class/N.jpg + class/N.png)")
+    kind.add_argument("--root", type=Path, required=True, help="folder that holds one folder a class")
+    kind = add("folder", "unlabelled JPEG and PNG images, searched recursively")
+    kind.add_argument("--root", type=Path, required=True, help="folder that holds the images")
+    kind = add("synthetic", "a procedural set of 24 classes; needs no data")
+    kind.add_argument("--count", type=int, default=400, help="images (default: %(default)s)")
+    kind.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pack and report. Returns 0, 2 where the arguments or the data are at fault, or 130 when interrupted."""
+    arguments = parser().parse_args(argv)
+    began = time.monotonic()
+    try:
+        source = SOURCES[arguments.kind](arguments)
+        manifest = pack(
+            source,
+            arguments.out,
+            superpixels=arguments.superpixels,
+            processes=arguments.processes,
+            samples_per_shard=arguments.samples_per_shard,
+        )
+    except ShardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished shards stay, the same command goes on from there", file=sys.stderr)
+        return 130
+    report(source, manifest, arguments.out, time.monotonic() - began)
+    return 0
+
+
+def report(source: Source, manifest: Manifest, out: Path, seconds: float) -> None:
+    """Print counts, classes, bad files with reasons, and the next command to type."""
+    console = Console(soft_wrap=True, highlight=False)
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    console.print(
+        f"{out}: {len(manifest.samples)} of {len(source.items)} images in {len(manifest.shards)} shards, "
+        f"{size:.1f} MB, superpixels {', '.join(manifest.superpixels) or 'none'}, {seconds:.0f} s"
+    )
+    images = dict.fromkeys(manifest.classes, 0)
+    for sample in manifest.samples:
+        for class_id in sample.classes:
+            images[class_id] += 1
+    if images:
+        counts = " ".join(f"{manifest.classes[class_id]}:{count}" for class_id, count in images.items() if count)
+        present = sum(count > 0 for count in images.values())
+        console.print(f"{present} of {len(images)} classes have images:")
+        console.print(counts, markup=False)
+    if manifest.bad:
+        table = Table("left out", "reason", title=f"{len(manifest.bad)} bad files (all are listed in manifest.json)")
+        for row in manifest.bad[:SHOWN]:
+            table.add_row(row["source"], row["reason"])
+        console.print(table, markup=False)
+    console.print(f"next: python -m shards.check {out}")
+    if manifest.superpixels:
+        console.print(f"then: accelerate launch launch/pretrain_prior.py --data.shards {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

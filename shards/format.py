@@ -1,0 +1,159 @@
+"""The contract of what lies on disk: a folder of WebDataset tars and one ``manifest.json`` beside them.
+
+A sample ``KEY`` is a run of consecutive tar members that share the name up to the first dot:
+
+    KEY.jpg | KEY.png             the image, byte for byte as in the source
+    KEY.json                      metadata, see :class:`Meta`
+    KEY.mask.<class id>.png       one 1-channel PNG (0 or 255) per class present, so that overlapping
+                                  objects of different classes keep all their pixels
+    KEY.ignore.png                pixels that no metric may count (255); absent where nothing is ignored;
+                                  a class's own mask holds over it
+    KEY.labels.png                the flattened label map, present only where no order of painting whole class
+                                  masks gives it (COCO paints object by object), see shards.codec.flatten
+    KEY.<algorithm>.png           superpixel label map at half resolution, 8 or 16 bit, ids contiguous from 0;
+                                  algorithm is 'slic' or 'felzenszwalb'
+
+KEY is ASCII without dots or slashes. Any WebDataset reader can stream these tars. The manifest gives shard, byte
+offset and length of every sample, so that a sample of a local shard is one ``pread``; shards/codec.py decodes it.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+VERSION = 1
+MANIFEST = "manifest.json"
+IMAGE_SUFFIXES = ("jpg", "png")
+IGNORE_LABEL = 255
+SUPERPIXEL_STRIDE = 2    # label maps are stored at half resolution
+
+
+class ShardError(ValueError):
+    """A packed set or a source folder is not as the contract says; the message gives the place and the remedy."""
+
+
+@dataclass(kw_only=True)
+class Meta:
+    """``KEY.json``: what is known of a sample without decoding a pixel."""
+
+    source: str
+    """Path or id in the source data set."""
+    height: int
+    width: int
+    classes: dict[int, int] = field(default_factory=dict)
+    """Class id -> area in pixels at original size."""
+    paint: list[int] = field(default_factory=list)
+    """Class ids in the order in which their masks are painted, later over earlier, to flatten them to one label map."""
+    instances: list[dict] = field(default_factory=list)
+    """Optional, one an object: ``{"class": id, "box": [x, y, width, height], "crowd": bool}`` in pixels."""
+    superpixels: dict[str, dict] = field(default_factory=dict)
+    """Algorithm -> ``{"count": segments, "fallback": true if a regular grid stands in for a collapsed map}``."""
+
+    def encode(self) -> bytes:
+        """The bytes of ``KEY.json``."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Meta":
+        """Read ``KEY.json``; raises ShardError where it is not what :meth:`encode` writes."""
+        try:
+            fields = json.loads(raw)
+            return cls(**{**fields, "classes": _integer_keys(fields["classes"])})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"metadata cannot be read ({error!r})") from None
+
+
+@dataclass(kw_only=True)
+class SampleEntry:
+    """A sample's row in the manifest."""
+
+    key: str
+    shard: int
+    offset: int
+    length: int
+    height: int
+    width: int
+    classes: dict[int, int]
+
+
+@dataclass(kw_only=True)
+class ShardEntry:
+    """A shard's row in the manifest."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """``manifest.json``: everything about a packed set that can be known without opening a tar."""
+
+    name: str
+    classes: dict[int, str]
+    """Class id -> name; empty for unlabelled images."""
+    superpixels: dict[str, dict] = field(default_factory=dict)
+    """Algorithm -> its parameters and the version of the library that computed it."""
+    shards: list[ShardEntry] = field(default_factory=list)
+    samples: list[SampleEntry] = field(default_factory=list)
+    bad: list[dict] = field(default_factory=list)
+    """Source files that were left out: ``{"source": path, "reason": sentence, "shard": where it would have been}``."""
+    fingerprint: str = ""
+    """Digest of everything that decided the bytes: arguments, list of samples, library versions."""
+    version: int = VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write ``manifest.json`` into `folder`, whole or not at all."""
+        write_whole(folder / MANIFEST, json.dumps(asdict(self), separators=(",", ":")).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read the manifest of the packed set in `folder`.
+
+        Raises ShardError where it is missing, is not JSON or has another version.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            raw = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ShardError(f"no {MANIFEST} in {folder}: pack the set first with launch/pack.py") from None
+        except ValueError as error:
+            raise ShardError(f"{path} is not JSON ({error}): pack the set again with launch/pack.py") from None
+        version = raw.get("version") if isinstance(raw, dict) else None
+        if version != VERSION:
+            raise ShardError(f"{path} has format version {version}, this program reads {VERSION}: pack the set again")
+        try:
+            return cls(
+                **{
+                    **raw,
+                    "classes": _integer_keys(raw["classes"]),
+                    "shards": [ShardEntry(**row) for row in raw["shards"]],
+                    "samples": [sample_entry(row) for row in raw["samples"]],
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"{path} does not hold what a manifest holds ({error!r}): pack the set again") from None
+
+
+def sample_entry(row: dict) -> SampleEntry:
+    """A row of the manifest as it comes from JSON, whose object keys are strings."""
+    return SampleEntry(**{**row, "classes": _integer_keys(row["classes"])})
+
+
+def _integer_keys(table: dict) -> dict:
+    return {int(key): value for key, value in table.items()}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary name and a rename: readers see the old file or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,242 @@
+"""Reading a packed set: any sample by one ``pread``, and the order in which training meets the samples.
+
+Nothing is split by shard. `EpochOrder` numbers the samples of all epochs in one endless sequence that every process can
+compute by itself; a rank takes the positions that are its share of an optimizer step. So all ranks make the same number
+of steps whatever the shard sizes, every sample is seen exactly once an epoch, and a run continues at any step, on any
+number of ranks, with nothing saved but the step. Disks still see what they like: an epoch goes through a few shards
+at a time, and whoever first opens one asks the kernel for all of it.
+"""
+
+import bisect
+import fcntl
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from shards.codec import split_members
+from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, write_whole
+
+OPEN_FILES = 64    # descriptors a process keeps; an epoch's window is 16 shards by default
+SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)    # a manifest comes from elsewhere: no path, nothing for a shell
+PIECE = 1 << 20    # bytes read at once while fetching
+
+# What a random stream is for; the first word of its seed, so that no two purposes share a stream.
+SHARD_ORDER, SAMPLE_ORDER, REPLACEMENT = 1, 2, 3
+
+
+class LostShardError(ShardError):
+    """A whole shard cannot be had: going on without it would quietly train on another data set."""
+
+
+class ShardSet:
+    """A packed set of `len(self)` samples, read by index or key. Cheap to send to other processes.
+
+    `folder` is a folder, or the prefix of a remote set: ``https://host/set``, ``file:///mnt/set``, or a command with a
+    place for the file's name, ``pipe:aws s3 cp s3://bucket/set/{} -``. A remote set needs `cache`, a local folder that
+    all processes of a machine may share: each shard is fetched once, when its first sample is wanted, checked against
+    its hash, and read from there.
+
+    Raises ShardError where the manifest is missing or contradicts itself, or a local shard is missing or truncated.
+    """
+
+    def __init__(self, folder: str | Path, cache: str | Path | None = None):
+        self.remote = str(folder) if re.match(r"[A-Za-z][\w+.-]*://|pipe:|file:", str(folder)) else None
+        if self.remote is None:
+            self.folder = Path(folder)
+        elif cache is None:
+            raise ShardError(f"{folder} is remote: name a local folder for its shards with --data.cache")
+        else:
+            self.cache = Path(cache)
+            self.folder = self.cache / hashlib.sha256(self.remote.encode()).hexdigest()[:16]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / MANIFEST, b"".join(self._pieces(MANIFEST)))
+        self._open: OrderedDict[int, int] = OrderedDict()    # shard -> descriptor, least recently used first
+        self.shards = self.manifest.shards
+        rows = self.manifest.samples
+        self.keys = [row.key for row in rows]
+        self._shard = np.array([row.shard for row in rows], np.int64)
+        self._offset = np.array([row.offset for row in rows], np.int64)
+        self._length = np.array([row.length for row in rows], np.int64)
+        self._check()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest; processes that only read samples never load it again."""
+        return Manifest.load(self.folder)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {key: index for index, key in enumerate(self.keys)}
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples in each shard."""
+        return [shard.samples for shard in self.shards]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict:
+        """What another process needs: no descriptors, and of the manifest only where the samples lie."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_index")} | {"_open": OrderedDict()}
+
+    def __del__(self):
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
+
+    def find(self, key: str) -> int:
+        """The index of sample `key`. Raises ShardError where there is none."""
+        if key not in self._index:
+            raise ShardError(f"no sample {key!r} in {self.remote or self.folder}, which holds {len(self)}")
+        return self._index[key]
+
+    def read(self, index: int) -> dict[str, bytes]:
+        """The undecoded members of sample `index` by extension ('jpg', 'json', 'mask.3.png', 'slic.png').
+
+        Raises ShardError where the sample is damaged, LostShardError where its whole shard cannot be opened.
+        """
+        shard, offset, length = int(self._shard[index]), int(self._offset[index]), int(self._length[index])
+        raw = os.pread(self._descriptor(shard), length, offset)
+        if len(raw) != length:
+            raise ShardError(f"{self.shards[shard].name} ends inside sample {self.keys[index]}")
+        return split_members(raw)
+
+    def _check(self) -> None:
+        """The manifest agrees with itself, and local shards have the size that it says."""
+        where, remedy = self.folder / MANIFEST, "pack the set again"
+        if not self.keys:
+            raise ShardError(f"{where} lists no samples: {remedy}")
+        for shard in self.shards:
+            if not SHARD_NAME.fullmatch(shard.name):
+                raise ShardError(f"{where}: {shard.name!r} is not a name for a shard: {remedy}")
+        if not np.array_equal(self._shard, np.repeat(np.arange(len(self.shards)), self.counts)):
+            raise ShardError(f"{where}: the samples are not listed shard by shard in the numbers it states: {remedy}")
+        ends = np.array([shard.bytes for shard in self.shards])[self._shard]
+        if (outside := (self._offset < 0) | (self._length <= 0) | (self._offset + self._length > ends)).any():
+            raise ShardError(f"{where}: {self.keys[int(outside.argmax())]} lies outside its shard: {remedy}")
+        for shard in self.shards if self.remote is None else ():
+            path = self.folder / shard.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise ShardError(f"{path} {found}, the manifest says {shard.bytes} bytes: copy it again, or {remedy}")
+
+    def _descriptor(self, shard: int) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        if len(self._open) >= OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        path = self.folder / self.shards[shard].name if self.remote is None else self._fetch(self.shards[shard])
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LostShardError(f"{path} cannot be opened ({error.strerror}): is the disk still there?") from None
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        self._open[shard] = descriptor
+        return descriptor
+
+    def _fetch(self, shard: ShardEntry) -> Path:
+        """The local copy of a remote shard, named by its hash: a set that was packed again never meets an old copy."""
+        path = self.cache / f"{shard.sha256}.tar"
+        if path.exists():
+            return path
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)    # the workers of a machine want the same shard at the same moment
+            if path.exists():
+                return path
+            digest = hashlib.sha256()
+            temporary = path.with_suffix(".part")
+            with open(temporary, "wb") as file:
+                for piece in self._pieces(shard.name):
+                    digest.update(piece)
+                    file.write(piece)
+            if digest.hexdigest() != shard.sha256:
+                size = temporary.stat().st_size
+                temporary.unlink()
+                raise LostShardError(
+                    f"{self._url(shard.name)} gave {size} bytes that do not have the hash of the manifest "
+                    f"({shard.bytes} bytes): upload the shard and the manifest of the same packing again"
+                )
+            os.replace(temporary, path)
+        return path
+
+    def _url(self, name: str) -> str:
+        return self.remote.replace("{}", name) if "{}" in self.remote else f"{self.remote.rstrip('/')}/{name}"
+
+    def _pieces(self, name: str):
+        """The bytes of a remote file, piece by piece."""
+        url = self._url(name)
+        try:
+            with webdataset.gopen(url, "rb") as stream:
+                while piece := stream.read(PIECE):
+                    yield piece
+        except (OSError, ValueError) as error:
+            raise LostShardError(
+                f"{url} cannot be read ({error}): check the address; for other stores give a command, as in "
+                "'pipe:aws s3 cp s3://bucket/set/{} -'"
+            ) from None
+
+
+class EpochOrder:
+    """The endless sequence of samples that training goes through: a pure function of the shard sizes and `seed`.
+
+    Epoch e permutes all shards, takes them in windows of `window` shards, and permutes the samples inside each window.
+    The epochs follow each other without a gap: position g is sample g % N of epoch g // N. With a global batch of G,
+    optimizer step t consumes positions [t G, (t + 1) G).
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int, window: int = 16):
+        self.counts = np.asarray(counts, np.int64)
+        self.first = np.cumsum(self.counts) - self.counts    # [shards], index of each shard's first sample
+        self.samples = int(self.counts.sum())
+        self.seed = seed
+        self.window = window
+        self._epoch = self._inside = None    # the epoch and the window in use: consecutive positions share them
+
+    def positions(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(epoch, sample index) at each position of [start, stop)."""
+        found = []
+        while start < stop:
+            epoch, place = divmod(start, self.samples)
+            begins, order = self._windows(epoch)
+            number = bisect.bisect_right(begins, place) - 1
+            samples = self._permuted(epoch, number, order)
+            taken = samples[place - begins[number]:][:stop - start].tolist()
+            found += [(epoch, index) for index in taken]
+            start += len(taken)
+        return found
+
+    def replacement(self, position: tuple[int, int], attempt: int) -> tuple[int, int]:
+        """The sample that stands in for an unreadable one: another of the same epoch, the same in every process."""
+        epoch, index = position
+        if self.samples == 1:
+            return position
+        draw = np.random.default_rng([REPLACEMENT, self.seed, epoch, index, attempt])
+        return epoch, (index + 1 + int(draw.integers(self.samples - 1))) % self.samples
+
+    def _windows(self, epoch: int) -> tuple[list[int], np.ndarray]:
+        """Where each window of the epoch begins, and the order of the shards."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng([SHARD_ORDER, self.seed, epoch]).permutation(len(self.counts))
+            ends = np.cumsum(self.counts[order])
+            begins = (ends - self.counts[order])[::self.window]
+            self._epoch = epoch, begins.tolist(), order
+        return self._epoch[1:]
+
+    def _permuted(self, epoch: int, number: int, order: np.ndarray) -> np.ndarray:
+        """The samples of one window, in the order in which they are met."""
+        if self._inside is None or self._inside[:2] != (epoch, number):
+            shards = order[number * self.window:(number + 1) * self.window]
+            samples = np.concatenate([np.arange(self.counts[s]) + self.first[s] for s in shards])
+            draw = np.random.default_rng([SAMPLE_ORDER, self.seed, epoch, number])
+            self._inside = epoch, number, draw.permutation(samples)
+        return self._inside[2]

@@ -1,0 +1,108 @@
+"""Readers of native data set layouts.
+
+A family of data sets is one function that returns a :class:`Source`: what there is to read, known in advance and cheap,
+so that packing can be dealt to processes and restarted. The expensive part is each item's ``read``, which runs
+in a worker process and therefore belongs to a small, picklable object.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from shards.format import ShardError
+
+MAX_KEY = 80    # characters; a ustar member name has 100, and '.felzenszwalb.png' is the longest extension
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One image with what is known of it, before it is checked and encoded."""
+
+    image: bytes
+    """JPEG or PNG, byte for byte as in the source."""
+    masks: dict[int, np.ndarray] = field(default_factory=dict)
+    """Class id -> bool [H, W], at least one pixel set."""
+    paint: list[int] = field(default_factory=list)
+    """Class ids in painting order, later over earlier."""
+    ignore: np.ndarray | None = None
+    """bool [H, W]."""
+    labels: np.ndarray | None = None
+    """The exact flattened map [H, W], where the source defines one that painting whole masks may not give."""
+    instances: list[dict] = field(default_factory=list)
+    """As in shards.format.Meta."""
+
+
+class Item(Protocol):
+    """One image to be read; a small picklable object."""
+
+    key: str
+    source: str
+    """Path below the data set's root, or an id: what a person would look for."""
+
+    def read(self) -> Sample:
+        """Read the sample from disk. Raises ShardError or OSError where a file is missing or damaged."""
+
+
+@dataclass(kw_only=True)
+class Source:
+    """A data set that can be packed."""
+
+    name: str
+    """Begins the names of the shards."""
+    classes: dict[int, str]
+    """Class id -> name; empty for unlabelled images."""
+    items: Sequence[Item]
+    arguments: dict = field(default_factory=dict)
+    """What besides keys and sources of the items decides the content; goes into the fingerprint."""
+
+
+def unique_keys(names: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Sample keys for `names`: ASCII, without dots and slashes, short enough for a tar header, all different.
+
+    Names that would fall together, or are too long, get a digest of their source (a path, no two alike) behind them,
+    so that a key does not depend on the order of the list.
+    """
+    def digest(source: str) -> str:
+        return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+
+    plain = [re.sub(r"[^A-Za-z0-9_-]", "_", unicodedata.normalize("NFKD", name)) for name in names]
+    times = Counter(plain)
+    return [
+        key if times[key] == 1 and 0 < len(key) <= MAX_KEY else f"{key[:MAX_KEY - 11]}-{digest(source)}"
+        for key, source in zip(plain, sources, strict=True)
+    ]
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of `path`; a missing or unreadable file is a ShardError that gives the path."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}") from None
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """`path`, absolute, if it is a folder; otherwise a ShardError that says `what` was looked for."""
+    if not path.is_dir():
+        raise ShardError(f"{path} is not a folder: {what}")
+    return path.resolve()
+
+
+def index_masks(labels: np.ndarray, classes: dict[int, str], ignored: int) -> tuple[dict, np.ndarray | None]:
+    """Split an index map [H, W] into class masks and the ignore mask (None where nothing is ignored).
+
+    Raises ShardError for an index that is neither background (0), nor a class, nor `ignored`.
+    """
+    present = [int(index) for index in np.unique(labels) if index != 0]
+    unknown = [index for index in present if index not in classes and index != ignored]
+    if unknown:
+        raise ShardError(f"mask holds index {unknown[0]}, which is none of the {len(classes)} classes")
+    masks = {index: labels == index for index in present if index != ignored}
+    return masks, labels == ignored if ignored in present else None

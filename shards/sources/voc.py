@@ -1,0 +1,103 @@
+"""PASCAL VOC and SBD: images beside index maps of 20 classes, and a list file that says which belong to the set."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+from shards.format import IGNORE_LABEL, ShardError
+from shards.sources import Sample, Source, index_masks, read_file, require_folder, unique_keys
+
+CLASSES = dict(enumerate((
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+), start=1))
+
+IMAGE_FOLDERS = ("JPEGImages", "img")
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass", "cls")
+
+
+@dataclass(frozen=True)
+class VocItem:
+    """A photograph and its index map: a palette or grey PNG, or SBD's .mat."""
+
+    key: str
+    source: str
+    image: Path
+    mask: Path
+
+    def read(self) -> Sample:
+        labels = _read_mat(self.mask) if self.mask.suffix == ".mat" else _read_png(self.mask)
+        masks, ignore = index_masks(labels, CLASSES, IGNORE_LABEL)
+        return Sample(image=read_file(self.image), masks=masks, paint=sorted(masks), ignore=ignore)
+
+
+def voc(root: Path, ids: Path, masks: str | None = None) -> Source:
+    """PASCAL VOC in its own layout, or SBD's (``img/*.jpg``, ``cls/*.mat``); index 255 is ignored, never an object.
+
+    Lines of the list file `ids` are ids (``2007_000032``), pairs of paths below `root` (``JPEGImages/2007_000032.jpg
+    SegmentationClassAug/2007_000032.png``) or PASCAL-5i entries (``2007_000032__15``); an image named several times is
+    packed once. `masks` names the folder of index maps below `root`; by default the first there is of
+    SegmentationClassAug, SegmentationClass and cls.
+    """
+    root = require_folder(root, "--root is the folder that holds JPEGImages, or SBD's img")
+    image_folder = _first_folder(root, IMAGE_FOLDERS)
+    mask_folder = root / masks if masks else _first_folder(root, MASK_FOLDERS)
+    require_folder(mask_folder, "--masks names the folder of index maps below --root")
+    suffix = ".mat" if any(mask_folder.glob("*.mat")) else ".png"
+
+    pairs: dict[Path, Path] = {}    # image -> mask, in the order of the list
+    for number, line in enumerate(read_file(ids).decode("utf-8", "replace").splitlines(), start=1):
+        match line.split():
+            case []:
+                continue
+            case [name]:
+                stem = name.split("__")[0]
+                pairs.setdefault(image_folder / f"{stem}.jpg", mask_folder / f"{stem}{suffix}")
+            case [image, mask] if mask.endswith((".png", ".mat")):
+                pairs.setdefault(root / image.lstrip("/"), root / mask.lstrip("/"))
+            case _:
+                raise ShardError(
+                    f"line {number} of {ids} is {line.strip()[:80]!r}: expected an id, 'image.jpg mask.png' or "
+                    "'id__class'"
+                )
+    sources = [str(image.relative_to(root)) for image in pairs]
+    keys = unique_keys([image.stem for image in pairs], sources)
+    return Source(
+        name="voc",
+        classes=CLASSES,
+        items=[
+            VocItem(key, source, image, mask)
+            for key, source, (image, mask) in zip(keys, sources, pairs.items(), strict=True)
+        ],
+        arguments={"root": str(root), "masks": mask_folder.name},
+    )
+
+
+def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise ShardError(f"{root} holds none of the folders {', '.join(names)}: is it the VOCdevkit/VOC2012 folder?")
+
+
+def _read_png(path: Path) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(read_file(path))) as image:
+            if image.mode not in ("P", "L"):
+                raise ShardError(f"{path} is a PNG of mode {image.mode}: class indices need a palette or grey PNG")
+            return np.array(image)
+    except (OSError, SyntaxError):
+        raise ShardError(f"{path} is not a whole PNG") from None
+
+
+def _read_mat(path: Path) -> np.ndarray:
+    raw = io.BytesIO(read_file(path))
+    try:
+        labels = loadmat(raw, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
+    except Exception as error:    # scipy's reader fails in many ways on a damaged file
+        raise ShardError(f"{path} holds no GTcls.Segmentation ({type(error).__name__}: {error})") from None
+    return np.asarray(labels)

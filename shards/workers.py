@@ -1,0 +1,61 @@
+"""Work dealt to processes, its results in order."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import cv2
+
+from shards.format import ShardError
+
+_AHEAD = 16    # results a process may be ahead of their reader; bounds memory
+
+
+@contextmanager
+def ordered_map(function: Callable, jobs: Sequence, processes: int) -> Iterator[Iterator]:
+    """Give an iterator over ``function(job)`` in the order of `jobs`, computed by `processes` processes a little ahead.
+
+    Raises ShardError where a worker process is killed.
+    """
+    if processes == 1 or not jobs:
+        yield map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")    # a fork of a process that has threads may hang
+    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
+    try:
+        yield _in_order(pool, function, jobs, ahead=processes * _AHEAD)
+    except BrokenProcessPool:
+        raise ShardError(
+            "a packing process was killed, perhaps for memory: run the same command again with fewer --processes; "
+            "finished shards stay"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, function: Callable, jobs: Sequence, ahead: int) -> Iterator:
+    waiting = deque()
+    for job in jobs:
+        waiting.append(pool.submit(function, job))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's affair
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:    # a killed parent cannot tell its workers to stop
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()

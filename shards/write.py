@@ -1,0 +1,273 @@
+"""Pack a source into shards: whole or not at all, restartable, and the same bytes however many processes work.
+
+Every shard's list of samples is fixed before the first is read. Worker processes read, check and encode samples; this
+process writes them in order to a temporary file, which gets its name once it is whole and on disk. A sidecar
+``NAME-000000.json`` beside each finished shard holds its part of the manifest, so that a run that was killed goes on
+after its last finished shard. At the end the sidecars become ``manifest.json`` and are removed.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shards.encode import Packed, encode_item
+from shards.format import (
+    MANIFEST,
+    VERSION,
+    Manifest,
+    SampleEntry,
+    ShardEntry,
+    ShardError,
+    sample_entry,
+    write_whole,
+)
+from shards.sources import Source
+from shards.superpixels import describe
+from shards.workers import ordered_map
+
+SAMPLES_PER_SHARD = 256
+_SHUFFLE_SEED = 0
+
+
+@dataclass
+class Part:
+    """One shard's part of the manifest; its sidecar."""
+
+    fingerprint: str
+    shard: ShardEntry
+    samples: list[SampleEntry]
+    bad: list[dict]
+
+    @classmethod
+    def load(cls, path: Path) -> "Part":
+        """Read a sidecar; raises OSError, ValueError, KeyError or TypeError where there is none or it is damaged."""
+        raw = json.loads(path.read_bytes())
+        samples = [sample_entry(row) for row in raw["samples"]]
+        return cls(raw["fingerprint"], ShardEntry(**raw["shard"]), samples, raw["bad"])
+
+
+def pack(
+    source: Source,
+    folder: Path,
+    *,
+    superpixels: Sequence[str] = (),
+    processes: int = 1,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+) -> Manifest:
+    """Pack `source` into `folder` and return the manifest.
+
+    Samples are shuffled once by a fixed seed, so that every shard mixes the classes, and dealt to shards whose sizes
+    differ by one at most and are `samples_per_shard` at most. Bad source files are left out and listed in the
+    manifest. Shards that an earlier run with the same arguments finished are kept. `superpixels` names algorithms of
+    shards.superpixels.
+
+    Raises ShardError where the folder holds a set made with other arguments, the disk is full, or nothing is to pack.
+    """
+    if samples_per_shard < 1 or processes < 1:
+        raise ShardError(f"samples per shard ({samples_per_shard}) and processes ({processes}) must be 1 or more")
+    if not source.items:
+        raise ShardError("nothing to pack: the list of samples is empty")
+    repeated = [key for key, times in Counter(item.key for item in source.items).items() if times > 1]
+    if repeated:
+        raise ShardError(f"{len(repeated)} samples stand in the list more than once, {repeated[0]} for one")
+    superpixels = sorted(set(superpixels))
+    fingerprint = _fingerprint(source, superpixels, samples_per_shard)
+    order = list(source.items)
+    random.Random(_SHUFFLE_SEED).shuffle(order)
+    count = -(-len(order) // samples_per_shard)
+    bounds = [len(order) * index // count for index in range(count + 1)]
+    names = [f"{source.name}-{index:06d}.tar" for index in range(count)]
+
+    parts: dict[int, Part] = {}
+    with _disk_errors(folder, lambda: f"{len(parts)} of {count} shards are finished and stay"), _alone(folder):
+        parts |= _finished(folder, names, fingerprint)
+        missing = [index for index in range(count) if index not in parts]
+        if not missing and (folder / MANIFEST).exists():
+            return Manifest.load(folder)
+        # A manifest that promises shards about to be rewritten must not be believed: it becomes sidecars again.
+        for part in parts.values():
+            _write_sidecar(folder, part)
+        (folder / MANIFEST).unlink(missing_ok=True)
+
+        jobs = [order[i] for index in missing for i in range(bounds[index], bounds[index + 1])]
+        encode = partial(encode_item, superpixels=superpixels)
+        with _progress(len(order), len(order) - len(jobs)) as advance, ordered_map(encode, jobs, processes) as packed:
+            for index in missing:
+                samples = (advance(next(packed)) for _ in range(bounds[index], bounds[index + 1]))
+                parts[index] = _write_shard(folder / names[index], index, samples, fingerprint)
+
+        ordered = [parts[index] for index in range(count)]
+        manifest = Manifest(
+            name=source.name,
+            classes=source.classes,
+            superpixels={algorithm: describe(algorithm) for algorithm in superpixels},
+            shards=[part.shard for part in ordered],
+            samples=[row for part in ordered for row in part.samples],
+            bad=[row for part in ordered for row in part.bad],
+            fingerprint=fingerprint,
+        )
+        if not manifest.samples:
+            raise ShardError(f"none of the {len(order)} samples can be read; the first: {manifest.bad[0]['reason']}")
+        manifest.save(folder)
+        for name in names:
+            _sidecar(folder, name).unlink(missing_ok=True)
+    return manifest
+
+
+def _fingerprint(source: Source, superpixels: Sequence[str], samples_per_shard: int) -> str:
+    """Digest of everything that decides the shards' bytes, except the content of the source's files."""
+    what = {
+        "version": VERSION,
+        "name": source.name,
+        "classes": source.classes,
+        "arguments": source.arguments,
+        "superpixels": {algorithm: describe(algorithm) for algorithm in superpixels},
+        "samples_per_shard": samples_per_shard,
+        "items": [(item.key, item.source) for item in source.items],
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _sidecar(folder: Path, name: str) -> Path:
+    return (folder / name).with_suffix(".json")
+
+
+def _finished(folder: Path, names: Sequence[str], fingerprint: str) -> dict[int, Part]:
+    """The shards that an earlier run finished, by index, from its manifest or else from its sidecars."""
+    found: dict[int, Part] = {}
+    if (folder / MANIFEST).exists():
+        try:
+            manifest = Manifest.load(folder)
+        except ShardError:
+            raise _made_otherwise(folder) from None
+        if manifest.fingerprint != fingerprint:
+            raise _made_otherwise(folder)
+        found = {index: Part(fingerprint, entry, [], []) for index, entry in enumerate(manifest.shards)}
+        for row in manifest.samples:
+            found[row.shard].samples.append(row)
+        for row in manifest.bad:
+            found[row["shard"]].bad.append(row)
+    else:
+        for path in folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json"):
+            try:
+                part = Part.load(path)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue    # not ours or cut short: its shard is made again
+            if part.fingerprint != fingerprint:
+                raise _made_otherwise(folder)
+            found[names.index(part.shard.name)] = part
+    return {
+        index: part
+        for index, part in found.items()
+        if (path := folder / part.shard.name).exists() and path.stat().st_size == part.shard.bytes
+    }
+
+
+def _made_otherwise(folder: Path) -> ShardError:
+    return ShardError(
+        f"{folder} holds shards of other arguments, of another list of samples or of another library version: "
+        "pack into another folder, or delete this one first"
+    )
+
+
+def _write_sidecar(folder: Path, part: Part) -> None:
+    write_whole(_sidecar(folder, part.shard.name), json.dumps(asdict(part), separators=(",", ":")).encode())
+
+
+def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: str) -> Part:
+    """Write one shard and its sidecar, each through a temporary name."""
+    # webdataset brings torch along, which worker processes need not load.
+    from webdataset import TarWriter
+
+    rows, bad = [], []
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            # Fixed owner, mode and time: the bytes depend on the samples alone.
+            with TarWriter(file, encoder=False, user="fss", group="fss", mode=0o444, mtime=0) as writer:
+                for sample in packed:
+                    if sample.meta is None:
+                        bad.append({"source": sample.source, "reason": sample.reason, "shard": index})
+                        continue
+                    offset = writer.tarstream.offset
+                    writer.write({"__key__": sample.key, **sample.members})
+                    rows.append(SampleEntry(
+                        key=sample.key,
+                        shard=index,
+                        offset=offset,
+                        length=writer.tarstream.offset - offset,
+                        height=sample.meta.height,
+                        width=sample.meta.width,
+                        classes=sample.meta.classes,
+                    ))
+            file.flush()
+            os.fsync(file.fileno())
+        with open(temporary, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = temporary.stat().st_size
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    part = Part(fingerprint, ShardEntry(name=path.name, samples=len(rows), bytes=size, sha256=digest), rows, bad)
+    _write_sidecar(path.parent, part)
+    return part
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it: a second process, another rank say, waits and then finds the work done.
+
+    What a killed process left half written is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that packs into {folder}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        for left in folder.glob(".*.tmp"):
+            left.unlink()
+        yield
+
+
+@contextmanager
+def _disk_errors(folder: Path, state: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ShardError(f"no space left for {folder}: {state()}; make room and run the same command") from None
+        raise ShardError(f"{error.filename or folder} cannot be written ({error.strerror}): {state()}") from None
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[Packed], Packed]]:
+    """A progress bar on a terminal, a line every tenth elsewhere; yields a function that counts a sample through."""
+    console = Console(stderr=True)
+    columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, completed=done)
+
+        def advance(sample: Packed) -> Packed:
+            nonlocal done
+            done += 1
+            bar.advance(task)
+            if bar.disable and done * 10 // total > (done - 1) * 10 // total:
+                print(f"packing: {done} of {total} samples", file=sys.stderr)
+            return sample
+
+        yield advance

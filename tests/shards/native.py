@@ -1,0 +1,27 @@
+"""Files as the data sets have them, made from nothing."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+
+def photograph(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> None:
+    """Write a textured image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def palette_png(path: Path, labels: np.ndarray) -> None:
+    """Write an index map as VOC does: a palette PNG whose colours are not its indices."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(labels.astype(np.uint8), "P")
+    image.putpalette(np.random.default_rng(0).permutation(768).astype(np.uint8).tobytes())
+    image.save(path)
+
+
+def polygon(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
+    """A rectangle as COCO writes it."""
+    return [[left, top, right, top, right, bottom, left, bottom]]

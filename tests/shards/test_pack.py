@@ -1,0 +1,80 @@
+"""launch/pack.py: from the command line to the report."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launch.pack import main
+from shards.format import Manifest
+from tests.conftest import ROOT
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    try:
+        code = main([str(word) for word in argv])
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_voc_reports_counts_classes_bad_files_and_what_to_do_next(voc_root, tmp_path, capsys):
+    (voc_root / "JPEGImages/2007_000004.jpg").write_bytes(b"\xff\xd8\xff cut")
+    code, out, _ = run(
+        capsys, "voc", "--root", voc_root, "--ids", voc_root / "list.txt", "--out", tmp_path / "out", "--processes", 1
+    )
+    assert code == 0
+    assert "11 of 12 images in 1 shards" in out and "superpixels slic" in out
+    assert "aeroplane:1" in out and "tvmonitor:11" in out and "12 of 20 classes" in out
+    assert "1 bad files" in out and "JPEGImages/2007_000004.jpg" in out and "cannot be decoded" in out
+    assert f"python -m shards.check {tmp_path / 'out'}" in out
+
+
+@pytest.mark.parametrize("kind", ["coco", "fss1000", "folder", "synthetic"])
+def test_other_layouts(kind, coco_folder, fss_root, tmp_path, capsys):
+    options = {
+        "coco": ("--images", coco_folder / "images", "--annotations", coco_folder / "instances.json"),
+        "fss1000": ("--root", fss_root),
+        "folder": ("--root", coco_folder),
+        "synthetic": ("--count", 2),
+    }[kind]
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, kind, *options, "--out", out, "--processes", 1, "--superpixels")
+    assert code == 0 and "superpixels none" in text
+    assert len(Manifest.load(out).samples) == {"coco": 2, "fss1000": 4, "folder": 2, "synthetic": 2}[kind]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["synthetic", "--out", "x", "--sed", "1"], "unrecognized arguments: --sed 1"),
+    (["synthetic"], "--out"),
+    (["imagenet", "--out", "x"], "invalid choice: 'imagenet'"),
+    (["synthetic", "--out", "x", "--superpixels", "seeds"], "invalid choice: 'seeds'"),
+    (["synthetic", "--out", "x", "--count", "many"], "invalid int value: 'many'"),
+    (["synthetic", "--out", "x", "--processes", "0"], "must be 1 or more"),
+    (["folder", "--root", "nowhere", "--out", "x"], "nowhere is not a folder"),
+])
+def test_what_is_wrong_is_one_sentence(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *argv)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.pack.pack", interrupted)
+    code, _, err = run(capsys, "synthetic", "--out", tmp_path / "out")
+    assert code == 130 and "the same command goes on" in err
+
+
+def test_the_script_runs_from_anywhere(tmp_path):
+    command = [
+        sys.executable, ROOT / "launch" / "pack.py", "synthetic", "--count", "3", "--processes", "2", "--out", "set"
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 images" in done.stdout and (tmp_path / "set" / "manifest.json").exists()
