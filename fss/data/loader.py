@@ -1,0 +1,246 @@
+"""Batches for the method that asked for them: `load` looks at the spec and feeds any method on any number of ranks.
+
+A batch is a pure function of the shards, the seed and its own number (see `shards.read.EpochOrder`), so workers only
+share out batches: their number changes nothing, and neither does a restart.
+"""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing import get_context, parent_process, resource_tracker
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fss.data.augment import Backend
+from fss.data.batch import ViewBatch, ViewSpec
+from fss.data.views import ViewMaker
+from fss.errors import ConfigError
+from shards.format import ShardError
+from shards.read import EpochOrder, LostShardError, ShardSet
+
+ATTEMPTS = 20    # unreadable samples in a row before the loader gives up
+GRACE = 10    # unreadable samples before their share is judged
+NAMED = 20    # unreadable samples that are named one by one
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)    # meant for the trainer, but sent to all its process group
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from and how they are fed."""
+
+    shards: str | None = None
+    """Packed set: a folder, or a remote prefix such as https://host/set. Without one: an embedded synthetic set."""
+    cache: str | None = None
+    """Local folder that the shards of a remote set are fetched to; the processes of a machine share it."""
+    batch: int = 256
+    """Images of an optimizer step, over all ranks and micro-batches."""
+    workers: int = 4
+    """Processes per rank that prepare batches; 0 prepares them in the training process."""
+    prefetch: int = 2
+    """Batches that each worker keeps ready."""
+    backend: Backend = "cv2"
+    """What carries out the augmentation: 'cv2' is fast, 'pil' is exactly what the published code ran."""
+    window: int = 16
+    """Shards that the samples in flight are mixed from: more mix better, fewer are read more sequentially."""
+    bad_fraction: float = 0.01
+    """Share of unreadable samples past which the run stops; below it they are replaced and named."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("workers", 0), ("prefetch", 1), ("window", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}: give at least {least}")
+        if not 0 <= self.bad_fraction <= 1:
+            raise ConfigError(f"data.bad_fraction is {self.bad_fraction}: give a share between 0 and 1")
+
+
+def load_views(
+    shards: ShardSet, spec: ViewSpec, config: DataConfig,
+    *, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0,
+) -> Iterator[ViewBatch]:    # fmt: skip
+    """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
+
+    The images of a step are dealt in order, first over ranks, then over a rank's micro-batches; all of them together
+    are the same whatever `world` and `accumulate` are. The workers start at once.
+
+    Raises ConfigError where the batch cannot be dealt evenly, ShardError where the shards lack what the spec needs,
+    and while iterating where too many samples in a row, or a whole shard, cannot be read.
+    """
+    if spec.local != "none" and spec.superpixels not in shards.manifest.superpixels:
+        raise ShardError(
+            f"method.local {spec.local} needs {spec.superpixels} superpixels, which {shards.remote or shards.folder} "
+            f"does not have: pack it with --superpixels {spec.superpixels}, or set method.local to none"
+        )
+    views = Views(
+        shards=shards,
+        order=EpochOrder(shards.counts, seed, config.window),
+        make=ViewMaker(spec, config.backend, seed),
+        share=even_share(config.batch, world, accumulate),
+        rank=rank, world=world, accumulate=accumulate,
+    )    # fmt: skip
+    workers = {}
+    if config.workers:
+        # Forking the trainer would copy its threads' locks and its CUDA and RDMA state, spawning would import torch
+        # again for each worker: a fork server does it once, in a clean process.
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
+    loader = DataLoader(
+        views, batch_size=None, sampler=count(start * accumulate), num_workers=config.workers,
+        worker_init_fn=start_worker, pin_memory=torch.cuda.is_available(), **workers,
+    )    # fmt: skip
+    with signals_blocked():
+        batches = iter(loader)
+    return raising(batches)
+
+
+LOADERS: dict[type, Callable[..., Iterator]] = {ViewSpec: load_views}
+
+
+def load(spec: ViewSpec, shards: ShardSet, config: DataConfig, **where: int) -> Iterator:
+    """Batches of the kind that `spec`, a method's `consumes`, asks for; see the loader of its type for `where`."""
+    return LOADERS[type(spec)](shards, spec, config, **where)
+
+
+def even_share(batch: int, world: int, accumulate: int) -> int:
+    """Images of one micro-batch on one rank. Raises ConfigError, naming what would fit, where they come out uneven."""
+    parts = world * accumulate
+    share, rest = divmod(batch, parts)
+    if rest:
+        fitting = [str(n * parts) for n in (share, share + 1) if n]
+        raise ConfigError(
+            f"data.batch {batch} cannot be dealt evenly to {world} rank(s) x {accumulate} micro-batch(es): "
+            f"give {' or '.join(fitting)}"
+        )
+    return share
+
+
+@dataclass(kw_only=True)
+class Views(Dataset):
+    """Micro-batches by number: item step * accumulate + a is micro-batch a of that optimizer step, on this rank."""
+
+    shards: ShardSet
+    order: EpochOrder
+    make: ViewMaker
+    share: int
+    rank: int
+    world: int
+    accumulate: int
+
+    def __getitem__(self, number: int) -> ViewBatch | ShardError:
+        """The batch; or the error that the trainer has to raise, which would lose its one sentence on the way."""
+        step, micro = divmod(number, self.accumulate)
+        start = ((step * self.world + self.rank) * self.accumulate + micro) * self.share
+        replaced: list[str] = []
+        try:
+            found = [self._sample(p, replaced) for p in self.order.positions(start, start + self.share)]
+        except ShardError as error:
+            return error
+        indices, rows = zip(*found, strict=True)
+        return ViewBatch(
+            image=torch.tensor(indices),
+            keys=[self.shards.keys[index] for index in indices],
+            replaced=replaced,
+            **{name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]},
+        )
+
+    def _sample(self, position: tuple[int, int], replaced: list[str]) -> tuple[int, dict[str, np.ndarray]]:
+        for attempt in range(ATTEMPTS):
+            epoch, index = position
+            try:
+                return index, self.make(self.shards.read(index), epoch, index)
+            except LostShardError:
+                raise
+            except ShardError as error:
+                replaced.append(f"{self.shards.keys[index]}: {error}")
+            position = self.order.replacement(position, attempt)
+        raise ShardError(
+            f"{ATTEMPTS} samples in a row cannot be read, the last was {replaced[-1]}: "
+            f"see what is wrong with python -m shards.check {self.shards.folder}"
+        )
+
+
+class BadSamples:
+    """Counts the samples that had to be replaced on this rank, names them, and says when they are too many."""
+
+    def __init__(self, limit_fraction: float):
+        self.limit = limit_fraction
+        self.read = 0
+        self.bad = 0
+        self.reasons: Counter[str] = Counter()    # 'key: reason' -> how often
+
+    def note(self, batch: ViewBatch) -> list[str]:
+        """Lines to print: each bad sample once, then, past `NAMED` of them, only their count when it has doubled.
+
+        Raises ShardError where more than the allowed share of all samples read was bad. The first few are never too
+        many, lest one bad sample in the first batch ends a run; a share of 0 allows none.
+        """
+        self.read += len(batch) + len(batch.replaced)
+        lines = []
+        for text in batch.replaced:
+            self.bad += 1
+            self.reasons[text] += 1
+            if self.reasons[text] == 1 and len(self.reasons) <= NAMED:
+                lines.append(f"replaced an unreadable sample, {text}")
+            elif len(self.reasons) > NAMED and self.bad.bit_count() == 1:
+                lines.append(f"replaced {self.bad} unreadable samples of {self.read}, {len(self.reasons)} different")
+        if self.bad > self.limit * self.read and (self.bad >= GRACE or not self.limit):
+            last = "; ".join(list(self.reasons)[-3:])
+            raise ShardError(
+                f"{self.bad} of {self.read} samples could not be read, more than data.bad_fraction {self.limit} allows "
+                f"(the last: {last}): find them with python -m shards.check"
+            )
+        return lines
+
+
+def start_worker(worker: int) -> None:
+    """Workers are many already: none computes on threads of its own. And they end with the trainer, however it ends."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    threading.Thread(target=follow_trainer, daemon=True).start()
+
+
+def follow_trainer() -> None:
+    """End this worker when the trainer is gone or ends it itself, but not on a signal from anybody else.
+
+    A DataLoader's worker would look for its parent, which here is the fork server.
+    """
+    trainer = parent_process()
+    while trainer.is_alive():
+        heard = signal.sigtimedwait([signal.SIGTERM], 1.0)    # blocked since `signals_blocked`
+        if heard and heard.si_pid == trainer.pid:
+            break
+    os._exit(1)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Processes started inside take no notice of `SIGNALS`, so that a trainer asked to stop can finish its step.
+
+    Here the signals only wait. A mask, unlike a handler, also passes to the fork server, where workers come from.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()    # its start unblocks two of the signals, and the fork server starts it
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raising(batches: Iterator[ViewBatch | ShardError]) -> Iterator[ViewBatch]:
+    """Raise the errors among the batches here, in the process that can act on them."""
+    for batch in batches:
+        if isinstance(batch, ShardError):
+            try:
+                raise batch
+            finally:
+                del batch, batches    # or the error's traceback would hold the workers in a cycle, and they would hang
+        yield batch
