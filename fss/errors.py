@@ -15,3 +15,11 @@ class WeightsError(UserError):
 
 class RunError(UserError):
     """A run directory or a set of ranks does not fit what was asked."""
+
+
+def at_least(group: str, config: object, **least: float) -> None:
+    """Raise ConfigError unless each named field of `config`, the options of `group`, is None or as large as stated."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"{group}.{name} is {value}: give at least {bound:g}")

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fss.engine.dist import World
-from fss.errors import RunError, WeightsError
+from fss.errors import RunError, WeightsError, at_least
 from fss.methods.base import Method
 
 FORMAT = 1
@@ -37,6 +37,9 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep: int = 3
     """How many of the newest checkpoints stay on disk."""
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint", self, every=1, keep=1)
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fss.engine.run import RunDir, digest
+from fss.errors import at_least
 
 HEADLINE = {"loss", "top1", "miou"}    # a console line shows the values that have one of these words in their name
 
@@ -30,6 +31,9 @@ class LogConfig:
     """wandb project."""
     group: str | None = None
     """wandb group, for runs that belong together (folds, seeds)."""
+
+    def __post_init__(self) -> None:
+        at_least("log", self, every=1)
 
 
 class Log:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from fss.errors import at_least
 from fss.methods.base import Method
 
 
@@ -33,6 +34,10 @@ class OptimConfig:
     """Momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay on all parameters, biases and BatchNorm included, as in MoCo v2."""
+
+    def __post_init__(self) -> None:
+        at_least("optim", self, epochs=1e-6, steps=1, accumulate=1, lr=0, lr_batch=1)
+        at_least("optim", self, warmup=0, momentum=0, weight_decay=0)
 
 
 @dataclass(frozen=True, kw_only=True)

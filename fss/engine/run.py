@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Literal
 
-from fss.errors import RunError
+from fss.errors import RunError, at_least
 from shards.format import write_whole
 
 INTERRUPTED = 75    # exit code: saved after SIGTERM or SIGUSR1, type the same command to go on (EX_TEMPFAIL)
@@ -60,6 +60,9 @@ class RunConfig:
     """How long a rank waits for the others before it gives up."""
     start_from: str | None = None
     """Weights to begin a new run from: an official MoCo checkpoint or an export of an earlier run (not a resume)."""
+
+    def __post_init__(self) -> None:
+        at_least("run", self, world=1, threads=1, seed=0, check_every=0, timeout_minutes=0)
 
 
 class RunDir:
@@ -107,6 +110,11 @@ class RunDir:
                 + (f" ({len(changed)} differences)" if len(changed) > 1 else "")
                 + ": choose another --run.dir, or repeat the run's own options to go on with it"
             )
+
+    def close(self) -> None:
+        """Let another job open the directory."""
+        if self._lock:
+            self._lock.close()
 
     def record_environment(self, world: int) -> dict:
         """Append a line to environment.jsonl, and return it."""
