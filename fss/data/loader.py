@@ -94,7 +94,9 @@ def load_views(
         workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     loader = DataLoader(
         views, batch_size=None, sampler=count(start * accumulate), num_workers=config.workers,
-        worker_init_fn=start_worker, pin_memory=torch.cuda.is_available(), **workers,
+        worker_init_fn=start_worker, pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),    # else every start would draw a seed from the generator that methods draw from
+        **workers,
     )    # fmt: skip
     with signals_blocked():
         batches = iter(loader)

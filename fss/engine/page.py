@@ -1,0 +1,177 @@
+"""The page of a run: report.json for programs, report.md for a terminal, index.html for people. Knows no method."""
+
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fss.engine.pictures import series
+from shards.format import write_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One thing that the run was to show."""
+
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG beside the page."""
+
+    title: str
+    file: str
+    """Name inside the report folder."""
+    caption: str
+
+
+@dataclass(kw_only=True)
+class Page:
+    """Everything that a reader of a run is told."""
+
+    title: str
+    ran: Mapping[str, object]
+    """What ran: label -> value."""
+    verdicts: list[Verdict] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    """Why the figures must not be taken for more than they are."""
+    pictures: list[Picture] = field(default_factory=list)
+    environment: Mapping[str, object] = field(default_factory=dict)
+    resume: str = ""
+    """The command that goes on with the run."""
+
+
+SPEED = {    # metric -> (label, format, factor)
+    "speed/images_per_s": ("images / s, all ranks", "{:.1f}", 1),
+    "speed/step_s": ("optimizer step, ms", "{:.0f}", 1000),
+    "speed/data_wait": ("waiting for data, % of the time", "{:.1f}", 100),
+    "speed/peak_memory_mb": ("peak memory of rank 0, MiB", "{:.0f}", 1),
+}
+
+
+def write_page(folder: Path, page: Page, rows: list[dict]) -> Path:
+    """Write report.json, report.md and index.html into `folder`; returns the path of the last.
+
+    rows: the lines of metrics.jsonl. The HTML holds its own style and refers to the pictures beside it, nothing else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    last: dict = {}
+    for row in rows:
+        last |= row
+    speed = speed_table(rows)
+    facts = {**asdict(page), "speed": speed, "last": last}
+    write_whole(folder / "report.json", json.dumps(facts, indent=1, default=str).encode())
+    write_whole(folder / "report.md", _markdown(page, speed).encode())
+    write_whole(folder / "index.html", _html(page, speed).encode())
+    return folder / "index.html"
+
+
+def speed_table(rows: list[dict]) -> list[dict[str, str]]:
+    """Median and 10th to 90th percentile of every speed metric, without the first row, where everything warms up."""
+    table = []
+    for name, (label, shown, factor) in SPEED.items():
+        values = series(rows, name)[1] * factor
+        values = values[1:] if len(values) > 1 else values
+        if len(values):
+            low, median, high = np.percentile(values, (10, 50, 90))
+            table.append({
+                "what": label, "median": shown.format(median), "range": f"{shown.format(low)} to {shown.format(high)}",
+            })    # fmt: skip
+    return table
+
+
+def _markdown(page: Page, speed: list[dict[str, str]]) -> str:
+    lines = [f"# {page.title}", ""]
+    lines += [f"- {'PASS' if verdict.good else 'NOT YET'}: {verdict.text}" for verdict in page.verdicts]
+    lines += ["", *(f"> {text}" for text in page.cautions)]
+    lines += ["", "## What ran", "", *(f"- {label}: {value}" for label, value in page.ran.items())]
+    for picture in page.pictures:
+        lines += ["", f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption]
+    lines += ["", "## Speed", "", "| | median | 10 % to 90 % |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['median']} | {row['range']} |" for row in speed]
+    lines += ["", "## Environment", "", *(f"- {label}: {value}" for label, value in page.environment.items())]
+    lines += ["", "## Go on", "", "```", page.resume, "```", ""]
+    return "\n".join(lines)
+
+
+def _html(page: Page, speed: list[dict[str, str]]) -> str:
+    verdicts = "".join(
+        f'<li class="{"good" if verdict.good else "bad"}">{_text(verdict.text)}</li>' for verdict in page.verdicts
+    )
+    cautions = "".join(f"<p>{_text(text)}</p>" for text in page.cautions)
+    pictures = "".join(
+        f'<figure><h2>{_text(p.title)}</h2><a href="{_text(p.file)}"><img src="{_text(p.file)}" alt="{_text(p.title)}">'
+        f"</a><figcaption>{_text(p.caption)}</figcaption></figure>"
+        for p in page.pictures
+    )
+    figures = "".join(
+        f"<tr><th>{_text(row['what'])}</th><td>{row['median']}</td><td>{row['range']}</td></tr>" for row in speed
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(page.title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{_text(page.title)}</h1>
+<ul class="verdicts">{verdicts}</ul>
+{f'<aside>{cautions}</aside>' if cautions else ''}
+<section><h2>What ran</h2>{_definitions(page.ran)}</section>
+{pictures}
+<section><h2>Speed</h2>
+<table><tr><th></th><td>median</td><td>10 % to 90 %</td></tr>{figures}</table></section>
+<section><h2>Environment</h2>{_definitions(page.environment)}</section>
+<section><h2>Go on</h2><pre>{_text(page.resume)}</pre></section>
+</main>
+</body>
+</html>
+"""
+
+
+def _definitions(facts: Mapping[str, object]) -> str:
+    return "<dl>" + "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items()) + "</dl>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --dim: #5b6470; --paper: #fff; --soft: #f3f5f7; --rule: #dfe3e8;
+  --good: #00734f; --bad: #b34700; --warn: #fff4dc; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --dim: #9aa4b0; --paper: #15181c; --soft: #1e2329;
+  --rule: #333a43; --good: #3cc79a; --bad: #ff9a52; --warn: #3a2f16; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+.verdicts { list-style: none; margin: 0; padding: 0; }
+.verdicts li { padding: .35rem 0 .35rem 1.9rem; position: relative; }
+.verdicts li::before { position: absolute; left: 0; font-weight: 700; }
+.good::before { content: "\\2713"; color: var(--good); }
+.bad::before { content: "\\2717"; color: var(--bad); }
+aside { background: var(--warn); border-left: 4px solid var(--bad); padding: .2rem 1rem; margin: 1rem 0; }
+aside p { margin: .6rem 0; }
+dl { display: grid; grid-template-columns: minmax(7rem, 14rem) 1fr; gap: .25rem 1rem; margin: 0; }
+dt { color: var(--dim); }
+dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 0; }
+img { width: auto; max-width: 100%; height: auto; display: block; margin: 0 auto; background: #fff;
+  border: 1px solid var(--rule); border-radius: 6px; }
+figcaption { color: var(--dim); font-size: .92rem; margin-top: .5rem; max-width: 48rem; }
+table { border-collapse: collapse; }
+th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: right; font-weight: 400; }
+th { text-align: left; }
+pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+"""

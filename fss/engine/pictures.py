@@ -1,0 +1,292 @@
+"""Pictures of a run, written as PNG: its curves, and what its features hold to be alike."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from math import ceil, nan
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+from skimage.segmentation import mark_boundaries
+from torch import Tensor
+
+from fss.data.augment import Backend
+from fss.data.batch import ViewSpec
+from fss.data.views import CHOICE, ViewMaker, draw_patch, encoded_image, superpixels
+from shards.codec import decode_image
+from shards.format import ShardError
+from shards.read import ShardSet
+
+DPI = 150
+# Okabe and Ito's palette: told apart with every kind of colour vision, and in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+RIGHT, WRONG, INK, FAINT = "#009E73", "#D55E00", "#222222", "#8a8a8a"
+
+# Title, the metrics it holds (shell patterns on the names in metrics.jsonl), and how its axis goes: free, from zero, or
+# from zero in per cent.
+PANELS = (
+    ("loss", ("loss", "loss/*"), "free"),
+    ("positive pair ranked first", ("top1/*",), "share"),
+    ("kNN top-1 on held-out crops", ("knn/top1",), "share"),
+    ("cosine similarity of pairs", ("positive/*", "negative/*"), "free"),
+    ("spread of embeddings (0: collapsed)", ("spread/*",), "zero"),
+    ("gradient norm", ("grad_norm",), "zero"),
+    ("learning rate", ("lr",), "zero"),
+    ("images / s, all ranks", ("speed/images_per_s",), "zero"),
+    ("share of time waiting for data", ("speed/data_wait",), "share"),
+)
+
+
+def series(rows: Iterable[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of one metric over the rows of metrics.jsonl that hold it; 'speed/...' looks into 'speed'."""
+    points = [(row["step"], value) for row in rows if (value := _flat(row).get(name)) is not None]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def curves(rows: list[dict], path: Path, *, chance: Mapping[str, float] = {}, filling: int = 0) -> None:
+    """Every known metric of a run over its steps: one panel a kind, the raw line thin, its running mean over it.
+
+    Args:
+        rows: lines of metrics.jsonl. Panels without a value are left out.
+        chance: metric name -> the level that guessing gives, drawn dashed in the metric's colour.
+        filling: step up to which a queue still holds its random start; that span is shaded. 0 for none.
+    """
+    names = sorted({name for row in rows for name in _flat(row)})
+    panels = [
+        (title, [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)], scale)
+        for title, patterns, scale in PANELS
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    if len(panels) and len(panels[0][1]) > 1 and panels[0][0] == "loss":
+        panels[0][1].remove("loss")    # the sum of the others
+    columns = min(3, max(len(panels), 1))
+    lines = max(ceil(len(panels) / columns), 1)
+    figure = Figure(figsize=(4.1 * columns, 2.75 * lines), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    last = max((row["step"] for row in rows), default=1)
+    for place, (title, found, scale) in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        _tidy(axes, title)
+        for colour, name in zip(COLOURS, found, strict=False):
+            label = name.removeprefix("speed/") if len(found) > 1 or name in chance else None
+            _line(axes, *series(rows, name), colour, label)
+        _chance_lines(axes, rows, found, chance)
+        if filling and title == "loss":
+            axes.axvspan(0, min(filling, last), color="#000000", alpha=0.06, lw=0, label="queue still filling")
+        axes.set_xlim(0, last * 1.02 + 1)
+        if scale != "free":
+            axes.set_ylim(0, max(axes.get_ylim()[1], 1e-9))
+        if scale == "share":
+            top = min(axes.get_ylim()[1], 1.05)
+            axes.set_ylim(0, top)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.05 else 2))
+        else:
+            axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        if place >= len(panels) - columns:
+            axes.set_xlabel("optimizer step", fontsize=8, color=INK)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=7, labelcolor=INK, handlelength=1.6, framealpha=0.85, edgecolor="none")
+    _save(figure, path)
+
+
+def neighbours(
+    images: Callable[[int], np.ndarray], names: list[str], features: Tensor, path: Path, *, queries: int = 6, k: int = 6
+) -> None:
+    """Rows of a crop and the `k` crops whose features are nearest to it, framed by whether the class is the same.
+
+    Which crops ask is not chosen: one of each of `queries` classes, evenly over the sorted class names.
+
+    Args:
+        images: index -> uint8 RGB [S, S, 3].
+        names: [N] class name of each crop.
+        features: [N, D], any scale.
+    """
+    features = F.normalize(features.float().cpu(), dim=1)
+    classes = sorted(set(names))
+    chosen = [classes[i * len(classes) // queries] for i in range(queries)] if len(classes) > queries else classes
+    k = min(k, len(names) - 1)
+    figure = Figure(figsize=(1.32 * (k + 1) + 0.2, 1.62 * len(chosen) + 0.3), layout="constrained")
+    grid = figure.subplots(len(chosen), k + 1, squeeze=False)
+    for name, line in zip(chosen, grid, strict=True):
+        query = names.index(name)
+        similarity = features @ features[query]    # [N]
+        similarity[query] = -2    # below any cosine: a crop is no neighbour of itself
+        _show(line[0], images(query), title=name, frame=INK)
+        for axes, index in zip(line[1:], similarity.topk(k).indices.tolist(), strict=True):
+            same = names[index] == name
+            _show(axes, images(index), title=names[index], frame=RIGHT if same else WRONG)
+            mark = "\N{CHECK MARK}" if same else "\N{BALLOT X}"    # not by colour alone
+            axes.set_xlabel(
+                f"{mark} {similarity[index]:.2f}", fontsize=8, color=RIGHT if same else WRONG, labelpad=3
+            )
+    grid[0][0].set_xlabel("query", fontsize=8, color=FAINT, labelpad=3)
+    _save(figure, path)
+
+
+def pca(images: Tensor, maps: Mapping[str, Tensor], path: Path) -> None:
+    """Photographs over their dense features, the three main directions of all shown images together as red-green-blue.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        maps: row title -> dense features [N, C, h, w]; each row has a PCA of its own.
+    """
+    size = images.shape[-2:]
+    figure = Figure(figsize=(1.45 * len(images) + 0.3, 1.45 * (len(maps) + 1) + 0.1), layout="constrained")
+    grid = figure.subplots(len(maps) + 1, len(images), squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for axes, image in zip(grid[0], images, strict=True):
+        _show(axes, image.permute(1, 2, 0).numpy())
+    for line, (_, dense) in zip(grid[1:], maps.items(), strict=True):
+        colours = F.interpolate(principal_colours(dense), size=size, mode="bilinear")    # [N, 3, H, W]
+        for axes, colour in zip(line, colours, strict=True):
+            _show(axes, colour.permute(1, 2, 0).numpy())
+    for line, title in zip(grid, ["image", *maps], strict=True):
+        line[0].set_ylabel(title, fontsize=8, color=INK)
+    _save(figure, path)
+
+
+def principal_colours(dense: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N, 3, h, w] in [0, 1]: the first three principal components over all N * h * w cells.
+
+    Cells are L2-normalised, so that no bright corner takes the first component, and lose the mean over the images at
+    their place: zero padding marks the borders of every map alike, and would take all three. A cell's colour is its rank
+    among all cells, for one odd image would otherwise leave the rest dark. Signs follow the loading of largest
+    magnitude, so that a picture made twice is the same.
+    """
+    n, c, h, w = dense.shape
+    cells = F.normalize(dense.float().cpu(), dim=1)    # [N, C, h, w]
+    cells = (cells - cells.mean(dim=0)).permute(0, 2, 3, 1).reshape(-1, c)    # [N*h*w, C]
+    directions = torch.linalg.svd(cells, full_matrices=False).Vh[:3]    # [3, C]
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))    # [3, 1]
+    parts = cells @ (directions * largest.sign()).T    # [N*h*w, 3]
+    colours = parts.argsort(dim=0).argsort(dim=0) / max(len(parts) - 1, 1)    # [N*h*w, 3]
+    return colours.reshape(n, h, w, 3).permute(0, 3, 1, 2)
+
+
+def views(shards: ShardSet, indices: Sequence[int], spec: ViewSpec, path: Path, *, backend: Backend, seed: int) -> None:
+    """What the network sees of samples in epoch 0 of the run of that seed: the image, its views, and the local input.
+
+    The image carries its superpixels and, for the 'patch' reading, the square that was drawn; for 'region' the views
+    carry the cells of each region, one colour a region. Samples that cannot be read are left out.
+    """
+    make = ViewMaker(spec, backend, seed)
+    columns: dict[str, list[np.ndarray]] = {}
+    for index in indices:
+        try:
+            members = shards.read(index)
+            row = make(members, 0, index)
+        except ShardError:    # training replaced it, too
+            continue
+        shown = {"image": _with_superpixels(members, spec, seed, index)}
+        for side in ("query", "key"):
+            view = row[side].transpose(1, 2, 0)    # [S, S, 3]
+            shown[f"{side} view"] = _with_regions(view, row[f"region_{side}"]) if spec.local == "region" else view
+        if spec.local == "patch":
+            shown |= {f"{side} patch": row[f"patch_{side}"].transpose(1, 2, 0) for side in ("query", "key")}
+        for title, picture in shown.items():
+            columns.setdefault(title, []).append(picture)
+    lines = len(columns["image"])
+    figure = Figure(figsize=(1.7 * len(columns), 1.5 * lines + 0.25), layout="constrained")
+    grid = figure.subplots(lines, len(columns), squeeze=False)
+    for column, (title, pictures) in enumerate(columns.items()):
+        for line, picture in enumerate(pictures):
+            _show(grid[line][column], picture, title=title if line == 0 else "")
+    _save(figure, path)
+
+
+def _with_superpixels(members: dict[str, bytes], spec: ViewSpec, seed: int, index: int) -> np.ndarray:
+    """The image [H, W, 3] with the boundaries of its superpixels, and the patch drawn from it in epoch 0."""
+    image = decode_image(encoded_image(members))
+    if spec.local == "none":
+        return image
+    labels = superpixels(members, spec.superpixels, image.shape[:2])    # [H / 2, W / 2]
+    height, width = image.shape[:2]
+    full = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    drawn = (mark_boundaries(image, full, color=(1, 1, 0), mode="inner") * 255).astype(np.uint8)
+    if spec.local == "patch":
+        box = draw_patch(np.random.default_rng([CHOICE, seed, 0, index]), labels, (height, width))
+        corners = (box.left, box.top), (box.left + box.width - 1, box.top + box.height - 1)
+        for colour, thickness in (((255, 255, 255), 5), ((213, 94, 0), 3)):    # WRONG's orange inside a white edge
+            cv2.rectangle(drawn, *corners, colour, max(1, thickness * max(height, width) // 400))
+    return drawn
+
+
+def _with_regions(view: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The view [S, S, 3], each cell tinted by the region of [R, h, w] that has the most weight there."""
+    size = len(view)
+    palette = np.array([hsv_to_rgb((i * 0.618 % 1, 0.9, 1)) * 255 for i in range(len(weights))])    # [R, 3]
+    owner = cv2.resize(weights.argmax(0).astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)    # [S, S]
+    covered = cv2.resize(weights.max(0), (size, size), interpolation=cv2.INTER_NEAREST)[..., None] > 0    # [S, S, 1]
+    return np.where(covered, 0.5 * view + 0.5 * palette[owner], view).astype(np.uint8)
+
+
+def _flat(row: dict) -> dict[str, float]:
+    """The numbers of a row, 'speed' unfolded."""
+    values = {**row, **{f"speed/{name}": value for name, value in row.get("speed", {}).items()}}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str | None) -> None:
+    """Few points as points on a line; many as a thin line under their running mean."""
+    if len(steps) <= 20:
+        axes.plot(steps, values, color=colour, lw=1.4, marker="o", ms=3, label=label)
+        return
+    axes.plot(steps, values, color=colour, lw=0.6, alpha=0.35)
+    axes.plot(steps, _running_mean(values, max(len(values) // 25, 3)), color=colour, lw=1.6, label=label)
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred mean over `width` values, over fewer at both ends; values that are not finite are passed over."""
+    finite = np.isfinite(values)
+    window = np.ones(min(width, len(values)))
+    count = np.convolve(finite, window, "same")
+    return np.divide(
+        np.convolve(np.where(finite, values, 0), window, "same"), count, where=count > 0, out=np.full(len(values), nan)
+    )
+
+
+def _chance_lines(axes: Axes, rows: list[dict], found: list[str], chance: Mapping[str, float]) -> None:
+    """The levels of guessing: given for the metric, or logged beside it as 'knn/chance'."""
+    levels = {name: chance[name] for name in found if name in chance}
+    logged = series(rows, "knn/chance")[1]
+    if "knn/top1" in found and len(logged):
+        levels["knn/top1"] = logged[-1]
+    for colour, name in zip(COLOURS, found, strict=False):
+        if name in levels:
+            axes.axhline(levels[name], color=colour, lw=1, ls=(0, (4, 3)))
+    if levels:
+        axes.plot([], [], color=FAINT, lw=1, ls=(0, (4, 3)), label="chance")
+
+
+def _tidy(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9, color=INK, loc="left")
+    axes.tick_params(labelsize=7.5, colors=INK, length=2.5, width=0.6)
+    axes.grid(axis="y", lw=0.4, color="#dddddd")
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set(color=FAINT, linewidth=0.6)
+
+
+def _show(axes: Axes, picture: np.ndarray, *, title: str = "", frame: str | None = None) -> None:
+    axes.imshow(picture, interpolation="antialiased")
+    axes.set(xticks=[], yticks=[], anchor="N")
+    if title:
+        short = title if len(title) <= 18 else f"{title[:17]}\N{HORIZONTAL ELLIPSIS}"
+        axes.set_title(short, fontsize=8, color=INK, pad=3)
+    for spine in axes.spines.values():
+        spine.set(visible=frame is not None, color=frame or INK, linewidth=2.4)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")

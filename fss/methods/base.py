@@ -1,0 +1,119 @@
+"""The contract between a method and everything that runs it.
+
+A method is pure torch: it receives its collectives (`Peers`), never imports them, and does not care whether it runs on
+one process or on a thousand.
+"""
+
+import abc
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+Report = dict[str, Tensor]
+"""Scalars to log, detached, still on the device: reading one is a synchronisation, so only the logger does it."""
+
+
+class Peers(Protocol):
+    """The other ranks, as far as a method may know them. Every call is collective, in one order on all ranks."""
+
+    rank: int
+    world: int
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[n, ...] -> [world * n, ...] in rank order; same n on every rank; carries no gradient."""
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Rows of x [sum(send), ...]: send[r] consecutive rows go to rank r; gives [sum(receive), ...] by rank."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The element-wise sum over ranks, as a new tensor; carries no gradient."""
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by its mean over ranks, in place, in one collective."""
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by rank 0's, in place, in one collective."""
+
+
+class Alone:
+    """`Peers` of a single process."""
+
+    rank = 0
+    world = 1
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        return x
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x.detach().clone()
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        pass
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        pass
+
+
+class Method(abc.ABC):
+    """What the engine trains, saves, exports and evaluates without knowing which one it is.
+
+    `trained` holds everything that has gradients and nothing else; it is all that DDP or DeepSpeed wraps. `replica`
+    holds what must survive a restart and be equal on all ranks but has no gradient (momentum encoders, queues).
+    """
+
+    Config: ClassVar[type]
+    """Frozen dataclass; every field has a docstring and becomes a command line option."""
+
+    trained: nn.Module
+    replica: nn.Module
+
+    @property
+    @abc.abstractmethod
+    def consumes(self) -> Any:
+        """The spec of the batches that `loss` takes (see fss.data.batch); its type decides which loader feeds it."""
+
+    @abc.abstractmethod
+    def loss(self, batch: Any, peers: Peers, step: int) -> tuple[Tensor, Report]:
+        """Scalar loss of one (micro-)batch at optimizer step `step`, with gradient to `trained`, and what to log."""
+
+    @abc.abstractmethod
+    def after_step(self, peers: Peers) -> None:
+        """Called once after every optimizer step: momentum update, enqueue, running statistics.
+
+        Leaves `trained` (buffers included) and `replica` equal on all ranks.
+        """
+
+    def param_groups(self) -> list[dict]:
+        """Optimizer parameter groups; a group may carry 'lr_scale'."""
+        return [{"params": [p for p in self.trained.parameters() if p.requires_grad]}]
+
+    def briefing(self, images: int, global_batch: int) -> list[str]:
+        """Sentences for the start of a run: the band where the loss should lie, and what of this set-up is unwise."""
+        return []
+
+    def warnings(self, step: int, report: dict[str, float]) -> list[str]:
+        """Sentences about what looks wrong in a logged report."""
+        return []
+
+    def start_from(self, path: Path) -> list[str]:
+        """Warm start: take over the weights in a file; gives sentences that say what was taken and what starts anew.
+
+        Raises WeightsError where the file does not fit.
+        """
+        raise TypeError(f"{type(self).__name__} starts from no file")
+
+    def encode(self, image: Tensor) -> Tensor:
+        """One descriptor per image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method computes it."""
+        raise TypeError(f"{type(self).__name__} does not encode images")
+
+    def dense(self, image: Tensor) -> Tensor:
+        """The feature map that a frozen use of this method works with, uint8 [B, 3, H, W] -> [B, C, h, w]."""
+        raise TypeError(f"{type(self).__name__} has no feature maps")
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The weights that other jobs start from (public names), and what is known of them."""
+        raise TypeError(f"{type(self).__name__} exports nothing")

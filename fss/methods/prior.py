@@ -1,0 +1,331 @@
+"""QGNet's prior extractor: momentum contrast of whole images and of local patches (QGNet, section IV-A).
+
+Global contrast is MoCo v2 on two views of an image (Eq. 1). Local contrast is the same on superpixel patches, with a
+queue of its own (Eq. 6); the loss is their sum (Eq. 7). What reaches few-shot segmentation is the momentum encoder.
+
+Where an official MoCo step moves the momentum encoder before the keys are computed and writes the queue before the
+backward pass, this one does both after the optimizer step. The sequence of values is the same: the first official
+update is empty, because both encoders start equal. Nothing that the backward pass needs is overwritten, and with
+gradient accumulation there is one update and one enqueue an optimizer step.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss.data.batch import LocalReading, ViewBatch, ViewSpec
+from fss.errors import ConfigError
+from fss.methods.base import Alone, Method, Peers, Report
+from fss.methods.queue_watch import QueueWatch
+from fss.methods.shuffle import Permute, SeededPermutation, Shuffle
+from fss.nn.contrast import Queue, info_nce, momentum_update
+from fss.nn.norm import Standardise, has_batch_norm, running_statistics, synchronise
+from fss.nn.resnet import BACKBONES, HEAD, Encoder
+from fss.nn.weights import load_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Pretraining of the prior extractor; the defaults are the paper's job with MoCo v2's constants."""
+
+    backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
+    """Trunk of both encoders, torchvision's layout."""
+    dim: int = 128
+    """Length of a key."""
+    queue: int = 65536
+    """K, the negatives of a whole image."""
+    local_queue: int = 65536
+    """M, the negatives of a patch or region."""
+    temperature: float = 0.2
+    """Divides the cosine similarities (tau)."""
+    momentum: float = 0.999
+    """Share of its old weights that the momentum encoder keeps at an optimizer step."""
+    global_loss: bool = True
+    """Contrast whole images (Table VI)."""
+    local: LocalReading = "patch"
+    """Contrast patches (Table VI). 'patch': crops of a superpixel are encoded, the paper's text. 'region': the same
+    superpixels are pooled from the maps of both views, which saves the extra passes."""
+    local_head: Literal["shared", "separate"] = "shared"
+    """Whether local contrast uses the projection head of the global one or its own."""
+    local_enqueue: Literal["one", "all"] = "one"
+    """Regions per image that enter the local queue ('region'); 'all' ages the queue `regions` times faster."""
+    superpixels: Literal["slic", "felzenszwalb"] = "slic"
+    """Where patches and regions come from (Table V)."""
+    view_size: int = 224
+    """Side of both views, pixels."""
+    patch_size: int = 96
+    """Side of both patch views, pixels ('patch'); 224 doubles the cost of a step."""
+    regions: int = 16
+    """Regions drawn per image ('region')."""
+    bn: Literal["shuffle", "sync", "local"] = "shuffle"
+    """Batch statistics of keys. 'shuffle': over other groups of images than the queries', the reference. 'sync': over
+    the batch of all ranks, for queries too. 'local': over this rank's images, which lets pairs be told by them."""
+    bn_split: int = 2
+    """Groups that 'shuffle' cuts a batch into on a single process, where shuffling within one group does nothing."""
+    bn_buffers: Literal["mean", "rank0"] = "mean"
+    """How running statistics are made equal after a step: their mean over ranks, or rank 0's, the reference."""
+    mask_same_image: bool = False
+    """Do not count earlier keys of an image as its negatives; the reference does."""
+    channels_last: bool = True
+    """Store images and maps with channels innermost: faster on CPUs and on GPUs with tensor cores."""
+    seed: int = 0
+    """Seed of the queues' first vectors and of the shuffles; the weights follow the seed of the run."""
+
+    def __post_init__(self) -> None:
+        if not self.global_loss and self.local == "none":
+            raise ConfigError("global_loss is false and local is none, which leaves no loss: switch one of them on")
+        if not self.global_loss and self.local_head == "separate":
+            raise ConfigError("local_head is separate but global_loss is false: with one loss, set it to shared")
+        for key in ("dim", "queue", "local_queue", "view_size", "patch_size", "regions", "bn_split"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}: give a whole number from 1 up")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}: give a number above 0, such as 0.2")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}: give a number from 0 to below 1, such as 0.999")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: give a whole number from 0 up")
+
+
+class PriorExtractor(Method):
+    """See the module. `trained` has the query encoder, `replica` the momentum encoder (float32) and the queues."""
+
+    Config = PriorConfig
+
+    def __init__(
+        self,
+        config: PriorConfig,
+        *,
+        encoder: Callable[[], Encoder] | None = None,
+        permute: Permute | None = None,
+    ):
+        """`encoder` builds another network than `config.backbone`; `permute` replaces the seeded shuffles."""
+        self.config = config
+        self._permute = permute or SeededPermutation(config.seed)
+        self._peers: Peers = Alone()
+        self._pending: list[dict[str, tuple[Tensor, Tensor | None]]] = []    # keys of this optimizer step
+
+        network = encoder() if encoder else BACKBONES[config.backbone](config.dim)
+        if config.bn == "sync":
+            synchronise(network, lambda x: self._peers.sum(x))
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)
+        self.trained = nn.ModuleDict({"encoder": network})
+        if config.local_head == "separate" and config.local != "none":
+            self.trained["local_head"] = copy.deepcopy(network.fc)
+        self.replica = copy.deepcopy(self.trained).requires_grad_(False)
+        self.replica["standardise"] = Standardise()
+        tagged = config.mask_same_image
+        self._queues: dict[str, Queue] = {}
+        self._watches: list[QueueWatch] = []
+        if config.global_loss:
+            self._queues["global"] = Queue(config.queue, config.dim, seed=config.seed, tagged=tagged)
+            self._watches.append(QueueWatch("global", self._queues["global"], option="queue", keys_per_image=1))
+        if config.local != "none":
+            per_image = config.regions if config.local == "region" and config.local_enqueue == "all" else 1
+            self._queues["local"] = Queue(config.local_queue, config.dim, seed=config.seed + 1, tagged=tagged)
+            self._watches.append(
+                QueueWatch("local", self._queues["local"], option="local_queue", keys_per_image=per_image)
+            )
+        self.replica.update({f"{name}_queue": queue for name, queue in self._queues.items()})
+        self._has_batch_norm = has_batch_norm(network)
+
+    @property
+    def consumes(self) -> ViewSpec:
+        c = self.config
+        return ViewSpec(
+            size=c.view_size, local=c.local, superpixels=c.superpixels, patch_size=c.patch_size, regions=c.regions
+        )
+
+    def loss(self, batch: ViewBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
+        """L_local + L_global of one micro-batch (Eq. 7), in nats, each the mean over images.
+
+        Regions count within their image by `region_weight`. The keys wait for `after_step`.
+        Raises ConfigError for a batch that is too small to have batch statistics.
+        """
+        self._peers = peers
+        n = len(batch.query)
+        self._check_batch(n, peers)
+        micro = len(self._pending)
+        split = 1
+        if peers.world == 1 and self.config.bn == "shuffle":
+            split = max(1, min(self.config.bn_split, n // 2))    # groups of at least 2
+
+        queries = self._embed(self.trained, self._view(batch.query, batch.patch_query, batch.region_query), split)
+        with torch.no_grad():
+            view = self._view(batch.key, batch.patch_key, batch.region_key)
+            if self.config.bn == "shuffle":
+                shuffle = Shuffle(self._permute(step, micro, peers.world * n), peers)
+                view = {name: shuffle.scatter(x) for name, x in view.items()}
+                collect = shuffle.collect
+            else:
+                collect = peers.gather
+            keys = {name: collect(k) for name, k in self._embed(self.replica, view, split).items()}    # [W n, R, D]
+
+        images = peers.gather(batch.image) if self.config.mask_same_image else None    # [W n]
+        total, report = 0, {}
+        for name, query in queries.items():
+            key = keys[name][peers.rank * n : (peers.rank + 1) * n]    # [n, R, D]
+            weight = batch.region_weight if name == "local" and self.config.local == "region" else None
+            loss, measures = self._contrast(name, query, key, weight, batch.image)
+            total = total + loss
+            report |= measures
+        self._pending.append({name: self._to_enqueue(key, images, step, micro) for name, key in keys.items()})
+        return total, report
+
+    @torch.no_grad()
+    def after_step(self, peers: Peers) -> None:
+        for name, fast in self.trained.items():
+            momentum_update(self.replica[name].parameters(), fast.parameters(), self.config.momentum)
+        if self.config.bn != "sync":    # with sync they are equal already
+            statistics = running_statistics(self.trained) + running_statistics(self.replica)
+            (peers.mean_ if self.config.bn_buffers == "mean" else peers.broadcast_)(statistics)
+        for keys in self._pending:
+            for name, (rows, images) in keys.items():
+                self._queues[name].push(rows, images)
+        self._pending.clear()
+
+    def _check_batch(self, n: int, peers: Peers) -> None:
+        over = n * peers.world if self.config.bn == "sync" else n
+        if self._has_batch_norm and over < 2:
+            raise ConfigError(
+                f"a batch of {n} image on each of {peers.world} ranks gives batch normalisation nothing to take "
+                "statistics over: use at least 2 images a rank"
+            )
+
+    def _view(self, image: Tensor, patch: Tensor | None, regions: Tensor | None) -> dict[str, Tensor]:
+        """What one side's encoder needs of the batch."""
+        view = {}
+        if self.config.local == "patch":
+            view["patch"] = patch    # [n, 3, P, P]
+        if self.config.global_loss or self.config.local == "region":
+            view["image"] = image    # [n, 3, S, S]
+        if self.config.local == "region":
+            view["regions"] = regions    # [n, R, h, w]
+        return view
+
+    def _embed(self, towers: nn.ModuleDict, view: dict[str, Tensor], split: int) -> dict[str, Tensor]:
+        """Unit embeddings [n, R, D] of each contrast, float32; batch statistics are taken over `split` groups."""
+        groups = zip(*(x.tensor_split(split) for x in view.values()), strict=True)
+        parts = [self._embed_group(towers, dict(zip(view, group, strict=True))) for group in groups]
+        return {name: F.normalize(torch.cat([p[name] for p in parts]).float(), dim=-1) for name in parts[0]}
+
+    def _embed_group(self, towers: nn.ModuleDict, view: dict[str, Tensor]) -> dict[str, Tensor]:
+        encoder = towers["encoder"]
+        local_head = towers["local_head"] if "local_head" in towers else encoder.project
+        out = {}
+        if "patch" in view:
+            out["local"] = local_head(self._features(encoder, view["patch"]).mean((2, 3)))[:, None]    # [n, 1, D]
+        if "image" in view:
+            maps = self._features(encoder, view["image"])    # [n, C, h, w]
+            if self.config.global_loss:
+                out["global"] = encoder.project(maps.mean((2, 3)))[:, None]    # [n, 1, D]
+            if "regions" in view:
+                pooled = torch.einsum("nchw,nrhw->nrc", maps, view["regions"].to(maps.dtype))    # sums to 1 a region
+                out["local"] = local_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])    # [n, R, D]
+        return out
+
+    def _features(self, encoder: Encoder, image: Tensor) -> Tensor:
+        if self.config.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return encoder.features(self.replica["standardise"](image))
+
+    def _contrast(
+        self, name: str, query: Tensor, key: Tensor, weight: Tensor | None, image: Tensor
+    ) -> tuple[Tensor, Report]:
+        """InfoNCE of [n, R, D] against the queue: the mean over images of the weighted mean over R, and its report."""
+        n, r, dim = query.shape
+        queue = self._queues[name]
+        exclude = None
+        if queue.images is not None:
+            exclude = image.repeat_interleave(r)[:, None] == queue.images    # [n R, K]
+        result = info_nce(query.flatten(0, 1), key.flatten(0, 1), queue.keys, self.config.temperature, exclude)
+        losses = result.loss.view(n, r)
+        loss = losses.mean() if weight is None else ((losses * weight).sum(1) / weight.sum(1)).mean()
+        return loss, {
+            f"loss/{name}": loss.detach(),
+            f"top1/{name}": result.hit.mean(),
+            f"positive/{name}": result.positive.mean(),
+            f"negative/{name}": result.negative.mean(),
+            # 1: spread over all directions, 0: every image gives the same vector
+            f"spread/{name}": query.detach().flatten(0, 1).std(0, correction=0).mean() * math.sqrt(dim),
+            f"fill/{name}": queue.fill(),
+        }
+
+    def _to_enqueue(self, keys: Tensor, images: Tensor | None, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
+        """Keys [W n, R, D] -> the rows for the queue, in the order of the global batch, with their images' indices."""
+        rows, r = keys.shape[:2]
+        if r > 1 and self.config.local_enqueue == "one":
+            chosen = torch.from_numpy(self._permute(step, micro, rows) % r).to(keys.device)    # [W n], any region
+            keys = keys[torch.arange(rows, device=keys.device), chosen][:, None]
+        if images is not None:
+            images = images.repeat_interleave(keys.shape[1])
+        return keys.flatten(0, 1), images
+
+    def briefing(self, images: int, global_batch: int) -> list[str]:
+        said = [text for watch in self._watches for text in watch.briefing(images, global_batch)]
+        if self.config.bn == "local":
+            said.append("bn is local: queries and keys share batch statistics, which can give pairs away")
+        return said
+
+    def warnings(self, step: int, report: dict[str, float]) -> list[str]:
+        return [text for watch in self._watches for text in watch.warnings(step, report)]
+
+    @torch.no_grad()
+    def dense(self, image: Tensor) -> Tensor:
+        """The momentum encoder's last map of uint8 images, [B, 3, H, W] -> [B, C, H/32, W/32], float32."""
+        encoder = self.replica["encoder"]
+        training = encoder.training
+        encoder.eval()
+        try:
+            return self._features(encoder, image).float()
+        finally:
+            encoder.train(training)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The unit mean of `dense`'s map, [B, 3, H, W] -> [B, C]; the projection head is left out, as for any use."""
+        return F.normalize(self.dense(image).mean((2, 3)), dim=1)
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The momentum encoder's trunk in torchvision's names, and how it was trained."""
+        state = self.replica["encoder"].state_dict()
+        trunk = {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith(HEAD)}
+        return trunk, {
+            "format": "pt",
+            "method": "prior",
+            "backbone": self.config.backbone,
+            "encoder": "momentum",
+            "recipe": json.dumps(asdict(self.config), sort_keys=True),
+        }
+
+    def start_from(self, path: Path) -> list[str]:
+        """Begin from an official MoCo checkpoint, a torchvision ResNet's state dict, or an export of this program."""
+        start = load_start(path, self.config.backbone)
+        key = start.key or start.query
+        said = [f"both encoders start from {path}, an {start.layout}"]
+        own = {name: t.shape for name, t in self.replica["encoder"].fc.state_dict().items()}
+        head = {name.removeprefix(HEAD): t.shape for name, t in start.query.items() if name.startswith(HEAD)}
+        if head != own:
+            said.append(f"its projection head is {'of another shape' if head else 'not there'}: the head starts anew")
+        for towers, state in ((self.trained, start.query), (self.replica, key)):
+            if head != own:
+                state = {name: t for name, t in state.items() if not name.startswith(HEAD)}
+            towers["encoder"].load_state_dict(towers["encoder"].state_dict() | state)
+            if "local_head" in towers:
+                towers["local_head"].load_state_dict(towers["encoder"].fc.state_dict())
+        if start.queue is not None and "global" in self._queues:
+            queue = self._queues["global"]
+            if head == own and start.queue.shape == queue.keys.shape:
+                queue.restore(start.queue, len(queue) + start.pointer)    # published queues are full
+                said.append(f"its queue of {len(queue)} keys is taken over")
+            else:
+                said.append(f"its queue of {len(start.queue)} keys does not fit: the queue starts anew")
+        return said

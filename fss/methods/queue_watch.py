@@ -1,0 +1,62 @@
+"""What to expect of the contrast against a queue, and what in its report looks wrong."""
+
+import math
+
+from fss.nn.contrast import Queue
+
+
+class QueueWatch:
+    """Sentences about one contrast: `name` is 'global' or 'local', `option` the key that sizes its queue."""
+
+    def __init__(self, name: str, queue: Queue, *, option: str, keys_per_image: int):
+        self.name = name
+        self.queue = queue
+        self.option = option
+        self.keys_per_image = keys_per_image
+        self.chance = math.log(len(queue) + 1)
+        self._told: set[str] = set()
+
+    def briefing(self, images: int, global_batch: int) -> list[str]:
+        """For the start of a run over `images` images, `global_batch` an optimizer step over all ranks."""
+        name, size = self.name, len(self.queue)
+        steps = math.ceil(size / (global_batch * self.keys_per_image))
+        said = [
+            f"loss/{name} lies between 0 and about {self.chance:.2f} = ln({size}+1), the level of chance: it is low "
+            f"while the queue of {size} still holds random vectors, rises as keys replace them (full after {steps} "
+            f"steps), then falls slowly; staying at {self.chance:.2f} means that nothing is learned"
+        ]
+        keys = images * self.keys_per_image
+        if size > keys:
+            said.append(
+                f"the {name} queue holds {size / keys:.1f} times the keys of all {images} images, so every image meets "
+                f"old keys of itself as negatives: lower {self.option} below {keys}, or set mask_same_image"
+            )
+        return said
+
+    def warnings(self, step: int, report: dict[str, float]) -> list[str]:
+        """About the report of a step; what can only be a passing state is said once."""
+        name, size = self.name, len(self.queue)
+        loss, top1 = report[f"loss/{name}"], report[f"top1/{name}"]
+        if self.queue.filled < size:
+            return self._once(
+                "filling",
+                f"the {name} queue is {self.queue.filled / size:.0%} full: until it is, most negatives are random "
+                f"vectors, and loss/{name} and top1/{name} say little",
+            )
+        if self.queue.total >= 2 * size and loss > 0.99 * self.chance:
+            return [
+                f"loss/{name} is {loss:.2f} at step {step}, chance is {self.chance:.2f} and the queue has been filled "
+                "twice: nothing is learned; try a lower lr, and look at the views"
+            ]
+        if self.queue.total <= 4 * size and top1 > 0.995:
+            return self._once(
+                "perfect",
+                f"top1/{name} is {top1:.1%} before the queue of {size} was filled 4 times, which is too good: do the "
+                "views differ, does bn give the pairs away, is the queue large enough to be hard?",
+            )
+        return []
+
+    def _once(self, topic: str, text: str) -> list[str]:
+        new = topic not in self._told
+        self._told.add(topic)
+        return [text] if new else []

@@ -1,0 +1,122 @@
+"""Momentum contrast (MoCo, He et al. 2020): the queue of keys, InfoNCE against it, the momentum update."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Queue(nn.Module):
+    """The last K keys, first in, first out, with room for any number of new ones at a time.
+
+    Starts with random unit vectors from its own generator: the same on every rank, whatever the global seed. Keys stay
+    float32 rows, and writing needs no device synchronisation: the position is also kept as a Python integer.
+    """
+
+    keys: Tensor
+    written: Tensor
+    images: Tensor | None
+
+    def __init__(self, size: int, dim: int, *, seed: int = 0, tagged: bool = False):
+        """`size` is K, `dim` the length of a key; `tagged` also keeps the image index of every key."""
+        super().__init__()
+        random = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("keys", F.normalize(random, dim=1))    # [K, D]
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))    # keys written since the start
+        self.register_buffer("images", torch.full((size,), -1) if tagged else None)    # [K]
+        self.total = 0
+        self.register_load_state_dict_post_hook(lambda queue, _: queue._recount())
+
+    def _recount(self) -> None:
+        self.total = int(self.written)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def pointer(self) -> int:
+        """The slot of the next key."""
+        return self.total % len(self)
+
+    @property
+    def filled(self) -> int:
+        """Slots that hold a key rather than a random vector."""
+        return min(self.total, len(self))
+
+    def fill(self) -> Tensor:
+        """The filled share in [0, 1], as a scalar on the queue's device."""
+        return self.written.clamp(max=len(self)) / len(self)
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, images: Tensor | None = None) -> None:
+        """Write keys [n, D] over the oldest ones; of more than K, the last K stay. `images` [n] are their tags."""
+        skipped = max(0, len(keys) - len(self))
+        start = (self.total + skipped) % len(self)
+        pairs = [(self.keys, keys)] if self.images is None else [(self.keys, keys), (self.images, images)]
+        for slots, rows in pairs:
+            rows = rows[skipped:]
+            before_end = min(len(self) - start, len(rows))
+            slots[start : start + before_end] = rows[:before_end]
+            slots[: len(rows) - before_end] = rows[before_end:]
+        self.total += len(keys)
+        self.written.fill_(self.total)
+
+    @torch.no_grad()
+    def restore(self, keys: Tensor, written: int) -> None:
+        """Take over the rows [K, D] of another queue, of which `written` keys had been written."""
+        self.keys.copy_(keys)
+        self.written.fill_(written)
+        self._recount()
+
+
+class Contrast(NamedTuple):
+    """The outcome of N queries; only `loss` carries a gradient."""
+
+    loss: Tensor
+    """[N] InfoNCE in nats."""
+    positive: Tensor
+    """[N] cosine similarity to the own key."""
+    negative: Tensor
+    """[N] mean cosine similarity to the queue."""
+    hit: Tensor
+    """[N] 1 where the own key is nearer than every key of the queue, else 0."""
+
+
+def logits(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Similarities over temperature: to the own keys [N] and to the queue [N, K], float32.
+
+    `query` and `key` [N, D] and the rows of `queue` [K, D] are unit vectors. Under autocast the product with the queue
+    may run in bfloat16; everything else is float32.
+    """
+    scaled = query.float() / temperature    # [N, D]
+    return (scaled * key).sum(1), (scaled @ queue.T).float()    # [N], [N, K]
+
+
+def info_nce(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float, exclude: Tensor | None = None
+) -> Contrast:
+    """InfoNCE of every query against its own key and a queue of negatives (QGNet Eq. 1 and 6).
+
+    -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum_i exp(q.k_i / T))), which equals cross-entropy over the K + 1 logits, is
+    computed from the log-sum-exp of the negatives alone: nothing is cloned or concatenated. `exclude` [N, K] (bool)
+    marks entries of the queue that are no negatives of a query. Gradient flows to `query` only.
+    """
+    positive, negative = logits(query, key.detach(), queue, temperature)
+    similarity = negative.detach().mean(1) * temperature
+    if exclude is not None:
+        negative = negative.masked_fill(exclude, float("-inf"))
+    loss = torch.logaddexp(negative.logsumexp(1), positive) - positive
+    hit = (positive > negative.amax(1)).float()
+    return Contrast(loss, positive.detach() * temperature, similarity, hit)
+
+
+@torch.no_grad()
+def momentum_update(slow: Iterable[Tensor], fast: Iterable[Tensor], momentum: float) -> None:
+    """slow <- momentum * slow + (1 - momentum) * fast, in place, in the precision of `slow` (MoCo Eq. 2).
+
+    `slow` must be float32: in bfloat16 the increments of momentum 0.999 are rounded away.
+    """
+    slow, fast = list(slow), list(fast)
+    torch._foreach_lerp_(slow, [f.to(s.dtype) for s, f in zip(slow, fast, strict=True)], 1 - momentum)

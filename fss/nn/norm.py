@@ -1,0 +1,114 @@
+"""Batch normalisation whose statistics are taken over all ranks, on any device, and what BN layers remember."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Sum = Callable[[Tensor], Tensor]
+"""Element-wise sum over ranks, as a new tensor."""
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) * weight + bias, with mean and variance of the batches of all ranks together."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        count: Tensor,
+        total: Sum,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.total = total
+        gain = scale * weight    # [C]
+        return torch.addcmul(_channel(bias - mean * gain), x.float(), _channel(gain)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        g = grad.float()
+        centred = (x.float() - _channel(mean)) * _channel(scale)    # [N, C, H, W]
+        grad_bias, grad_weight = g.sum((0, 2, 3)), (g * centred).sum((0, 2, 3))    # [C] each, of this rank
+        mean_g, mean_gx = (ctx.total(torch.stack([grad_bias, grad_weight])) / count).float()    # of all ranks
+        grad_x = (g - _channel(mean_g) - centred * _channel(mean_gx)) * _channel(scale * weight)
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None
+
+
+def _channel(vector: Tensor) -> Tensor:
+    return vector[None, :, None, None]    # [C] -> [1, C, 1, 1]
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d with the statistics of the batches of all ranks together, forward and backward.
+
+    Like torch's SyncBatchNorm, but on every device that `total` sums on (torch's refuses CPU). The gradients of weight
+    and bias are this rank's share; DDP averages them. Ranks may have batches of different sizes.
+    """
+
+    total: Sum
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)    # [C] each
+        var, mean = var.double(), mean.double()    # moments about zero cancel in float32
+        here = var.new_full((1,), x.numel() / x.shape[1])
+        count, first, second = self.total(torch.cat([here, here * mean, here * (var + mean**2)])).split(
+            [1, self.num_features, self.num_features]
+        )
+        mean = first / count
+        var = second / count - mean**2
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
+        return _Normalise.apply(
+            x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, self.total
+        )
+
+
+def synchronise(module: nn.Module, total: Sum) -> None:
+    """Replace every BatchNorm2d inside `module`, in place, by a SyncBatchNorm2d over `total` with the same state."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+            sync.load_state_dict(child.state_dict())
+            sync.total = total
+            setattr(module, name, sync)
+        else:
+            synchronise(child, total)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether any layer takes statistics over the batch."""
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Running means and variances of all batch norm layers, in the order of the layers."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+
+
+class Standardise(nn.Module):
+    """uint8 RGB -> float32 with ImageNet's channel means and deviations removed; float images pass as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        deviation = torch.tensor([0.229, 0.224, 0.225])
+        mean = torch.tensor([0.485, 0.456, 0.406])
+        self.register_buffer("scale", _channel(1 / (255 * deviation)), persistent=False)
+        self.register_buffer("shift", _channel(-mean / deviation), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.is_floating_point():
+            return image
+        return torch.addcmul(self.shift, image.float(), self.scale)    # [B, 3, H, W]

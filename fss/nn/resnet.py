@@ -1,0 +1,99 @@
+"""ResNets of torchvision's layout with MoCo's projection head in the place of the classifier."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+HEAD = "fc."
+"""What the names of the projection head's tensors begin with, as in the official MoCo checkpoints."""
+
+
+class Encoder(Protocol):
+    """What a contrastive method asks of a network (an `nn.Module`): a trunk, and a head called `fc`."""
+
+    fc: nn.Module
+
+    def features(self, image: Tensor) -> Tensor:
+        """Float images [B, 3, H, W] -> the trunk's last map [B, C, h, w]."""
+
+    def project(self, feature: Tensor) -> Tensor:
+        """Pooled features [N, C] -> embeddings [N, D], not normalised."""
+
+
+def mlp_head(width: int, dim: int) -> nn.Sequential:
+    """MoCo v2's projection head (Chen et al. 2020): width -> width -> ReLU -> dim, no normalisation layer."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A Conv2d without padding, groups or bias that takes oneDNN on a CPU, whatever the batch.
+
+    On one thread, which is what launchers give a rank on CPU, torch sends 1x1 convolutions of fewer than 16 images down
+    a slower path. Under autocast (image and weight differ in type) and on other devices this is a plain Conv2d.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        on_cpu = image.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if not on_cpu or image.dtype != self.weight.dtype:
+            return super().forward(image)
+        return torch.mkldnn_convolution(image, self.weight, None, self.padding, self.stride, self.dilation, self.groups)
+
+
+def _speed_up_pointwise(module: nn.Module) -> None:
+    """Make every 1x1 convolution inside `module` a PointwiseConv2d, in place; parameters stay what they are."""
+    for layer in module.modules():
+        if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1):
+            layer.__class__ = PointwiseConv2d
+
+
+class ContrastiveResNet(ResNet):
+    """torchvision's ResNet (random weights) with an MLP head of `dim` outputs; the trunk keeps torchvision's names."""
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], dim: int):
+        super().__init__(block, layers)
+        self.fc = mlp_head(self.fc.in_features, dim)
+        _speed_up_pointwise(self)
+
+    def features(self, image: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))    # [B, 64, H/4, W/4]
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))    # [B, C, H/32, W/32]
+
+    def project(self, feature: Tensor) -> Tensor:
+        return self.fc(feature)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.project(self.features(image).mean((2, 3)))    # [B, 3, H, W] -> [B, D]
+
+
+_LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+}
+
+BACKBONES: dict[str, Callable[[int], ContrastiveResNet]] = {
+    name: lambda dim, block=block, layers=layers: ContrastiveResNet(block, layers, dim)
+    for name, (block, layers) in _LAYOUTS.items()
+}
+"""Name -> constructor; the argument is the length of the embedding."""
+
+
+def backbone_of(names: Mapping[str, Tensor]) -> str | None:
+    """The entry of BACKBONES whose trunk has exactly these tensors (heads `fc.*` aside), or None.
+
+    The blocks are counted and the stem is looked at, so that a ResNet-34, a deep stem or another architecture is told
+    apart by its names and by the shape of `conv1.weight`.
+    """
+    stem = names.get("conv1.weight")
+    if stem is None or tuple(stem.shape) != (64, 3, 7, 7):
+        return None
+    for backbone, (block, layers) in _LAYOUTS.items():
+        last = {f"layer{i}.{depth - 1}.conv1.weight" for i, depth in enumerate(layers, 1)}
+        beyond = {f"layer{i}.{depth}.conv1.weight" for i, depth in enumerate(layers, 1)}
+        bottleneck = "layer1.0.conv3.weight" in names
+        if last <= names.keys() and not beyond & names.keys() and bottleneck == (block is Bottleneck):
+            return backbone
+    return None

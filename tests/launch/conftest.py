@@ -1,0 +1,75 @@
+"""A packed set and a job small enough to run many times."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shards.synthetic import synthetic
+from shards.write import pack
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
+SMALL = [
+    "--data.batch", "6", "--data.workers", "1", "--data.window", "1", "--method.view_size", "32",
+    "--method.patch_size", "32", "--method.queue", "40", "--method.local_queue", "40", "--run.check_every", "2",
+    "--log.every", "1", "--log.wandb", "off", "--probe.size", "32", "--run.threads", "1",
+]    # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory) -> Path:
+    """20 synthetic images in two shards, with both kinds of superpixels."""
+    folder = tmp_path_factory.mktemp("packed") / "synthetic"
+    pack(synthetic(20), folder, superpixels=("slic", "felzenszwalb"), samples_per_shard=12)
+    return folder
+
+
+class Launched:
+    """A job started as a user starts it, in a process group of its own."""
+
+    def __init__(self, world: int, *words: str) -> None:
+        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        if world > 1:
+            launch += ["--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"), "--num_processes", str(world)]
+        command = [*launch, str(LAUNCHER), "--run.world", str(world), *words]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )    # fmt: skip
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """kill -9 of the launcher and all its ranks and workers."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def send(self, which: signal.Signals, *, to_ranks: bool) -> None:
+        """Signal every rank, or the launcher alone."""
+        launcher = psutil.Process(self._process.pid)
+        for process in launcher.children() if to_ranks else [launcher]:
+            process.send_signal(which)
+
+    def wait(self, timeout: float = 240) -> tuple[int, str]:
+        """Exit code and output."""
+        try:
+            output, _ = self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        return self._process.returncode, output
+
+
+def run(world: int, *words: str) -> str:
+    """The output of a job that must succeed."""
+    code, output = Launched(world, *words).wait()
+    assert code == 0, output
+    return output

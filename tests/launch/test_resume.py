@@ -1,0 +1,91 @@
+"""The shipped launcher, killed at any moment and started again, ends where an undisturbed run ends, bit for bit."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.launch.conftest import SMALL, Launched, run
+
+STEPS = 8
+
+
+def job(packed: Path, folder: Path) -> list[str]:
+    # 20 images in batches of 6: steps straddle epochs, and the queue of 40 wraps in the middle of a batch.
+    return [
+        *SMALL, "--data.shards", str(packed), "--run.dir", str(folder), "--optim.steps", str(STEPS),
+        "--checkpoint.every", "2", "--checkpoint.keep", "2",
+    ]    # fmt: skip
+
+
+def outcome(folder: Path) -> tuple[dict, list[dict]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("speed", None)
+    return load_file(folder / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors"), rows
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (expected, expected_rows), (found, found_rows) = outcome(one), outcome(other)
+    assert expected.keys() == found.keys()
+    assert {name.split("/")[0] for name in expected} == {"trained", "replica", "optimizer", "rng"}
+    different = [name for name in expected if not expected[name].equal(found[name])]
+    assert not different
+    assert expected_rows == found_rows
+
+
+def kill_inside_a_save(started: Launched, folder: Path) -> bool:
+    """Kill as soon as a half-written checkpoint is there; False where the run ended first."""
+    while started.running:
+        if any(folder.glob("checkpoints/.step_*.tmp/state.safetensors")):
+            started.kill()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def kill_after(started: Launched, folder: Path, step: int, delay: float) -> bool:
+    """Kill `delay` seconds after `step` was logged; False where the run ended first."""
+    while started.running:
+        log = folder / "metrics.jsonl"
+        if log.exists() and f'"step": {step},' in log.read_text():
+            time.sleep(delay)
+            break
+        time.sleep(0.01)
+    if started.running:
+        started.kill()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_resumed(tmp_path, packed, world):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(world, *job(packed, whole))
+
+    assert kill_inside_a_save(Launched(world, *job(packed, cut)), cut), "no save was seen"
+    rng = random.Random(world)
+    assert kill_after(Launched(world, *job(packed, cut)), cut, rng.randint(2, 5), rng.random() * 0.3)
+    output = run(world, *job(packed, cut))
+    assert "resumed at step" in output
+    assert_same(whole, cut)
+
+
+@pytest.mark.parametrize(("which", "to_ranks"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(tmp_path, packed, which, to_ranks):
+    folder = tmp_path / "run"
+    started = Launched(2, *job(packed, folder), "--checkpoint.every", "1000")
+    while not (folder / "metrics.jsonl").exists() or '"step": 3,' not in (folder / "metrics.jsonl").read_text():
+        assert started.running, started.wait()[1]
+        time.sleep(0.01)
+    started.send(which, to_ranks=to_ranks)
+    code, output = started.wait()
+    assert code != 0
+    assert "saved at step" in output
+    assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
+    assert "resumed at step" in run(2, *job(packed, folder))
+    assert json.loads((folder / "status.json").read_text())["status"] == "finished"

@@ -1,0 +1,208 @@
+"""The official MoCo on several ranks, step by step, by the shipped method on as many processes.
+
+Run as a script it is one of those ranks: `moco.py GOLDEN OUT RENDEZVOUS RANK WORLD`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+TOLERANCE = {"atol": 1e-5, "rtol": 0}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class RecordedEncoder(nn.Module):
+    """The encoder of a recorded run, built from the names and shapes of its tensors.
+
+    4-d weights are convolutions of stride 2 with padding k // 2, 1-d ones batch norm, and every index that has no
+    tensor is a ReLU, one more after the last layer of the body; `fc` is linear layers with ReLUs between.
+    """
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        self.body = nn.Sequential(*self._layers(state, "body"), nn.ReLU())
+        self.fc = nn.Sequential(*self._layers(state, "fc"))
+        self.load_state_dict(state)
+
+    @staticmethod
+    def _layers(state: dict[str, torch.Tensor], part: str) -> list[nn.Module]:
+        numbers = {int(name.split(".")[1]) for name in state if name.startswith(f"{part}.")}
+        layers = []
+        for number in range(max(numbers) + 1):
+            weight, bias = (state.get(f"{part}.{number}.{which}") for which in ("weight", "bias"))
+            if weight is None:
+                layers.append(nn.ReLU())
+            elif weight.ndim == 4:
+                out, into, side, _ = weight.shape
+                layers.append(nn.Conv2d(into, out, side, stride=2, padding=side // 2, bias=bias is not None))
+            elif weight.ndim == 2:
+                layers.append(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None))
+            else:
+                layers.append(nn.BatchNorm2d(len(weight)))
+        return layers
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        return self.body(image)
+
+    def project(self, feature: torch.Tensor) -> torch.Tensor:
+        return self.fc(feature)
+
+
+def encoder_state(golden, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a recorded file below `prefix`."""
+    return {name.removeprefix(prefix): torch.from_numpy(golden[name]) for name in golden if name.startswith(prefix)}
+
+
+def check(path: Path) -> None:
+    """Reproduce one file; AssertionError says what differs, at which step and by how much."""
+    import tempfile
+
+    golden = dict(np.load(path, allow_pickle=False))
+    world = int(golden["world"])
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [str(path), folder, str(Path(folder) / "rendezvous")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, __file__, *arguments, str(rank), str(world)],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(world)
+        ]    # fmt: skip
+        try:
+            for rank, process in enumerate(ranks):
+                output, _ = process.communicate(timeout=240)
+                assert process.returncode == 0, f"rank {rank} failed:\n{output}"
+        finally:
+            for process in ranks:
+                process.kill()
+        ours = [dict(np.load(Path(folder) / f"{rank}.npz", allow_pickle=False)) for rank in range(world)]
+    compare(golden, ours)
+
+
+def compare(golden: dict[str, np.ndarray], ours: list[dict[str, np.ndarray]]) -> None:
+    """Every recorded quantity against that of every rank."""
+    for rank, mine in enumerate(ours):
+        for step in range(len(golden["loss"])):
+            where = f"rank {rank}, step {step}"
+            close(mine["logits"][step], golden["logits"][step, rank], f"logits, {where}")
+            close(mine["loss"][step], golden["loss"][step, rank], f"loss, {where}")
+            close(mine["queue"][step], golden["queue"][step], f"queue, {where}")
+            assert mine["ptr"][step] == golden["ptr"][step], f"queue pointer, {where}"
+        for name in golden:
+            if name.startswith(("final/", "momentum/")):
+                close(mine[name], golden[name], f"{name}, rank {rank}")
+            elif name.startswith("rank_running/"):
+                close(mine[name], golden[name][rank], f"{name}, rank {rank}")
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
+    """Within the tolerance of the recorded files."""
+    np.testing.assert_allclose(ours, theirs, **TOLERANCE, err_msg=what)
+
+
+def run_rank(golden: dict[str, np.ndarray], out: Path, peers) -> None:
+    """Train as recorded, as one rank of `peers`, and save what the file recorded."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from fss.data.batch import ViewBatch
+    from fss.methods.prior import PriorConfig, PriorExtractor
+    from fss.nn import contrast
+
+    n, rank = int(golden["batch_per_rank"]), peers.rank
+    config = PriorConfig(
+        dim=int(golden["dim"]), queue=int(golden["K"]), temperature=float(golden["T"]), momentum=float(golden["m"]),
+        local="none", bn_buffers="rank0",
+    )    # fmt: skip
+    method = PriorExtractor(
+        config,
+        encoder=lambda: RecordedEncoder(encoder_state(golden, "init/encoder_q.")),
+        permute=lambda step, micro, rows: golden["perm"][step],
+    )
+    queue, slow = method.replica["global_queue"], method.replica["encoder"]
+    slow.load_state_dict(encoder_state(golden, "init/encoder_k."))
+    queue.restore(torch.from_numpy(golden["init/queue"].T.copy()), int(golden["init/queue_ptr"].item()))
+    # The recorded step begins with a momentum update, ours ends with one.
+    contrast.momentum_update(slow.parameters(), method.trained.parameters(), config.momentum)
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trained = method.trained
+
+        def forward(self, batch: ViewBatch, step: int):
+            return method.loss(batch, peers, step)
+
+    forward = DistributedDataParallel(Step(), broadcast_buffers=False)
+    optimizer = torch.optim.SGD(
+        method.trained.parameters(), lr=float(golden["lr"]), momentum=float(golden["sgd_momentum"]),
+        weight_decay=float(golden["weight_decay"]),
+    )    # fmt: skip
+
+    logits = []
+    shipped = contrast.logits
+
+    def spy(*arguments):
+        positive, negative = shipped(*arguments)
+        logits.append(torch.cat([positive[:, None], negative], dim=1).detach().numpy())
+        return positive, negative
+
+    contrast.logits = spy
+    losses, queues, pointers, record = [], [], [], {}
+    rows = slice(rank * n, (rank + 1) * n)
+    last = len(golden["loss"]) - 1
+    for step in range(last + 1):
+        batch = ViewBatch(
+            query=torch.from_numpy(golden["im_q"][step, rows]), key=torch.from_numpy(golden["im_k"][step, rows]),
+            image=torch.arange(rows.start, rows.stop), keys=[str(i) for i in range(n)], replaced=[],
+        )    # fmt: skip
+        loss, _ = forward(batch, step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == last:    # the recorded run ends before the momentum update that would open the next step
+            record |= snapshot("final/encoder_k.", dict(slow.named_parameters()))
+            for side, encoder in (("q", method.trained["encoder"]), ("k", slow)):
+                record |= snapshot(f"rank_running/encoder_{side}.", running(encoder))
+        method.after_step(peers)
+        losses.append(loss.item())
+        queues.append(queue.keys.T.numpy().copy())
+        pointers.append(queue.pointer)
+
+    query = method.trained["encoder"]
+    record |= snapshot("final/encoder_q.", query.state_dict())
+    record |= snapshot("final/encoder_k.", dict(slow.named_buffers()))
+    record |= snapshot("momentum/encoder_q.", {
+        name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in query.named_parameters()
+    })    # fmt: skip
+    record |= {"final/queue": queues[-1], "final/queue_ptr": np.array([queue.pointer])}
+    np.savez(out / f"{rank}.npz", logits=logits, loss=losses, queue=queues, ptr=pointers, **record)
+
+
+def snapshot(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Copies of tensors, by prefixed name."""
+    return {prefix + name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+def running(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The running statistics of an encoder."""
+    return {name: buffer for name, buffer in encoder.named_buffers() if "running_" in name}
+
+
+def main(golden: str, out: str, rendezvous: str, rank: str, world: str) -> None:
+    import torch.distributed as dist
+
+    from fss.engine.dist import Ranks
+
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world))
+    run_rank(dict(np.load(golden, allow_pickle=False)), Path(out), Ranks())
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
