@@ -18,10 +18,10 @@ demo: setup    ## Pack the embedded data, pretrain a prior extractor on two proc
 	$(TWO_RANKS) launch/pretrain_prior.py --run.world 2 --run.dir runs/demo
 
 test: setup
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

@@ -65,6 +65,8 @@ class _Fit:
         self.notes = self.method.start_from(Path(job.run.start_from)) if job.run.start_from else []
         self.method.trained.to(world.device)
         self.method.replica.to(world.device)
+        if job.run.compile:
+            self.method.compile()
         torch.manual_seed(job.run.seed + 1 + world.rank)    # but draws of its own
         self.optimizer = build_optimizer(self.method, job.optim)
         self.state = State(name=name, method=self.method, optimizer=self.optimizer)

@@ -59,13 +59,13 @@ def curves(rows: list[dict], path: Path, *, chance: Mapping[str, float] = {}, fi
         filling: step up to which a queue still holds its random start; that span is shaded. 0 for none.
     """
     names = sorted({name for row in rows for name in _flat(row)})
+    if any(name.startswith("loss/") for name in names):
+        names.remove("loss")    # their sum, which would squeeze them into half the panel
     panels = [
         (title, [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)], scale)
         for title, patterns, scale in PANELS
     ]
     panels = [panel for panel in panels if panel[1]]
-    if len(panels) and len(panels[0][1]) > 1 and panels[0][0] == "loss":
-        panels[0][1].remove("loss")    # the sum of the others
     columns = min(3, max(len(panels), 1))
     lines = max(ceil(len(panels) / columns), 1)
     figure = Figure(figsize=(4.1 * columns, 2.75 * lines), layout="constrained")
@@ -158,8 +158,8 @@ def principal_colours(dense: Tensor) -> Tensor:
     """[N, C, h, w] -> [N, 3, h, w] in [0, 1]: the first three principal components over all N * h * w cells.
 
     Cells are L2-normalised, so that no bright corner takes the first component, and lose the mean over the images at
-    their place: zero padding marks the borders of every map alike, and would take all three. A cell's colour is its rank
-    among all cells, for one odd image would otherwise leave the rest dark. Signs follow the loading of largest
+    their place: zero padding marks the borders of every map alike, and would take all three. A cell's colour is its
+    rank among all cells, for one odd image would otherwise leave the rest dark. Signs follow the loading of largest
     magnitude, so that a picture made twice is the same.
     """
     n, c, h, w = dense.shape

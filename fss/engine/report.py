@@ -28,7 +28,7 @@ from shards.superpixels import picture as superpixel_picture
 PAPER_IMAGES = 10_582 * 1000    # images seen by QGNet's extractor on PASCAL VOC (section V-A); on COCO 82,783 * 200
 PAPER_QUEUE = 65536
 NEIGHBOUR_CROPS = 1000    # held-out crops among which neighbours are looked for
-COLLAPSED = 0.2    # spread below which embeddings of all images are nearly one vector; healthy runs lie above 0.5
+COLLAPSED = 0.2    # spread below which the embeddings of all images are nearly one vector: our choice
 TAIL = 10    # logged steps over which a final figure is averaged
 
 
@@ -85,11 +85,13 @@ def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
             said.append(Verdict(good=bool(filled) and mean < level - 1, text=text))
         else:
             text = f"{name}: the positive is ranked first for {mean:.2%}, {mean / level:.0f} times chance{unfilled}"
-            said.append(Verdict(good=bool(filled) and mean > 20 * level, text=text))
+            spread = series(rows, f"spread/{contrast}")[1][-TAIL:]    # once collapsed, a hit tells how old a key is
+            apart = not len(spread) or spread.mean() > COLLAPSED
+            said.append(Verdict(good=bool(filled and apart and mean > 20 * level), text=text))
     for name in sorted({name for row in rows for name in row if name.startswith("spread/")}):
         mean = float(series(rows, name)[1][-TAIL:].mean())
         text = f"{name} is {mean:.2f}, 1 being all directions alike and 0 one vector for every image"
-        collapsed = "; the embeddings have collapsed, and the hit rate above tells the age of a key, not its image"
+        collapsed = "; they have collapsed, and the hit rate tells how old a key is, not which image it is of"
         said.append(Verdict(good=mean > COLLAPSED, text=text if mean > COLLAPSED else text + collapsed))
     steps, accuracy = series(rows, "knn/top1")
     if len(accuracy):
@@ -113,8 +115,8 @@ def cautions(method: Method, rows: list[dict], batch: int) -> list[str]:
     images, c, short = _steps(rows) * batch, method.config, []
     if images < 0.9 * PAPER_IMAGES:
         short.append(f"{images:,} images seen ({images / PAPER_IMAGES:.2%} of the paper's {PAPER_IMAGES:,} on VOC)")
-    for name, size in (("K", c.queue), ("M", c.local_queue)):
-        if size < PAPER_QUEUE:
+    for name, size, used in (("K", c.queue, c.global_loss), ("M", c.local_queue, c.local != "none")):
+        if used and size < PAPER_QUEUE:
             short.append(f"{name} = {size} for {PAPER_QUEUE}")
     if c.backbone == "resnet18":
         short.append("a ResNet-18 for a ResNet-50 or -101")
@@ -123,7 +125,7 @@ def cautions(method: Method, rows: list[dict], batch: int) -> list[str]:
     return [
         f"Far from the paper's recipe (1000 epochs of PASCAL VOC or 200 of COCO, K = M = {PAPER_QUEUE}): "
         + "; ".join(short)
-        + ". This shows that the training works, not what the method can reach."
+        + ". Its figures say whether training works here, not what the method can reach."
     ]
 
 
@@ -199,7 +201,7 @@ def _neighbours(run: RunDir, method: Method, crops: ObjectCrops) -> Iterator[Pic
         yield Picture(
             title="Nearest neighbours",
             file="neighbours.png",
-            caption="Left: a held-out crop, one of each of six classes, not chosen by hand. Right: the held-out crops "
+            caption="Left: a held-out crop, one of each of up to six classes, not chosen by hand. Right: those "
             "with the nearest features, their cosine similarity below. Green with a tick: the same class. Orange "
             "with a cross: another.",
         )

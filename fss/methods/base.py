@@ -106,6 +106,10 @@ class Method(abc.ABC):
         """
         raise TypeError(f"{type(self).__name__} starts from no file")
 
+    def compile(self) -> None:
+        """Have torch.compile work on what takes the time."""
+        raise TypeError(f"{type(self).__name__} has nothing to compile")
+
     def encode(self, image: Tensor) -> Tensor:
         """One descriptor per image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method computes it."""
         raise TypeError(f"{type(self).__name__} does not encode images")

@@ -279,6 +279,11 @@ class PriorExtractor(Method):
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
         return [text for watch in self._watches for text in watch.warnings(step, report)]
 
+    def compile(self) -> None:
+        for towers in (self.trained, self.replica):
+            encoder = towers["encoder"]
+            encoder.features = torch.compile(encoder.features)
+
     @torch.no_grad()
     def dense(self, image: Tensor) -> Tensor:
         """The momentum encoder's last map of uint8 images, [B, 3, H, W] -> [B, C, H/32, W/32], float32."""

@@ -203,13 +203,13 @@ def test_with_an_identity_encoder_keys_are_the_inputs(world, local):
     """Whatever is moved for the keys' sake must come back: whole images, patches and regions."""
     config = replace(SMALL, dim=12, local=local, local_enqueue="all", regions=1)
     methods = [build(config, Pixels) for _ in range(world)]
-    batch = views(world * 2, regions=1)
-    batch.query = batch.key = torch.randn(world * 2, 3, 2, 2)
-    batch.patch_query = batch.patch_key = torch.randn(world * 2, 3, 2, 2)
-    batch.region_query = batch.region_key = torch.rand(world * 2, 1, 1, 1) + 0.5
+    batch = views(world * 4, regions=1)
+    batch.query = batch.key = torch.randn(world * 4, 3, 2, 2)
+    batch.patch_query = batch.patch_key = torch.randn(world * 4, 3, 2, 2)
+    batch.region_query = batch.region_key = torch.rand(world * 4, 1, 1, 1) + 0.5
 
     def rank(peers):
-        mine = part(batch, slice(peers.rank * 2, peers.rank * 2 + 2))
+        mine = part(batch, slice(peers.rank * 4, peers.rank * 4 + 4))
         _, report = methods[peers.rank].loss(mine, peers, 0)
         methods[peers.rank].after_step(peers)
         return report
@@ -219,7 +219,7 @@ def test_with_an_identity_encoder_keys_are_the_inputs(world, local):
     expected = {"global": batch.key, "local": batch.patch_key if local == "patch" else batch.key}
     for method in methods:
         for name, images in expected.items():
-            keys = method.replica[f"{name}_queue"].keys[: world * 2]
+            keys = method.replica[f"{name}_queue"].keys[: world * 4]
             torch.testing.assert_close(keys, F.normalize(images.flatten(1), dim=1))
 
 

@@ -32,6 +32,22 @@ def test_backbones_have_torchvisions_names(backbone):
     assert backbone_of(theirs) == backbone_of(ours) == backbone
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_convolutions_compute_what_conv2d_does(layout, bf16):
+    ours = BACKBONES["resnet18"](8).layer2[0].downsample[0]    # stride 2
+    plain = torch.nn.Conv2d(64, 128, 1, stride=2, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 64, 9, 9).to(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        a, b = ours(image), plain(image)
+    assert type(ours) is not type(plain) and a.dtype == b.dtype and a.stride() == b.stride()
+    torch.testing.assert_close(a, b)
+    for out in (a, b):
+        out.float().square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
+
+
 @pytest.mark.parametrize("other", ["resnet34", "resnet152", "mobilenet_v3_small"])
 def test_other_architectures_are_told_apart(other):
     with torch.device("meta"):

@@ -1,0 +1,52 @@
+"""Reads an offline wandb run back: LevelDB's log format around protobuf records."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK, HEADER = 32768, 7    # a record is cut at block boundaries; each piece has checksum, length and kind
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a .wandb file."""
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    at, parts = HEADER, []
+    while at + HEADER <= len(data):
+        if BLOCK - at % BLOCK < HEADER:    # the rest of a block that cannot hold a header is padding
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        if kind == 0:
+            break
+        assert kind in (WHOLE, FIRST, MIDDLE, LAST)
+        parts.append(data[at + HEADER : at + HEADER + length])
+        at += HEADER + length
+        if kind in (WHOLE, LAST):
+            record = Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            yield record
+
+
+def history(path: Path) -> list[dict]:
+    """The logged rows, as wandb would show them."""
+    return [
+        {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+        for record in records(path)
+        if record.HasField("history")
+    ]
+
+
+def config(path: Path) -> dict:
+    """The configuration that was sent with the run."""
+    return {
+        item.key: json.loads(item.value_json)
+        for record in records(path)
+        if record.HasField("run")
+        for item in record.run.config.update
+    }
