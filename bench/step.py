@@ -26,7 +26,8 @@ from torch import Tensor
 from fss.data.batch import ViewBatch
 from fss.methods import prior
 from fss.methods.base import Alone
-from fss.methods.prior import PriorConfig, PriorExtractor
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
 from fss.nn.norm import Standardise
 from fss.nn.resnet import BACKBONES, mlp_head
 

@@ -20,7 +20,7 @@ from fss.engine.optim import OptimConfig
 from fss.engine.probe import ProbeConfig
 from fss.engine.run import RunConfig
 from fss.errors import ConfigError, UserError
-from fss.methods.prior import PriorConfig
+from fss.methods.prior_config import PriorConfig
 from shards.format import ShardError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

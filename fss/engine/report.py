@@ -19,14 +19,11 @@ from fss.engine.pictures import series
 from fss.engine.probe import embed
 from fss.engine.run import RunDir
 from fss.methods.base import Alone, Method
-from fss.methods.prior import PriorExtractor
 from shards.codec import decode_image
 from shards.format import ShardError
 from shards.read import ShardSet
 from shards.superpixels import picture as superpixel_picture
 
-PAPER_IMAGES = 10_582 * 1000    # images seen by QGNet's extractor on PASCAL VOC (section V-A); on COCO 82,783 * 200
-PAPER_QUEUE = 65536
 NEIGHBOUR_CROPS = 1000    # held-out crops among which neighbours are looked for
 COLLAPSED = 0.2    # spread below which the embeddings of all images are nearly one vector: our choice
 TAIL = 10    # logged steps over which a final figure is averaged
@@ -40,12 +37,12 @@ def report(run: RunDir, method: Method, shards: ShardSet, crops: ObjectCrops | N
     rows = run.rows()
     options = json.loads((run.folder / "run.json").read_text())
     environment = json.loads((run.folder / "environment.jsonl").read_text().splitlines()[-1])
-    chance = chance_levels(method)
+    chance = method.chance()
     page = Page(
         title=f"{run.folder.name}: {type(method).__name__} on {shards.manifest.name}",
         ran=_what_ran(method, shards, rows, options, environment["world"]),
         verdicts=verdicts(rows, chance),
-        cautions=cautions(method, rows, options["data.batch"]),
+        cautions=method.cautions(_steps(rows) * options["data.batch"]),
         pictures=list(_pictures(run, method, shards, crops, chance, options)),
         environment={
             **{k: v for k, v in environment.items() if v is not None and k not in ("packages", "command", "world")},
@@ -54,16 +51,6 @@ def report(run: RunDir, method: Method, shards: ShardSet, crops: ObjectCrops | N
         resume=resume_command(environment["command"], environment["world"], _device(method)),
     )
     return write_page(run.report, page, rows)
-
-
-def chance_levels(method: Method) -> dict[str, float]:
-    """Metric -> what guessing gives: ln(K + 1) nats and one in K + 1 against a queue of K; {} for other methods."""
-    if not isinstance(method, PriorExtractor):
-        return {}
-    c = method.config
-    sizes = ({"global": c.queue} if c.global_loss else {}) | ({"local": c.local_queue} if c.local != "none" else {})
-    losses = {f"loss/{name}": math.log(size + 1) for name, size in sizes.items()}
-    return {"loss": sum(losses.values()), **losses, **{f"top1/{name}": 1 / (size + 1) for name, size in sizes.items()}}
 
 
 def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
@@ -108,27 +95,6 @@ def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
     return said
 
 
-def cautions(method: Method, rows: list[dict], batch: int) -> list[str]:
-    """What keeps this run's figures from being compared with the paper's."""
-    if not isinstance(method, PriorExtractor):
-        return []
-    images, c, short = _steps(rows) * batch, method.config, []
-    if images < 0.9 * PAPER_IMAGES:
-        short.append(f"{images:,} images seen ({images / PAPER_IMAGES:.2%} of the paper's {PAPER_IMAGES:,} on VOC)")
-    for name, size, used in (("K", c.queue, c.global_loss), ("M", c.local_queue, c.local != "none")):
-        if used and size < PAPER_QUEUE:
-            short.append(f"{name} = {size} for {PAPER_QUEUE}")
-    if c.backbone == "resnet18":
-        short.append("a ResNet-18 for a ResNet-50 or -101")
-    if not short:
-        return []
-    return [
-        f"Far from the paper's recipe (1000 epochs of PASCAL VOC or 200 of COCO, K = M = {PAPER_QUEUE}): "
-        + "; ".join(short)
-        + ". Its figures say whether training works here, not what the method can reach."
-    ]
-
-
 def resume_command(command: str, world: int, device: str) -> str:
     """What to type, in the same folder, to go on with a run that `command` started."""
     several = f"--multi_gpu --num_processes {world} " if world > 1 else "--num_processes 1 "
@@ -169,9 +135,8 @@ def _pictures(
     yield _curves(run, chance)
     if crops is not None:
         yield from _neighbours(run, method, crops)
-    if isinstance(method, PriorExtractor):
+    if isinstance(method.consumes, ViewSpec):    # contrastive: what counts is its features, and the views it saw
         yield _dense(run, method, shards)
-    if isinstance(method.consumes, ViewSpec):
         yield from _views(run, method.consumes, shards, options)
 
 
@@ -207,15 +172,15 @@ def _neighbours(run: RunDir, method: Method, crops: ObjectCrops) -> Iterator[Pic
         )
 
 
-def _dense(run: RunDir, method: PriorExtractor, shards: ShardSet, count: int = 8) -> Picture:
-    size = 64 * max(4, round(2 * method.config.view_size / 64))    # twice the view: 14 x 14 cells at 224
+def _dense(run: RunDir, method: Method, shards: ShardSet, count: int = 8) -> Picture:
+    size = 64 * max(4, round(2 * method.consumes.size / 64))    # twice the view: 14 x 14 cells at 224
     photographs = torch.from_numpy(np.stack([_square(image, size) for image in _some_images(shards, count)]))
     photographs = photographs.permute(0, 3, 1, 2).contiguous()    # [N, 3, size, size]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = PriorExtractor(method.config)
+        untrained = type(method)(method.config)
 
-    def dense(extractor: PriorExtractor) -> Tensor:
+    def dense(extractor: Method) -> Tensor:
         device = next(extractor.trained.parameters()).device
         return torch.cat([extractor.dense(image[None].to(device)).cpu() for image in photographs])    # [N, C, h, w]
 

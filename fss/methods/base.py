@@ -99,6 +99,14 @@ class Method(abc.ABC):
         """Sentences about what looks wrong in a logged report."""
         return []
 
+    def chance(self) -> dict[str, float]:
+        """Name of a logged value -> what guessing gives."""
+        return {}
+
+    def cautions(self, images_seen: int) -> list[str]:
+        """Sentences on what keeps a run over `images_seen` images from being compared with the paper's figures."""
+        return []
+
     def start_from(self, path: Path) -> list[str]:
         """Warm start: take over the weights in a file; gives sentences that say what was taken and what starts anew.
 

@@ -13,86 +13,23 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss.data.batch import LocalReading, ViewBatch, ViewSpec
+from fss.data.batch import ViewBatch, ViewSpec
 from fss.errors import ConfigError
 from fss.methods.base import Alone, Method, Peers, Report
+from fss.methods.prior_config import PAPER_QUEUE, PriorConfig
 from fss.methods.queue_watch import QueueWatch
 from fss.methods.shuffle import Permute, SeededPermutation, Shuffle
 from fss.nn.contrast import Queue, info_nce, momentum_update
 from fss.nn.norm import Standardise, has_batch_norm, running_statistics, synchronise
 from fss.nn.resnet import BACKBONES, HEAD, Encoder
 from fss.nn.weights import load_start
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """Pretraining of the prior extractor; the defaults are the paper's job with MoCo v2's constants."""
-
-    backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
-    """Trunk of both encoders, torchvision's layout."""
-    dim: int = 128
-    """Length of a key."""
-    queue: int = 65536
-    """K, the negatives of a whole image."""
-    local_queue: int = 65536
-    """M, the negatives of a patch or region."""
-    temperature: float = 0.2
-    """Divides the cosine similarities (tau)."""
-    momentum: float = 0.999
-    """Share of its old weights that the momentum encoder keeps at an optimizer step."""
-    global_loss: bool = True
-    """Contrast whole images (Table VI)."""
-    local: LocalReading = "patch"
-    """Contrast patches (Table VI). 'patch': crops of a superpixel are encoded, the paper's text. 'region': the same
-    superpixels are pooled from the maps of both views, which saves the extra passes."""
-    local_head: Literal["shared", "separate"] = "shared"
-    """Whether local contrast uses the projection head of the global one or its own."""
-    local_enqueue: Literal["one", "all"] = "one"
-    """Regions per image that enter the local queue ('region'); 'all' ages the queue `regions` times faster."""
-    superpixels: Literal["slic", "felzenszwalb"] = "slic"
-    """Where patches and regions come from (Table V)."""
-    view_size: int = 224
-    """Side of both views, pixels."""
-    patch_size: int = 96
-    """Side of both patch views, pixels ('patch'); 224 doubles the cost of a step."""
-    regions: int = 16
-    """Regions drawn per image ('region')."""
-    bn: Literal["shuffle", "sync", "local"] = "shuffle"
-    """Batch statistics of keys. 'shuffle': over other groups of images than the queries', the reference. 'sync': over
-    the batch of all ranks, for queries too. 'local': over this rank's images, which lets pairs be told by them."""
-    bn_split: int = 2
-    """Groups that 'shuffle' cuts a batch into on a single process, where shuffling within one group does nothing."""
-    bn_buffers: Literal["mean", "rank0"] = "mean"
-    """How running statistics are made equal after a step: their mean over ranks, or rank 0's, the reference."""
-    mask_same_image: bool = False
-    """Do not count earlier keys of an image as its negatives; the reference does."""
-    channels_last: bool = True
-    """Store images and maps with channels innermost: faster on CPUs and on GPUs with tensor cores."""
-    seed: int = 0
-    """Seed of the queues' first vectors and of the shuffles; the weights follow the seed of the run."""
-
-    def __post_init__(self) -> None:
-        if not self.global_loss and self.local == "none":
-            raise ConfigError("global_loss is false and local is none, which leaves no loss: switch one of them on")
-        if not self.global_loss and self.local_head == "separate":
-            raise ConfigError("local_head is separate but global_loss is false: with one loss, set it to shared")
-        for key in ("dim", "queue", "local_queue", "view_size", "patch_size", "regions", "bn_split"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} is {getattr(self, key)}: give a whole number from 1 up")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}: give a number above 0, such as 0.2")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum is {self.momentum}: give a number from 0 to below 1, such as 0.999")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: give a whole number from 0 up")
 
 
 class PriorExtractor(Method):
@@ -278,6 +215,20 @@ class PriorExtractor(Method):
 
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
         return [text for watch in self._watches for text in watch.warnings(step, report)]
+
+    def chance(self) -> dict[str, float]:
+        levels = {name: level for watch in self._watches for name, level in watch.levels().items()}
+        return {"loss": sum(level for name, level in levels.items() if name.startswith("loss/")), **levels}
+
+    def cautions(self, images_seen: int) -> list[str]:
+        short = self.config.short_of_paper(images_seen)
+        if not short:
+            return []
+        return [
+            f"Far from the paper's recipe (1000 epochs of PASCAL VOC or 200 of COCO, K = M = {PAPER_QUEUE}): "
+            + "; ".join(short)
+            + ". Its figures say whether training works here, not what the method can reach."
+        ]
 
     def compile(self) -> None:
         for towers in (self.trained, self.replica):

@@ -33,6 +33,10 @@ class QueueWatch:
             )
         return said
 
+    def levels(self) -> dict[str, float]:
+        """What guessing gives: metric -> ln(K + 1) nats of loss, one in K + 1 hits."""
+        return {f"loss/{self.name}": self.chance, f"top1/{self.name}": 1 / (len(self.queue) + 1)}
+
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
         """About the report of a step; what can only be a passing state is said once."""
         name, size = self.name, len(self.queue)

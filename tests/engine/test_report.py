@@ -14,9 +14,10 @@ import torch
 from fss.engine import pictures
 from fss.engine.page import Page, Picture, Verdict, speed_table, write_page
 from fss.engine.probe import ProbeConfig, probe_crops
-from fss.engine.report import cautions, chance_levels, report, resume_command, verdicts
+from fss.engine.report import report, resume_command, verdicts
 from fss.engine.run import RunDir
-from fss.methods.prior import PriorConfig, PriorExtractor
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
 from tests.data.labelled import rectangles
 from tests.engine.toy import Toy
 
@@ -62,22 +63,22 @@ def test_verdicts_of_a_run_that_logged_next_to_nothing():
 
 
 def test_chance_follows_from_the_queues_in_use():
-    both = chance_levels(PriorExtractor(PriorConfig(**SMALL)))
+    both = PriorExtractor(PriorConfig(**SMALL)).chance()
     assert both["loss/global"] == pytest.approx(math.log(64))
     assert both["loss"] == pytest.approx(math.log(64) + math.log(32))
     assert both["top1/local"] == 1 / 32
-    assert set(chance_levels(PriorExtractor(PriorConfig(**SMALL | {"local": "none"})))) == {
+    assert set(PriorExtractor(PriorConfig(**SMALL | {"local": "none"})).chance()) == {
         "loss", "loss/global", "top1/global",
     }    # fmt: skip
-    assert chance_levels(Toy()) == {}
+    assert Toy().chance() == {}
 
 
 def test_a_run_far_from_the_recipe_is_called_so_and_the_recipe_is_not():
-    (text,) = cautions(PriorExtractor(PriorConfig(**SMALL)), log_of(40), batch=32)
+    (text,) = PriorExtractor(PriorConfig(**SMALL)).cautions(40 * 32)
     assert "1,280 images seen" in text and "K = 63" in text and "M = 31" in text and "ResNet-18" in text
     full = PriorExtractor(PriorConfig())
-    assert cautions(full, [{"step": 41_000}], batch=256) == []
-    (text,) = cautions(full, [{"step": 41}], batch=256)
+    assert full.cautions(41_000 * 256) == []
+    (text,) = full.cautions(41 * 256)
     assert "images seen" in text and "K = 65536 for" not in text and "ResNet" not in text
 
 

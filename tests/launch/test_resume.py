@@ -75,7 +75,10 @@ def test_killed_at_any_moment_and_resumed(tmp_path, packed, world):
     assert_same(whole, cut)
 
 
-@pytest.mark.parametrize(("which", "to_ranks"), [(signal.SIGUSR1, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("which", "to_ranks"),
+    [(signal.SIGUSR1, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(tmp_path, packed, which, to_ranks):
     folder = tmp_path / "run"
     started = Launched(2, *job(packed, folder), "--checkpoint.every", "1000")

@@ -12,7 +12,8 @@ from fss.data.batch import ViewBatch
 from fss.errors import ConfigError, WeightsError
 from fss.methods import METHODS
 from fss.methods.base import Alone
-from fss.methods.prior import PriorConfig, PriorExtractor
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
 from fss.methods.shuffle import SeededPermutation, Shuffle
 from fss.nn.resnet import BACKBONES
 from fss.nn.weights import load_start, save_export

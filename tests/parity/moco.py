@@ -111,7 +111,8 @@ def run_rank(golden: dict[str, np.ndarray], out: Path, peers) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from fss.data.batch import ViewBatch
-    from fss.methods.prior import PriorConfig, PriorExtractor
+    from fss.methods.prior import PriorExtractor
+    from fss.methods.prior_config import PriorConfig
     from fss.nn import contrast
 
     n, rank = int(golden["batch_per_rank"]), peers.rank

@@ -13,7 +13,8 @@ from moco import RecordedEncoder, close, encoder_state
 
 from fss.data.batch import ViewBatch
 from fss.methods.base import Alone
-from fss.methods.prior import PriorConfig, PriorExtractor
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_moco.py"
 
