@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from fss.data.augment import Backend
 from fss.data.batch import ViewBatch, ViewSpec
 from fss.data.views import ViewMaker
-from fss.errors import ConfigError
+from fss.errors import ConfigError, at_least
 from shards.format import ShardError
 from shards.read import EpochOrder, LostShardError, ShardSet
 
@@ -54,9 +54,7 @@ class DataConfig:
     """Share of unreadable samples past which the run stops; below it they are replaced and named."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("workers", 0), ("prefetch", 1), ("window", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}: give at least {least}")
+        at_least("data", self, batch=1, workers=0, prefetch=1, window=1)
         if not 0 <= self.bad_fraction <= 1:
             raise ConfigError(f"data.bad_fraction is {self.bad_fraction}: give a share between 0 and 1")
 

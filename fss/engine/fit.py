@@ -162,5 +162,7 @@ class _Fit:
             return report(self.run, self.method, self.shards, self.crops)
 
         page = self.world.on_main(deliver)
+        for path in sorted(self.run.report.glob("*.png")):
+            log.picture(f"report/{path.stem}", path)
         log.say(f"weights: {self.run.folder / self.name}.safetensors")
         log.say(f"report: {page}")

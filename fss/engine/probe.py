@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fss.data.crops import ObjectCrops
-from fss.errors import ConfigError
+from fss.errors import ConfigError, at_least
 from fss.methods.base import Method, Peers
 from fss.nn.knn import knn_predict
 from shards.format import ShardError
@@ -31,9 +31,7 @@ class ProbeConfig:
     """Samples used at most, evenly spread over the set; half of them vote, half are classified."""
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("k", 1), ("size", 32), ("limit", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"probe.{name} is {getattr(self, name)}: it must be at least {least}")
+        at_least("probe", self, every=0, k=1, size=32, limit=2)
 
 
 def probe_crops(config: ProbeConfig, training: ShardSet) -> ObjectCrops | None:

@@ -98,5 +98,5 @@ def test_training_shards_without_labels_are_no_error_but_named_ones_are(tmp_path
 
 @pytest.mark.parametrize(("name", "value"), [("every", -1), ("k", 0), ("size", 8), ("limit", 1)])
 def test_impossible_options_are_named(name, value):
-    with pytest.raises(ConfigError, match=rf"probe\.{name} is {value}: it must be at least"):
+    with pytest.raises(ConfigError, match=rf"probe\.{name} is {value}: give at least"):
         ProbeConfig(**{name: value})
