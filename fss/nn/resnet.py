@@ -32,12 +32,12 @@ class PointwiseConv2d(nn.Conv2d):
     """A Conv2d without padding, groups or bias that takes oneDNN on a CPU, whatever the batch.
 
     On one thread, which is what launchers give a rank on CPU, torch sends 1x1 convolutions of fewer than 16 images down
-    a slower path. Under autocast and on other devices this is a plain Conv2d.
+    a slower path. Under autocast, compiled, and on other devices this is a plain Conv2d.
     """
 
     def forward(self, image: Tensor) -> Tensor:
         on_cpu = image.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if not on_cpu or torch.is_autocast_enabled("cpu"):
+        if not on_cpu or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(image)
         return torch.mkldnn_convolution(image, self.weight, None, self.padding, self.stride, self.dilation, self.groups)
 
