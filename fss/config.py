@@ -1,6 +1,7 @@
 """The configuration: one typed schema, composed of what each room declares. The only file that imports jsonargparse."""
 
 import difflib
+import errno
 import functools
 import re
 import sys
@@ -81,8 +82,13 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[[list[st
         try:
             return main(argv) or 0
         except (UserError, ShardError) as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return 2
+            text = str(error)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            text = f"the disk is full ({error}): free some space and run the same command again"
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        return 2
 
     return wrapped
 

@@ -1,5 +1,7 @@
 """The configuration: what is refused, in which words, and that a snapshot is read back."""
 
+import errno
+
 import pytest
 import yaml
 
@@ -97,3 +99,12 @@ def test_a_users_error_is_one_line_and_exit_code_2(capsys):
 
     assert main([]) == 2
     assert capsys.readouterr().err == "error: the mask of a.jpg is 3x4: make it 5x6\n"
+
+
+def test_a_full_disk_is_one_line_too(capsys):
+    @command
+    def main(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl")
+
+    assert main([]) == 2
+    assert "runs/a/metrics.jsonl" in capsys.readouterr().err

@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Literal
 
+import torch
+
 from fss.errors import RunError, at_least
 from shards.format import write_whole
 
@@ -82,7 +84,8 @@ class RunDir:
         something else, or is in use by a running job.
         """
         record = self.folder / "run.json"
-        if not record.exists() and self.folder.exists() and any(self.folder.iterdir()):
+        ours = {".lock", "config.yaml"}    # what a start that was killed before run.json may have left
+        if not record.exists() and self.folder.exists() and {p.name for p in self.folder.iterdir()} - ours:
             raise RunError(f"run.dir {self.folder} is not empty and not a run directory: choose another --run.dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
@@ -183,8 +186,6 @@ def code_version() -> str:
 
 def environment() -> dict:
     """What a result may depend on beside the configuration."""
-    import torch
-
     return {
         "command": " ".join(sys.argv),
         "code": code_version(),

@@ -44,6 +44,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_start_that_was_killed_early_is_taken_up(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml").write_text("half")
+    opened(tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "yaml"
+
+
 def test_two_jobs_do_not_share_a_directory(tmp_path):
     first = opened(tmp_path)
     with pytest.raises(RunError, match="in use by a running job"):
