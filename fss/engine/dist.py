@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
@@ -207,9 +208,11 @@ class World:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group; without it torch complains at exit."""
+        """Leave the process group, without which torch complains at exit, and let this process start another world."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)    # accelerate keeps one per process, whatever is asked
+        GradientState._reset_state()
 
 
 def fingerprint(tensor: Tensor) -> str:
