@@ -195,3 +195,15 @@ def test_a_disk_that_fills_while_saving(capsys, tmp_path, packed):
         assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step_00000002"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_compiled_encoders_take_the_same_steps(capsys, tmp_path, packed):
+    losses = []
+    for compiled in ("false", "true"):
+        words = job(packed, tmp_path / compiled, "--run.compile", compiled, "--optim.steps", "2")
+        code, _, err = launch(capsys, *words)
+        assert code == 0, err
+        rows = (tmp_path / compiled / "run" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows if "loss" in json.loads(row)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
