@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup    ## Pack the embedded data, pretrain a prior extractor on two processes, write a report.
-	$(TWO_RANKS) launch/pretrain_prior.py --run.world 2 --run.dir runs/demo
+	$(TWO_RANKS) launch/pretrain_prior.py --run.world 2 --run.device cpu --run.dir runs/demo
 
 test: setup
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"

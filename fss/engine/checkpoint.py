@@ -136,7 +136,7 @@ class Checkpoints:
                 f"cannot save step {step} in {self._folder} ({error}): free some space and run the same command again"
                 + (f"; checkpoint {kept[-1]} is whole" if kept else "; no checkpoint of this run exists yet")
             ) from None
-        for old in self.steps()[: -self._config.keep]:
+        for old in [other for other in self.steps() if other <= step][: -self._config.keep]:
             shutil.rmtree(self._folder / f"step_{old:08d}", ignore_errors=True)
         return final
 

@@ -93,10 +93,15 @@ class World:
         if device == "cuda" and not torch.cuda.is_available():
             raise RunError("run.device is cuda but torch sees no CUDA device: use --run.device cpu or auto")
         cpu = device == "cpu" or not torch.cuda.is_available()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if not cpu and here > torch.cuda.device_count():
+            raise RunError(
+                f"{here} processes were started on a machine with {torch.cuda.device_count()} CUDA device(s): "
+                "start one a device, or add --run.device cpu"
+            )
         launched = "LOCAL_RANK" in os.environ    # accelerate takes a named backend to mean that a group exists
-        process_group = InitProcessGroupKwargs(
-            backend="gloo" if cpu and launched else None, timeout=datetime.timedelta(minutes=timeout_minutes)
-        )
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        process_group = InitProcessGroupKwargs(backend="gloo" if cpu and launched else None, timeout=timeout)
         # DDP rebuilds its buckets after the first step unless it looks for unused parameters; a resumed run would then
         # reduce in another order than the uninterrupted one, and differ in the last bit on three ranks and more.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
@@ -114,7 +119,7 @@ class World:
         self._check(promised)
         self.peers = Ranks() if self.size > 1 else Alone()
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
-        self._control = dist.new_group(backend="gloo") if self.size > 1 and not cpu else None
+        self._control = dist.new_group(backend="gloo", timeout=timeout) if self.size > 1 and not cpu else None
 
     def _check(self, promised: int | None) -> None:
         started = int(os.environ.get("WORLD_SIZE", 1))
@@ -174,6 +179,11 @@ class World:
                 if self.size == 1:
                     raise
                 outcome[1] = error
+            except Exception as error:
+                if self.size > 1:    # the others must not wait for what will never come
+                    told: list = [None, RunError(f"rank 0 failed: {error!r}")]
+                    dist.broadcast_object_list(told, src=0, group=self._control)
+                raise
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0, group=self._control)
         if outcome[1] is not None:

@@ -1,5 +1,6 @@
 """From a configuration to a finished run: sets the ranks up, checks them, trains, probes, exports, reports."""
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -62,7 +63,9 @@ class _Fit:
 
         torch.manual_seed(job.run.seed)    # the same weights on every rank
         self.method: Method = METHODS[name](job.method)
-        self.notes = self.method.start_from(Path(job.run.start_from)) if job.run.start_from else []
+        self.checkpoints = Checkpoints(self.run.checkpoints, job.checkpoint, world)
+        fresh = not world.on_main(self.checkpoints.steps)
+        self.notes = self.method.start_from(Path(job.run.start_from)) if job.run.start_from and fresh else []
         self.method.trained.to(world.device)
         self.method.replica.to(world.device)
         if job.run.compile:
@@ -70,7 +73,6 @@ class _Fit:
         torch.manual_seed(job.run.seed + 1 + world.rank)    # but draws of its own
         self.optimizer = build_optimizer(self.method, job.optim)
         self.state = State(name=name, method=self.method, optimizer=self.optimizer)
-        self.checkpoints = Checkpoints(self.run.checkpoints, job.checkpoint, world)
 
     def _data_folder(self) -> str:
         """The shards to train on; the embedded set, packed at first use, where none are named."""
@@ -94,9 +96,11 @@ class _Fit:
             else:
                 log.say(f"saved at step {done} as asked: type the same command to go on from there")
         finally:
-            log.close(failed=ending == "failed")
-            if self.world.is_main:
-                self.run.set_status(ending)
+            with contextlib.suppress(OSError):    # of a disk that filled the first error tells more
+                if self.world.is_main:
+                    self.run.set_status(ending)
+                log.close(failed=ending == "failed")
+        self.world.wait()    # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else INTERRUPTED
 
     def _train(self, log: Log) -> int:

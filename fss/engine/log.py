@@ -3,6 +3,7 @@
 import json
 import netrc
 import os
+import secrets
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,7 @@ import wandb
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fss.engine.run import RunDir, digest
+from fss.engine.run import RunDir
 from fss.errors import at_least
 
 HEADLINE = {"loss", "top1", "miou"}    # a console line shows the values that have one of these words in their name
@@ -119,7 +120,7 @@ def _start_wandb(folder: Path, config: LogConfig, snapshot: dict):
             project=config.project,
             group=config.group,
             name=folder.name,
-            id=digest(str(folder.resolve())),    # the same for every start of this run
+            id=_run_id(folder),
             resume="allow" if mode == "online" else None,
             config=snapshot,
             settings=wandb.Settings(silent=True, console="off", init_timeout=60),
@@ -130,6 +131,14 @@ def _start_wandb(folder: Path, config: LogConfig, snapshot: dict):
     except wandb.Error as error:
         print(f"wandb is not reachable ({error}): logging offline, sync later", file=sys.stderr)
         return start("offline")
+
+
+def _run_id(folder: Path) -> str:
+    """This run's id for wandb, the same at every start, another in another folder of the same name."""
+    path = folder / "wandb.id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(6))
+    return path.read_text()
 
 
 def _has_key() -> bool:

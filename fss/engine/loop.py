@@ -85,7 +85,8 @@ class Trainer:
                 self.log.at(done)
                 if self.check_every and done % self.check_every == 0:
                     self._check_equal()
-                after(done)
+                if not stopping or done == total:    # whoever asked to stop will not wait for a probe
+                    after(done)
                 if stopping or done == total or done % self.save_every == 0:
                     self.checkpoints.save(self.state, done)
                 if stopping:
@@ -94,31 +95,22 @@ class Trainer:
 
     def _step(self, batches: Iterator, step: int, stop: StopRequest, logged: bool) -> tuple[bool, dict]:
         """One optimizer step; returns whether a stop was asked for on any rank, and the row that was logged."""
-        accumulate = self.schedule.config.accumulate
-        losses, reports, unreadable, seen = [], [], None, []
-        for _ in range(accumulate):
-            with self.meter.waiting():
-                batch = next(batches)
-            seen.append(batch)
-            try:
-                for text in self.bad_samples.note(batch):
-                    self.log.say(text)
-            except ShardError as error:
-                unreadable = error
-            batch = batch.to(self.world.device, non_blocking=True)
+        seen, unreadable = self._fetch(batches)
+        # One word between the ranks before the forward pass and one after it: nobody leaves, saves or fails alone.
+        stopping, refused = self.world.agree(stop.asked, unreadable is not None)
+        if refused:
+            raise ShardError(next(text for text in self.world.gather_objects(unreadable) if text))
+
+        losses, reports = [], []
+        for batch in seen:
             with self.world.accumulate(self.forward):
-                loss, report = self.forward(batch, step)
+                loss, report = self.forward(batch.to(self.world.device, non_blocking=True), step)
                 self.world.backward(loss)
             losses.append(loss.detach())
             reports.append(report)
-
-        # One word between the ranks a step: nobody leaves, saves or fails alone.
         finite = bool(torch.isfinite(torch.stack(losses)).all())
-        stopping, broken, refused = self.world.agree(stop.asked, not finite, unreadable is not None)
-        if broken:
+        if self.world.agree(not finite)[0]:
             self._fail_nonfinite(step, seen, losses, reports)
-        if refused:
-            raise ShardError(next(text for text in self.world.gather_objects(unreadable and str(unreadable)) if text))
 
         lr = self.schedule.lr(step)
         set_lr(self.optimizer, lr)
@@ -130,6 +122,19 @@ class Trainer:
         if logged:
             self.log.row(row | {"speed": self.meter.read()})
         return stopping, row
+
+    def _fetch(self, batches: Iterator) -> tuple[list, str | None]:
+        """The micro-batches of a step; or, of data that cannot be read, why."""
+        seen = []
+        try:
+            for _ in range(self.schedule.config.accumulate):
+                with self.meter.waiting():
+                    seen.append(next(batches))
+                for text in self.bad_samples.note(seen[-1]):
+                    self.log.say(text)
+        except ShardError as error:
+            return seen, str(error)
+        return seen, None
 
     def _row(self, done: int, lr: float, losses: list[Tensor], reports: list[dict[str, Tensor]]) -> dict:
         """Scalars of this step, averaged over micro-batches and ranks; deterministic, unlike the speed beside them."""
@@ -149,6 +154,17 @@ class Trainer:
         """Keep what led to the loss, name it, and stop before the weights take the step."""
         mine = [] if bool(torch.isfinite(torch.stack(losses)).all()) else [k for batch in batches for k in batch.keys]
         if mine:
+            self._keep_evidence(step, mine, batches, losses, reports)
+        keys = {rank: keys for rank, keys in enumerate(self.world.gather_objects(mine)) if keys}
+        named = "; ".join(f"rank {rank}: {', '.join(names[:8])}" for rank, names in keys.items())
+        raise RunError(
+            f"the loss of step {step + 1} is not finite on {named}. Batch and losses are in {self.evidence}, the last "
+            "checkpoint is untouched: look at these samples, lower optim.lr, or use run.precision float32"
+        )
+
+    def _keep_evidence(self, step: int, keys: list[str], batches: list, losses: list, reports: list[dict]) -> None:
+        """This rank's batches, their keys, losses and reports, for a look or a replay."""
+        try:
             folder = self.evidence / f"step_{step + 1:08d}_rank_{self.world.rank}"
             folder.mkdir(parents=True, exist_ok=True)
             for index, batch in enumerate(batches):
@@ -157,14 +173,10 @@ class Trainer:
             facts = {
                 "step": step + 1,
                 "rank": self.world.rank,
-                "keys": mine,
+                "keys": keys,
                 "losses": [repr(loss.item()) for loss in losses],
                 "reports": [{name: repr(value.item()) for name, value in report.items()} for report in reports],
             }
             (folder / "facts.json").write_text(json.dumps(facts, indent=1))
-        keys = {rank: keys for rank, keys in enumerate(self.world.gather_objects(mine)) if keys}
-        named = "; ".join(f"rank {rank}: {', '.join(names[:8])}" for rank, names in keys.items())
-        raise RunError(
-            f"the loss of step {step + 1} is not finite on {named}. Batch and losses are in {self.evidence}, the last "
-            "checkpoint is untouched: look at these samples, lower optim.lr, or use run.precision float32"
-        )
+        except OSError as error:    # the other ranks wait for the word that names the step
+            self.log.say(f"the evidence could not be written: {error}")

@@ -1,6 +1,6 @@
 """The run directory: what ran, where, with which configuration, and what became of it.
 
-    config.yaml          the resolved configuration; `--config config.yaml` repeats the run elsewhere
+    config.yaml          the resolved configuration; with another --run.dir, `--config config.yaml` repeats the run
     run.json             the identity of the run: what must be equal for a resume
     environment.jsonl    one line a start: versions, git commit, ranks, machine, command
     metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ INTERRUPTED = 75    # exit code: saved after SIGTERM or SIGUSR1, type the same c
 # What may change between a run and its resume without making it another run.
 OPERATIONAL = (
     "run.dir", "run.world", "run.device", "run.timeout_minutes", "run.check_every", "run.threads",
-    "data.shards", "data.workers", "data.prefetch", "data.cache", "log", "checkpoint", "probe",
+    "data.shards", "data.bad_fraction", "data.workers", "data.prefetch", "data.cache", "log", "checkpoint", "probe",
 )    # fmt: skip
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv-python-headless", "scikit-image")
 
@@ -89,9 +90,9 @@ class RunDir:
             raise RunError(f"run.dir {self.folder} is not empty and not a run directory: choose another --run.dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        if record.exists():
+        if record.exists() and any(self.checkpoints.glob("step_*")):
             self._check_identity(json.loads(record.read_text()), identity)
-        else:
+        else:    # nothing was learned yet, so a start that was refused or broke off may be corrected in place
             write_whole(self.folder / "config.yaml", config_yaml.encode())
             write_whole(record, json.dumps(identity, indent=1).encode())
         for folder in (self.checkpoints, self.report):
@@ -101,8 +102,10 @@ class RunDir:
         self._lock = open(self.folder / ".lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"run.dir {self.folder} is in use by a running job: stop it or choose another") from None
+        except OSError:    # some network file systems have no locks; the identity is still checked
+            pass
 
     def _check_identity(self, before: dict, now: dict) -> None:
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -187,7 +190,7 @@ def code_version() -> str:
 def environment() -> dict:
     """What a result may depend on beside the configuration."""
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "code": code_version(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

@@ -32,6 +32,7 @@ def test_the_same_run_is_taken_up_again_though_places_and_ranks_changed(tmp_path
 )
 def test_another_run_is_refused(tmp_path, config, manifest, words):
     opened(tmp_path).close()
+    (tmp_path / "checkpoints" / "step_00000001").mkdir()
     with pytest.raises(RunError, match=words):
         opened(tmp_path, config, manifest)
     assert json.loads((tmp_path / "run.json").read_text())["method.queue"] == 8
@@ -42,6 +43,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(RunError, match="not a run directory"):
         opened(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_start_that_saved_nothing_may_be_corrected(tmp_path):
+    opened(tmp_path).close()
+    opened(tmp_path, {**CONFIG, "method": {"queue": 9}}).close()
+    assert json.loads((tmp_path / "run.json").read_text())["method.queue"] == 9
 
 
 def test_a_start_that_was_killed_early_is_taken_up(tmp_path):

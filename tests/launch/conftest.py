@@ -17,7 +17,7 @@ LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
 SMALL = [
     "--data.batch", "6", "--data.workers", "1", "--data.window", "1", "--method.view_size", "32",
     "--method.patch_size", "32", "--method.queue", "40", "--method.local_queue", "40", "--run.check_every", "2",
-    "--log.every", "1", "--log.wandb", "off", "--probe.size", "32", "--run.threads", "1",
+    "--run.device", "cpu", "--log.every", "1", "--log.wandb", "off", "--probe.size", "32", "--run.threads", "1",
 ]    # fmt: skip
 
 

@@ -49,8 +49,8 @@ def job(folder: Path, tmp_path: Path, *words: str) -> list[str]:
 def test_every_recipe_takes_a_step(capsys, tmp_path, packed, recipe):
     code, _, err = launch(
         capsys, "--config", str(recipe), "--data.shards", str(packed), "--run.dir", str(tmp_path / "run"),
-        "--optim.steps", "1", "--data.batch", "4", "--data.workers", "0", "--method.view_size", "64",
-        "--method.patch_size", "32", "--probe.limit", "8", "--log.wandb", "off",
+        "--optim.steps", "1", "--run.device", "cpu", "--data.batch", "4", "--data.workers", "0",
+        "--method.view_size", "64", "--method.patch_size", "32", "--probe.limit", "8", "--log.wandb", "off",
     )    # fmt: skip
     assert code == 0, err
     assert (tmp_path / "run" / "report" / "index.html").exists()
@@ -181,6 +181,8 @@ def test_a_checkpoint_cut_in_half(capsys, tmp_path, packed):
 def test_a_batch_that_cannot_be_dealt(capsys, tmp_path, packed):
     text = refused(capsys, *job(packed, tmp_path, "--optim.accumulate", "4"))
     assert "data.batch 6" in text and "give 4 or 8" in text
+    code, _, err = launch(capsys, *job(packed, tmp_path, "--optim.accumulate", "3"))    # corrected, in the same place
+    assert code == 0, err
 
 
 def test_a_disk_that_fills_while_saving(capsys, tmp_path, packed):
