@@ -1,5 +1,6 @@
 """What flows from data to methods: the batch types, and the specs by which a method asks for them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
@@ -27,7 +28,35 @@ class ViewSpec:
 
 
 @dataclass(kw_only=True)
-class ViewBatch:
+class Batch:
+    """What every batch has in common."""
+
+    keys: list[str]
+    """[B] what each row was made from, for people to find it again."""
+    replaced: list[str]
+    """Samples that could not be read and were replaced, 'key: reason' each."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same batch with `change` applied to every tensor."""
+        return type(self)(**{
+            f.name: change(value) if isinstance(value := getattr(self, f.name), Tensor) else value
+            for f in fields(self)
+        })
+
+    def to(self, device, non_blocking: bool = False) -> Self:
+        """The batch on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory; DataLoader calls this."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(kw_only=True)
+class ViewBatch(Batch):
     """Two views of each of B images, uint8 RGB [B, 3, S, S], and the local input that the spec asked for."""
 
     query: Tensor
@@ -46,25 +75,27 @@ class ViewBatch:
     """[B, R] float32: 1 / (how often this region stands in the row), so that a region drawn twice counts once."""
     image: Tensor
     """[B] int64, the image's index in the manifest."""
-    keys: list[str]
-    """[B] sample keys."""
-    replaced: list[str]
-    """Samples that could not be read and were replaced, 'key: reason' each."""
 
-    def map(self, change) -> Self:
-        """The same batch with `change` applied to every tensor."""
-        return type(self)(**{
-            f.name: change(value) if isinstance(value := getattr(self, f.name), Tensor) else value
-            for f in fields(self)
-        })
 
-    def to(self, device, non_blocking: bool = False) -> Self:
-        """The batch on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSpec:
+    """What a method that learns from episodes wants of them."""
 
-    def pin_memory(self) -> Self:
-        """The batch in page-locked memory; DataLoader calls this."""
-        return self.map(lambda tensor: tensor.pin_memory())
+    size: int = 473
+    """Side of the square crops of query and supports, pixels."""
 
-    def __len__(self) -> int:
-        return len(self.keys)
+
+@dataclass(kw_only=True)
+class EpisodeBatch(Batch):
+    """B training episodes of K shots; a mask is 1 on the episode's class, 0 elsewhere, 255 where nothing is known."""
+
+    query: Tensor
+    """[B, 3, S, S] uint8 RGB."""
+    query_mask: Tensor
+    """[B, S, S] uint8."""
+    support: Tensor
+    """[B, K, 3, S, S] uint8 RGB."""
+    support_mask: Tensor
+    """[B, K, S, S] uint8."""
+    class_id: Tensor
+    """[B] int64, the class of each episode as the manifest numbers it."""

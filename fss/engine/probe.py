@@ -98,7 +98,7 @@ def embed(
         for block in blocks:
             loaded = [future.result() for future in block]
             images = torch.from_numpy(np.stack([image for image, _ in loaded])).permute(0, 3, 1, 2)    # [B, 3, S, S]
-            features.append(method.encode(images.to(device).contiguous()))
+            features.append(method.embed(images.to(device).contiguous()))
             readable += [good for _, good in loaded]
             block.clear()    # the pixels are done with
     gathered = peers.gather(torch.cat(features))    # [world * rounds * batch, D]

@@ -40,32 +40,42 @@ PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class PlaceConfig:
     """Where a run lives and on what it runs."""
 
     dir: str | None = None
     """Run directory; null: runs/ and the name of the config file. The same command goes on where it stopped."""
     world: int | None = None
     """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
-    seed: int = 0
-    """Seed of weights, data order and augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a device."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: autocast. Parameters, momentum encoder and queues stay float32."""
-    compile: bool = False
-    """Compile the encoders with torch.compile."""
     threads: int | None = None
     """CPU threads of torch in each rank; null leaves what the launcher set."""
-    check_every: int = 500
-    """Steps between checks that weights and queues are the same on all ranks; 0 for never."""
     timeout_minutes: float = 30
     """How long a rank waits for the others before it gives up."""
+
+    def __post_init__(self) -> None:
+        at_least("run", self, world=1, threads=1, timeout_minutes=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(PlaceConfig):
+    """Where a training run lives, on what it runs, and from where it starts."""
+
+    seed: int = 0
+    """Seed of weights, data order and augmentation."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    check_every: int = 500
+    """Steps between checks that weights and queues are the same on all ranks; 0 for never."""
     start_from: str | None = None
     """Weights to begin a new run from: an official MoCo checkpoint or an export of an earlier run (not a resume)."""
 
     def __post_init__(self) -> None:
-        at_least("run", self, world=1, threads=1, seed=0, check_every=0, timeout_minutes=0)
+        super().__post_init__()
+        at_least("run", self, seed=0, check_every=0)
 
 
 class RunDir:

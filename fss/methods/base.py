@@ -10,6 +10,10 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+Features = dict[str, Tensor]
+"""What a method keeps of an image, or of a support image and its mask: tensors by name, each with a batch dimension of
+1. The evaluation stores them and hands them back as they are."""
+
 Report = dict[str, Tensor]
 """Scalars to log, detached, still on the device: reading one is a synchronisation, so only the logger does it."""
 
@@ -118,13 +122,36 @@ class Method(abc.ABC):
         """Have torch.compile work on what takes the time."""
         raise TypeError(f"{type(self).__name__} has nothing to compile")
 
-    def encode(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
         """One descriptor per image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method computes it."""
-        raise TypeError(f"{type(self).__name__} does not encode images")
+        raise TypeError(f"{type(self).__name__} has no descriptor for a whole image")
 
     def dense(self, image: Tensor) -> Tensor:
         """The feature map that a frozen use of this method works with, uint8 [B, 3, H, W] -> [B, C, h, w]."""
         raise TypeError(f"{type(self).__name__} has no feature maps")
+
+    def encode(self, image: Tensor) -> Features:
+        """What is needed of an image in an episode, as query or as support, whatever the class.
+
+        image: float32 [1, 3, S, S], standardised, S = 8k + 1. Computed once per image and stored by the evaluation, so
+        it holds nothing that `describe` and `predict` do not need.
+        """
+        raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
+
+    def describe(self, features: Features, mask: Tensor) -> Features:
+        """What a support image says about the class of its mask: uint8 [1, S, S], 1 the class, 0 not, 255 unknown.
+
+        Stored by the evaluation per image and class.
+        """
+        raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
+
+    def predict(self, query: Features, supports: list[Features]) -> Tensor:
+        """Logits [1, 2, S, S] (background, class) of a query given K >= 1 descriptions from `describe`."""
+        raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
+
+    def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
+        """Maps [h, w] in 0..1 by name that show people how a prediction came about; for the report and for recall."""
+        return {}
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The weights that other jobs start from (public names), and what is known of them."""

@@ -248,7 +248,7 @@ class PriorExtractor(Method):
         finally:
             encoder.train(training)
 
-    def encode(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
         """The unit mean of `dense`'s map, [B, 3, H, W] -> [B, C]; the projection head is left out, as for any use."""
         return F.normalize(self.dense(image).mean((2, 3)), dim=1)
 

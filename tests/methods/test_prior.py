@@ -433,9 +433,9 @@ def test_frozen_use_is_the_momentum_encoder_in_evaluation():
     train(method, [views(8)], Alone())
     image = views(4, seed=7).query
     state = {name: value.clone() for name, value in method.replica.state_dict().items()}
-    features, maps = method.encode(image), method.dense(image)
+    features, maps = method.embed(image), method.dense(image)
     assert features.shape == (4, 10) and maps.shape == (4, 10, 4, 4)
-    torch.testing.assert_close(method.encode(image[:1]), features[:1])    # no batch statistics
+    torch.testing.assert_close(method.embed(image[:1]), features[:1])    # no batch statistics
     torch.testing.assert_close(features, F.normalize(maps.mean((2, 3)), dim=1))
     assert all(torch.equal(value, state[name]) for name, value in method.replica.state_dict().items())
     assert method.replica["encoder"].training and not features.requires_grad
