@@ -1,234 +1,20 @@
-"""The prior extractor: that ranks, groups and accumulation change nothing, and that both local readings are right."""
+"""The prior extractor: both local readings against loops, its state, its files, what it says."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from fss.data.batch import ViewBatch
 from fss.errors import ConfigError, WeightsError
 from fss.methods import METHODS
 from fss.methods.base import Alone
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
-from fss.methods.shuffle import SeededPermutation, Shuffle
 from fss.nn.resnet import BACKBONES
 from fss.nn.weights import load_start, save_export
-from tests.thread_ranks import run_ranks
-
-SMALL = PriorConfig(dim=8, queue=40, local_queue=24, momentum=0.9, local="patch", regions=3)
-REGION = replace(SMALL, local="region")
-
-
-class TinyEncoder(nn.Module):
-    """Three layers: stride 4, with or without batch norm."""
-
-    def __init__(self, norm: bool = True, dim: int = 8):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU(),
-            nn.Conv2d(6, 10, 3, stride=2, padding=1), nn.BatchNorm2d(10) if norm else nn.Identity(), nn.ReLU(),
-        )    # fmt: skip
-        self.fc = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, dim))
-
-    def features(self, image):
-        return self.body(image)
-
-    def project(self, feature):
-        return self.fc(feature)
-
-
-class Pixels(nn.Module):
-    """An identity encoder: the embedding of an image is its 12 values."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Identity()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def features(self, image):
-        return image.flatten(1)[:, :, None, None].float()
-
-    def project(self, feature):
-        return feature
-
-
-def build(config=SMALL, encoder=TinyEncoder, **options) -> PriorExtractor:
-    torch.manual_seed(0)
-    return PriorExtractor(config, encoder=encoder, **options)
-
-
-def views(n: int, *, size: int = 16, regions: int = 3, seed: int = 0) -> ViewBatch:
-    g = torch.Generator().manual_seed(seed)
-    cells = size // 4
-
-    def pictures(side: int) -> torch.Tensor:
-        return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=g)
-
-    def areas() -> torch.Tensor:
-        return torch.rand(n, regions, cells * cells, generator=g).softmax(-1).view(n, regions, cells, cells)
-
-    return ViewBatch(
-        query=pictures(size), key=pictures(size), patch_query=pictures(8), patch_key=pictures(8),
-        region_query=areas(), region_key=areas(),
-        region_weight=torch.tensor([1.0, 0.5, 0.5]).repeat(n, 1) if regions == 3 else torch.ones(n, regions),
-        image=torch.arange(n) + 100 * seed, keys=[f"{seed}-{i}" for i in range(n)], replaced=[],
-    )    # fmt: skip
-
-
-def part(batch: ViewBatch, rows: slice) -> ViewBatch:
-    piece = batch.map(lambda x: x[rows])
-    piece.keys = batch.keys[rows]
-    return piece
-
-
-def freeze_norm(method: PriorExtractor) -> None:
-    """Batch norm as in evaluation: statistics no longer depend on who shares the batch."""
-    method.trained.eval()
-    method.replica.eval()
-
-
-def train(method: PriorExtractor, batches: list[ViewBatch], peers, *, accumulate: int = 1) -> dict:
-    """Plain SGD with gradients averaged over ranks; returns what must not depend on the number of ranks."""
-    gradients, losses = [], []
-    parameters = list(method.trained.parameters())
-    for step, batch in enumerate(batches):
-        n = len(batch) // (peers.world * accumulate)
-        for micro in range(accumulate):    # the micro-batches of a step, each cut over the ranks
-            start = (micro * peers.world + peers.rank) * n
-            loss, _ = method.loss(part(batch, slice(start, start + n)), peers, step)
-            (loss / accumulate).backward()
-            losses.append(peers.sum(loss.detach()) / peers.world)
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.grad = peers.sum(parameter.grad) / peers.world
-                parameter -= 0.05 * parameter.grad
-        gradients.append([p.grad for p in parameters])
-        for parameter in parameters:
-            parameter.grad = None
-        method.after_step(peers)
-    return {"gradients": gradients, "losses": losses, "state": method.replica.state_dict()}
-
-
-def assert_same(ours: dict, theirs: dict, *, running: bool = True) -> None:
-    for a, b in zip(ours["gradients"], theirs["gradients"], strict=True):
-        for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, atol=2e-6, rtol=1e-4)
-    for name, value in ours["state"].items():
-        if running or ("running" not in name and "tracked" not in name):
-            torch.testing.assert_close(value, theirs["state"][name], atol=2e-6, rtol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("config", [SMALL, REGION, replace(REGION, local_enqueue="all")], ids=["A", "B", "B-all"])
-@pytest.mark.parametrize(("world", "n"), [(2, 8), (3, 9), (4, 8)])
-def test_ranks_do_not_matter_when_statistics_are_frozen(config, world, n):
-    batches = [views(n, seed=s) for s in range(6)]    # wraps both queues
-    alone = build(config)
-    freeze_norm(alone)
-    methods = [build(config) for _ in range(world)]
-    for method in methods:
-        freeze_norm(method)
-    expected = train(alone, batches, Alone())
-    for result in run_ranks(world, lambda peers: train(methods[peers.rank], batches, peers)):
-        assert_same(result, expected)
-
-
-@pytest.mark.parametrize("config", [SMALL, REGION], ids=["A", "B"])
-def test_one_rank_with_two_groups_has_the_batch_statistics_of_two_ranks(config):
-    batches = [views(8, seed=s) for s in range(6)]
-    expected = train(build(replace(config, bn_split=2)), batches, Alone())
-    methods = [build(config) for _ in range(2)]
-    for result in run_ranks(2, lambda peers: train(methods[peers.rank], batches, peers)):
-        assert_same(result, expected, running=False)    # two groups pass one after the other, two ranks side by side
-
-
-def test_sync_statistics_do_not_depend_on_ranks():
-    config = replace(SMALL, bn="sync")
-    batches = [views(6, seed=s) for s in range(4)]
-    expected = train(build(config), batches, Alone())
-    methods = [build(config) for _ in range(3)]
-    for result in run_ranks(3, lambda peers: train(methods[peers.rank], batches, peers)):
-        assert_same(result, expected)
-
-
-@pytest.mark.parametrize("buffers", ["mean", "rank0"])
-def test_ranks_leave_a_step_equal(buffers):
-    methods = [build(replace(SMALL, bn_buffers=buffers)) for _ in range(3)]
-    batches = [views(6, seed=s) for s in range(3)]
-    run_ranks(3, lambda peers: train(methods[peers.rank], batches, peers))
-    for method in methods[1:]:
-        for side in ("trained", "replica"):
-            for name, value in getattr(methods[0], side).state_dict().items():
-                assert torch.equal(value, getattr(method, side).state_dict()[name]), name
-
-
-def test_shuffle_gives_keys_other_company_than_queries():
-    """With batch norm in training, shuffled keys differ from unshuffled ones; with frozen statistics they do not."""
-    keys = {}
-    for bn in ("shuffle", "local"):
-        for frozen in (False, True):
-            method = build(replace(SMALL, bn=bn, bn_split=2))
-            if frozen:
-                freeze_norm(method)
-            method.loss(views(8), Alone(), 0)
-            method.after_step(Alone())
-            keys[bn, frozen] = method.replica["global_queue"].keys[:8].clone()
-    torch.testing.assert_close(keys["shuffle", True], keys["local", True])
-    assert (keys["shuffle", False] - keys["local", False]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_row_is_back_beside_its_query_after_the_shuffle(world):
-    n = 4
-    rows = torch.arange(world * n, dtype=torch.uint8)[:, None].repeat(1, 2)
-    permutation = SeededPermutation(3)(5, 1, world * n)
-    assert (permutation != range(world * n)).any()
-
-    def rank(peers):
-        shuffle = Shuffle(permutation, peers)
-        mine = slice(peers.rank * n, (peers.rank + 1) * n)
-        there = shuffle.scatter(rows[mine])
-        assert there[:, 0].tolist() == permutation[mine].tolist()
-        return shuffle.collect(there)
-
-    for back in run_ranks(world, rank):
-        assert torch.equal(back, rows)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("local", ["patch", "region"])
-def test_with_an_identity_encoder_keys_are_the_inputs(world, local):
-    """Whatever is moved for the keys' sake must come back: whole images, patches and regions."""
-    config = replace(SMALL, dim=12, local=local, local_enqueue="all", regions=1)
-    methods = [build(config, Pixels) for _ in range(world)]
-    batch = views(world * 4, regions=1)
-    batch.query = batch.key = torch.randn(world * 4, 3, 2, 2)
-    batch.patch_query = batch.patch_key = torch.randn(world * 4, 3, 2, 2)
-    batch.region_query = batch.region_key = torch.rand(world * 4, 1, 1, 1) + 0.5
-
-    def rank(peers):
-        mine = part(batch, slice(peers.rank * 4, peers.rank * 4 + 4))
-        _, report = methods[peers.rank].loss(mine, peers, 0)
-        methods[peers.rank].after_step(peers)
-        return report
-
-    for report in run_ranks(world, rank):
-        assert report["positive/global"] == pytest.approx(1) and report["positive/local"] == pytest.approx(1)
-    expected = {"global": batch.key, "local": batch.patch_key if local == "patch" else batch.key}
-    for method in methods:
-        for name, images in expected.items():
-            keys = method.replica[f"{name}_queue"].keys[: world * 4]
-            torch.testing.assert_close(keys, F.normalize(images.flatten(1), dim=1))
-
-
-def test_permutations_are_a_function_of_seed_step_and_micro_batch():
-    draw = SeededPermutation(0)
-    assert draw(3, 1, 64).tolist() == SeededPermutation(0)(3, 1, 64).tolist()
-    places = [(0, 3, 1), (1, 3, 1), (0, 4, 1), (0, 3, 0)]
-    assert len({tuple(SeededPermutation(seed)(step, micro, 64)) for seed, step, micro in places}) == 4
+from tests.methods.tiny_prior import REGION, SMALL, build, freeze_norm, train, views
 
 
 def by_hand(method: PriorExtractor, queries, keys, weights, queue) -> torch.Tensor:
@@ -312,15 +98,6 @@ def test_regions_enter_the_queue_one_or_all_of_an_image(enqueue, count):
         assert distance.min() < 1e-5, "a key of another image, or none"
 
 
-def test_accumulation_updates_once_and_enqueues_the_same_keys():
-    config = replace(SMALL, momentum=0.5)
-    batches = [views(8, seed=s) for s in range(5)]
-    whole, halves = build(config), build(config)
-    freeze_norm(whole)
-    freeze_norm(halves)
-    assert_same(train(halves, batches, Alone(), accumulate=2), train(whole, batches, Alone()))
-
-
 def test_keys_wait_for_the_end_of_the_step():
     method = build()
     before = method.replica["global_queue"].keys.clone()
@@ -366,19 +143,6 @@ def test_same_image_is_masked_on_request():
         losses[mask] = report["loss/global"]
     assert losses[True] < losses[False]
     assert method.replica["global_queue"].images[:4].tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(("n", "groups"), [(2, 1), (3, 1), (5, 2), (8, 2)])
-def test_odd_batches_are_cut_into_groups_of_two_and_more(n, groups):
-    method = build(replace(SMALL, local="none"))
-    method.loss(views(n), Alone(), 0)[0].backward()
-    assert method.trained["encoder"].body[1].num_batches_tracked == groups
-
-
-def test_a_batch_of_one_is_refused():
-    with pytest.raises(ConfigError, match="at least 2 images"):
-        build().loss(views(1), Alone(), 0)
-    build(encoder=lambda: TinyEncoder(norm=False)).loss(views(1), Alone(), 0)
 
 
 @pytest.mark.parametrize(
