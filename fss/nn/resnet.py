@@ -1,6 +1,6 @@
 """ResNets of torchvision's layout with MoCo's projection head in the place of the classifier."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -42,7 +42,7 @@ class PointwiseConv2d(nn.Conv2d):
         return torch.mkldnn_convolution(image, self.weight, None, self.padding, self.stride, self.dilation, self.groups)
 
 
-def _speed_up_pointwise(module: nn.Module) -> None:
+def speed_up_pointwise(module: nn.Module) -> None:
     """Make every 1x1 convolution inside `module` a PointwiseConv2d, in place; parameters stay what they are."""
     for layer in module.modules():
         if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1):
@@ -55,7 +55,7 @@ class ContrastiveResNet(ResNet):
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], dim: int):
         super().__init__(block, layers)
         self.fc = mlp_head(self.fc.in_features, dim)
-        _speed_up_pointwise(self)
+        speed_up_pointwise(self)
 
     def features(self, image: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))    # [B, 64, H/4, W/4]
@@ -68,32 +68,15 @@ class ContrastiveResNet(ResNet):
         return self.project(self.features(image).mean((2, 3)))    # [B, 3, H, W] -> [B, D]
 
 
-_LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
 }
+"""Name -> the block and how many of it each layer has."""
 
 BACKBONES: dict[str, Callable[[int], ContrastiveResNet]] = {
     name: lambda dim, block=block, layers=layers: ContrastiveResNet(block, layers, dim)
-    for name, (block, layers) in _LAYOUTS.items()
+    for name, (block, layers) in LAYOUTS.items()
 }
 """Name -> constructor; the argument is the length of the embedding."""
-
-
-def backbone_of(names: Mapping[str, Tensor]) -> str | None:
-    """The entry of BACKBONES whose trunk has exactly these tensors (heads `fc.*` aside), or None.
-
-    The blocks are counted and the stem is looked at, so that a ResNet-34, a deep stem or another architecture is told
-    apart by its names and by the shape of `conv1.weight`.
-    """
-    stem = names.get("conv1.weight")
-    if stem is None or tuple(stem.shape) != (64, 3, 7, 7):
-        return None
-    for backbone, (block, layers) in _LAYOUTS.items():
-        last = {f"layer{i}.{depth - 1}.conv1.weight" for i, depth in enumerate(layers, 1)}
-        beyond = {f"layer{i}.{depth}.conv1.weight" for i, depth in enumerate(layers, 1)}
-        bottleneck = "layer1.0.conv3.weight" in names
-        if last <= names.keys() and not beyond & names.keys() and bottleneck == (block is Bottleneck):
-            return backbone
-    return None

@@ -1,10 +1,13 @@
-"""Files of encoder weights: ours to write, and every published layout that a prior extractor may start from."""
+"""Files of network weights: ours to write, and every published layout that a network may start from."""
 
+import functools
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,19 +15,43 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fss.errors import WeightsError
-from fss.nn.resnet import BACKBONES, HEAD, backbone_of
+from fss.nn.backbones import BACKBONES, Backbone, Stem, make_backbone
+from fss.nn.resnet import HEAD, LAYOUTS
+
+NOT_THE_TRUNK = (HEAD, "classifier.")
+"""What the names of a classifier or projection head begin with, in torchvision's networks and in MoCo's."""
+
+DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
+"""Place in the `layer0` of the few-shot references -> name; a 7x7 stem has the first two only."""
+
+COUNTER = "num_batches_tracked"
+"""A buffer of batch norm that files older than torch 0.4.1 lack."""
+
+
+class Kind(NamedTuple):
+    """A network as its tensors tell: what strides where, and so 'torchvision' from 'original', they do not."""
+
+    name: str
+    deep: bool
+
+    def __str__(self) -> str:
+        if self.name.startswith("vgg"):
+            return f"a {self.name}"
+        return f"a {self.name} with a {'deep' if self.deep else '7x7'} stem"
+
+
+KINDS = [Kind(name, deep) for name in BACKBONES for deep in (False, True) if not (deep and name.startswith("vgg"))]
 
 
 @dataclass(kw_only=True)
 class Start:
-    """What a file offers to begin from, names in torchvision's layout, heads as `fc.0.*` and `fc.2.*` where it has one.
+    """What a file offers a contrastive method to begin from: names of torchvision, heads as `fc.0.*` and `fc.2.*`.
 
     `key` is empty where the file holds one encoder only.
     """
 
     layout: str
     """'official MoCo checkpoint', 'torchvision ResNet' or 'export of this program'."""
-    backbone: str
     query: dict[str, Tensor]
     key: dict[str, Tensor] = field(default_factory=dict)
     queue: Tensor | None = None
@@ -46,6 +73,7 @@ def save_export(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, 
 
 def load_export(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header of a safetensors file; raises WeightsError where it is missing or damaged."""
+    _must_exist(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -59,29 +87,100 @@ def load_start(path: Path, backbone: str) -> Start:
     Nothing is unpickled but tensors and plain containers. Raises WeightsError, naming what the file holds, where it is
     damaged, of another architecture, or of another backbone.
     """
-    path = Path(path)
-    state, header = load_export(path) if path.suffix == ".safetensors" else (_load_torch(path), {})
-    if any(name.startswith("module.encoder_") for name in state):
-        start = _of_moco(path, state)
-    else:
-        ours = header.get("method") == "prior"
-        tensors = _encoder(path, state)
-        if not ours:
-            tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}    # fc is a classifier
-        start = Start(
-            layout="export of this program" if ours else "torchvision ResNet",
-            backbone=_recognised(path, state),
-            query=tensors,
-        )
-    if start.backbone != backbone:
+    tensors, header = _read(path)
+    encoders = _encoders(tensors)
+    parts = {side: (*_checked(path, state), _head(state)) for side, state in encoders.items()}
+    kind = next(iter(parts.values()))[0]
+    if kind != (backbone, False):
+        other = f" or set backbone to {kind.name}" if not kind.deep and kind.name in LAYOUTS else ""
         raise WeightsError(
-            f"{path} is an {start.layout} of a {start.backbone} but the method's backbone is {backbone}: "
-            f"set backbone to {start.backbone} or give weights of a {backbone}"
+            f"{path} holds the weights of {kind} but the method's backbone is {backbone}: give weights of a {backbone} "
+            f"with a 7x7 stem{other}"
         )
-    return start
+    moco, ours = "" not in encoders, header.get("method") == "prior"
+    # Any other file's fc is a classifier.
+    states = {side: trunk | (head if moco or ours else {}) for side, (_, trunk, head) in parts.items()}
+    queue = tensors.get("module.queue")    # [D, K] in the official layout
+    return Start(
+        layout="official MoCo checkpoint" if moco else "export of this program" if ours else "torchvision ResNet",
+        query=next(iter(states.values())),
+        key=states.get("k", {}),
+        queue=None if queue is None else queue.T.contiguous(),
+        pointer=int(tensors["module.queue_ptr"]) if "module.queue_ptr" in tensors else 0,
+    )
+
+
+def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str, Tensor]:
+    """The float32 state dict of `make_backbone(name, stem=stem)` from a published file or an export of ours.
+
+    Read are: torchvision's state dicts; semseg's with a deep stem; the same under `state_dict`, under `module.`, or
+    with the stages `layer0` to `layer4` of the few-shot references, whatever head stands beside them; official MoCo
+    checkpoints (the query encoder, which is what MoCo transfers); exports of the prior extractor; and any of these as
+    safetensors. Heads are left out. The stems 'torchvision' and 'original' have equal tensors: `stem` is believed
+    unless the file is known better, by its kind or by an entry 'stem' in its safetensors header.
+    Raises WeightsError where the file does not hold that.
+    """
+    tensors, header = _read(path)
+    method = header.get("method", "prior")
+    if method != "prior":
+        raise WeightsError(
+            f"{path} is an export of the method {method}, not of a backbone: give a state dict of {name} itself"
+        )
+    encoders = _encoders(tensors)
+    kind, trunk = _checked(path, next(iter(encoders.values())))
+    if kind.name != name:
+        raise WeightsError(
+            f"{path} holds the weights of {kind} but backbone is {name}: set backbone to {kind.name} or give weights "
+            f"of a {name}"
+        )
+    if kind.deep:
+        fitting = ["deep"]
+    elif "stem" in header:
+        fitting = [header["stem"]]
+    elif "" not in encoders or "method" in header:
+        fitting = ["torchvision"]    # what MoCo, and this program, train
+    else:
+        fitting = ["torchvision", "original"]
+    if stem not in fitting and not name.startswith("vgg"):
+        raise WeightsError(
+            f"{path} holds the weights of {kind} but stem is {stem}: set stem to {' or '.join(fitting)} or give "
+            f"weights of a {name} with that stem"
+        )
+    return trunk
+
+
+def load_prior(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A pretrained prior extractor: the state dict of `make_backbone(header["backbone"])`, and the header.
+
+    Read are the exports of launch/pretrain_prior.py, whose header, which tells of their training, is handed on; and
+    official MoCo checkpoints (the momentum encoder where there is one), which are a prior extractor of global contrast
+    alone and of whose training no more is known than `method` 'moco' and `backbone`.
+    Raises WeightsError for a file of another method or of none of these kinds.
+    """
+    tensors, header = _read(path)
+    encoders = _encoders(tensors)
+    moco = "" not in encoders
+    if not moco and header.get("method") != "prior":
+        what = f"an export of the method {header['method']}" if "method" in header else "no export of a prior extractor"
+        raise WeightsError(
+            f"{path} is {what}: give the prior.safetensors that launch/pretrain_prior.py leaves in its run directory, "
+            "or an official MoCo checkpoint"
+        )
+    kind, trunk = _checked(path, encoders["k"] if "k" in encoders else next(iter(encoders.values())))
+    if kind.deep or kind.name not in LAYOUTS:
+        raise WeightsError(f"{path} holds the weights of {kind}, but a prior extractor is a ResNet with a 7x7 stem")
+    return trunk, {"method": "moco", "backbone": kind.name} if moco else header | {"backbone": kind.name}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file, floats as float32, and its header of strings, which only safetensors has."""
+    path = Path(path)
+    tensors, header = load_export(path) if path.suffix == ".safetensors" else (_load_torch(path), {})
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, header
 
 
 def _load_torch(path: Path) -> dict[str, Tensor]:
+    _must_exist(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -90,54 +189,81 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise WeightsError(
-            f"{path} holds no table of tensors: an official MoCo checkpoint, a torchvision ResNet's state dict or a "
-            ".safetensors export of this program can be started from"
+            f"{path} holds no table of tensors: give a state dict of a ResNet or VGG, an official MoCo checkpoint or a "
+            ".safetensors export of this program"
         )
     return state
 
 
-def _of_moco(path: Path, state: dict[str, Tensor]) -> Start:
-    encoders = {
-        side: _encoder(path, {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
-        for side in ("q", "k")
-        if any(n.startswith(prefix := f"module.encoder_{side}.") for n in state)
-    }
-    query = encoders.get("q") or encoders["k"]
-    queue = state.get("module.queue")    # [D, K] in the official layout
-    return Start(
-        layout="official MoCo checkpoint",
-        backbone=_recognised(path, query),
-        query=query,
-        key=encoders.get("k", {}),
-        queue=None if queue is None else queue.T.contiguous().float(),
-        pointer=int(state["module.queue_ptr"]) if "module.queue_ptr" in state else 0,
-    )
+def _must_exist(path: Path) -> None:
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is no file, so it cannot be read: check the path of the weights")
 
 
-def _encoder(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one encoder, checked to be exactly those of the backbone that they look like."""
+def _encoders(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The encoders of a MoCo checkpoint, 'q' before 'k'; of any other file the one network, as ''."""
+    encoders = {}
+    for side in "qk":
+        prefix = f"module.encoder_{side}."
+        if state := {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}:
+            encoders[side] = state
+    return encoders or {"": {name.removeprefix("module."): t for name, t in tensors.items()}}
+
+
+def _head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t for name, t in state.items() if name.startswith(HEAD)}
+
+
+def _torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network without its head, in torchvision's names where it is in those of the few-shot references.
+
+    These cut a network into `layer0` to `layer4`, a VGG's being consecutive slices of torchvision's `features`.
+    """
+    if not any(name.startswith("layer0.") for name in state):
+        return {name: t for name, t in state.items() if not name.startswith(NOT_THE_TRUNK)}
+    slices = None
+    if "layer1.0.weight" in state:
+        slices = _skeleton(Kind("vgg16_bn" if "layer0.1.weight" in state else "vgg16", False)).ends
+    renamed = {}
+    for name, tensor in state.items():
+        if found := re.fullmatch(r"layer([0-4])\.(\d+)\.(.+)", name):    # else it is a head's
+            layer, place, leaf = int(found[1]), int(found[2]), found[3]
+            if slices:
+                name = f"features.{slices[layer] + place}.{leaf}"
+            elif layer == 0:
+                name = f"{DEEP_STEM.get(place, name)}.{leaf}"
+            renamed[name] = tensor
+    return renamed
+
+
+@functools.cache
+def _skeleton(kind: Kind) -> Backbone:
     with torch.device("meta"):
-        expected = BACKBONES[_recognised(path, state)](1).state_dict()
-    trunk = {name: t for name, t in state.items() if not name.startswith(HEAD)}
-    wanted = {name: t.shape for name, t in expected.items() if not name.startswith(HEAD)}
-    # Files older than torch 0.4.1 do not count batches.
-    odd = {n for n in wanted.keys() ^ trunk.keys() if not n.endswith("num_batches_tracked")} | {
-        n for n in wanted.keys() & trunk.keys() if wanted[n] != trunk[n].shape
+        return make_backbone(kind.name, stem="deep" if kind.deep else "torchvision")
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in state.items() if not name.endswith(COUNTER)}
+
+
+def _checked(path: Path, state: dict[str, Tensor]) -> tuple[Kind, dict[str, Tensor]]:
+    """Which network this is, and exactly its tensors; raises WeightsError where it is none of KINDS."""
+    state = _torchvision_names(state)
+    odd = {
+        kind: {name for name, _ in _shapes(state).items() ^ _shapes(_skeleton(kind).state_dict()).items()}
+        for kind in KINDS
     }
-    if odd:
-        raise WeightsError(
-            f"{path} looks like a {_recognised(path, state)} but {len(odd)} of its tensors are missing, unknown or of "
-            f"another shape, {min(odd)} first: give a complete file"
-        )
-    return dict(state)
-
-
-def _recognised(path: Path, state: Mapping[str, Tensor]) -> str:
-    backbone = backbone_of(state)
-    if backbone is None:
+    kind = min(odd, key=lambda kind: len(odd[kind]))
+    expected = _skeleton(kind).state_dict()
+    if len(odd[kind]) > 0.1 * len(expected):
         some = ", ".join(sorted(state)[:3]) or "no tensor"
         raise WeightsError(
-            f"{path} holds no {', '.join(BACKBONES)} of torchvision's layout (it holds {some}, ...): give an official "
-            "MoCo checkpoint, a torchvision ResNet's state dict or a .safetensors export of this program"
+            f"{path} holds no {', '.join(BACKBONES)} (it holds {some}, ...): give a state dict of one of them, an "
+            "official MoCo checkpoint or a .safetensors export of this program"
         )
-    return backbone
+    if odd[kind]:
+        raise WeightsError(
+            f"{path} looks like {kind} but {len(odd[kind])} of its tensors are missing, unknown or of another shape, "
+            f"{min(odd[kind])} first: give a complete file"
+        )
+    return kind, {name: state.get(name, torch.zeros((), dtype=torch.int64)) for name in expected}

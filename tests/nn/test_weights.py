@@ -5,8 +5,9 @@ import torch
 import torchvision
 
 from fss.errors import WeightsError
-from fss.nn.resnet import BACKBONES, backbone_of
-from fss.nn.weights import load_export, load_start, save_export
+from fss.nn.backbones import make_backbone
+from fss.nn.resnet import BACKBONES
+from fss.nn.weights import load_backbone, load_export, load_prior, load_start, save_export
 
 
 def official_moco(dim: int = 16, queue: int = 32, sides: str = "qk", backbone: str = "resnet18") -> dict:
@@ -29,7 +30,6 @@ def test_backbones_have_torchvisions_names(backbone):
         n: t.shape for n, t in theirs.items() if not n.startswith("fc.")
     }
     assert ours["fc.2.weight"].shape[0] == 128
-    assert backbone_of(theirs) == backbone_of(ours) == backbone
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -48,10 +48,156 @@ def test_pointwise_convolutions_compute_what_conv2d_does(layout, bf16):
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
 
 
-@pytest.mark.parametrize("other", ["resnet34", "resnet152", "mobilenet_v3_small"])
-def test_other_architectures_are_told_apart(other):
+def skeleton(name: str, stem: str = "torchvision") -> torch.nn.Module:
     with torch.device("meta"):
-        assert backbone_of(getattr(torchvision.models, other)().state_dict()) is None
+        return make_backbone(name, stem=stem)
+
+
+def trunk_of(name: str, stem: str = "torchvision") -> dict[str, torch.Tensor]:
+    """A backbone's state with values that no other has."""
+    state = skeleton(name, stem).state_dict()
+    return {n: torch.rand(t.shape) if t.is_floating_point() else torch.tensor(7) for n, t in state.items()}
+
+
+def hollow(name: str) -> dict[str, torch.Tensor]:
+    """The names and shapes of a network of torchvision, in a file of a few kilobytes."""
+    with torch.device("meta"):
+        state = getattr(torchvision.models, name)().state_dict()
+    return {n: torch.zeros((), dtype=t.dtype).expand(t.shape) for n, t in state.items()}
+
+
+def in_stages(state: dict[str, torch.Tensor], vgg_slices: list[int] | None = None) -> dict[str, torch.Tensor]:
+    """`state` in the names of the few-shot references: a list of the stem, or slices of a VGG's features."""
+    stem = ["conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3"]
+    out = {}
+    for name, tensor in state.items():
+        first, rest = name.split(".", 1)
+        if vgg_slices:
+            place, leaf = rest.split(".")
+            layer = max(n for n, start in enumerate(vgg_slices) if start <= int(place))
+            name = f"layer{layer}.{int(place) - vgg_slices[layer]}.{leaf}"
+        elif first in stem:
+            name = f"layer0.{stem.index(first)}.{rest}"
+        out[name] = tensor
+    heads = {"down_query.0.weight": torch.zeros(4, 8, 1, 1), "cls.3.bias": torch.zeros(2)}
+    return out | heads | {"res1.0.weight": torch.zeros(4)}
+
+
+VGG_BN, VGG = [0, 7, 14, 24, 34], [0, 5, 10, 17, 24]
+LAYOUTS = {
+    "torchvision": ("resnet18", "torchvision", lambda s: s | {"fc.weight": torch.zeros(9, 512)}),
+    "original": ("resnet18", "original", lambda s: s | {"fc.bias": torch.zeros(9)}),
+    "half precision": ("resnet18", "torchvision", lambda s: {n: t.half() if t.ndim == 4 else t for n, t in s.items()}),
+    "semseg": ("resnet50", "deep", lambda s: s | {"fc.weight": torch.zeros(9, 2048)}),
+    "semseg, small": ("resnet18", "deep", lambda s: s),
+    "wrapped": ("resnet18", "deep", lambda s: {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in s.items()}}),
+    "no counters": ("resnet18", "torchvision", lambda s: {n: t for n, t in s.items() if t.ndim}),
+    "stages": ("resnet18", "deep", in_stages),
+    "stages, wrapped": (
+        "resnet18", "deep", lambda s: {"state_dict": {f"module.{n}": t for n, t in in_stages(s).items()}},
+    ),
+    "stages, 7x7": ("resnet18", "torchvision", in_stages),
+    "vgg": ("vgg16", "torchvision", lambda s: s | {"classifier.0.weight": torch.zeros(4, 4)}),
+    "vgg_bn": ("vgg16_bn", "torchvision", lambda s: s | {"classifier.0.weight": torch.zeros(4, 4)}),
+    "vgg, stages": ("vgg16", "torchvision", lambda s: in_stages(s, VGG)),
+    "vgg_bn, stages": ("vgg16_bn", "torchvision", lambda s: in_stages(s, VGG_BN)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts_of_backbones(tmp_path, layout):
+    name, stem, arrange = LAYOUTS[layout]
+    state = trunk_of(name, stem)
+    torch.save(arrange(state), tmp_path / "weights.pth")
+    read = load_backbone(tmp_path / "weights.pth", name, stem)
+    skeleton(name, stem).load_state_dict(read, assign=True)
+    for tensor_name, tensor in state.items():
+        expected = tensor.half().float() if layout == "half precision" and tensor.ndim == 4 else tensor
+        expected = torch.tensor(0) if layout == "no counters" and not tensor.ndim else expected
+        assert torch.equal(read[tensor_name], expected), tensor_name
+        assert read[tensor_name].dtype == tensor.dtype
+
+
+def test_files_older_than_torch_1_6(tmp_path):
+    state = trunk_of("resnet18", "deep")
+    torch.save({"state_dict": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    read = load_backbone(tmp_path / "old.pth", "resnet18", "deep")
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("sides", ["q", "k", "qk"])
+def test_a_backbone_is_mocos_query_encoder_and_a_prior_extractor_its_momentum_encoder(tmp_path, sides):
+    content = official_moco(sides=sides)
+    torch.save(content, tmp_path / "moco.pth.tar")
+    backbone = load_backbone(tmp_path / "moco.pth.tar", "resnet18")
+    prior, header = load_prior(tmp_path / "moco.pth.tar")
+    assert header == {"method": "moco", "backbone": "resnet18"}
+    for read, side in ((backbone, sides[0]), (prior, sides[-1])):
+        skeleton("resnet18").load_state_dict(read, assign=True)
+        assert torch.equal(read["conv1.weight"], content["state_dict"][f"module.encoder_{side}.conv1.weight"])
+
+
+def test_export_of_the_prior_extractor(tmp_path):
+    trunk = trunk_of("resnet18")
+    save_export(tmp_path / "prior.safetensors", trunk, {"method": "prior", "backbone": "resnet18", "images_seen": "12"})
+    prior, header = load_prior(tmp_path / "prior.safetensors")
+    assert header == {"method": "prior", "backbone": "resnet18", "images_seen": "12"}
+    for read in (prior, load_backbone(tmp_path / "prior.safetensors", "resnet18")):
+        assert all(torch.equal(read[name], tensor) for name, tensor in trunk.items())
+    with pytest.raises(WeightsError, match="stem is original: set stem to torchvision"):
+        load_backbone(tmp_path / "prior.safetensors", "resnet18", "original")
+
+
+def test_a_header_says_what_tensors_cannot(tmp_path):
+    save_export(tmp_path / "v1.safetensors", trunk_of("resnet18", "original"), {"stem": "original"})
+    assert load_backbone(tmp_path / "v1.safetensors", "resnet18", "original")
+    with pytest.raises(WeightsError, match="but stem is torchvision: set stem to original or"):
+        load_backbone(tmp_path / "v1.safetensors", "resnet18", "torchvision")
+
+
+def test_backbones_that_do_not_fit_are_refused_in_a_sentence(tmp_path):
+    def refused(state: dict, name: str, stem: str, message: str) -> None:
+        torch.save(state, tmp_path / "weights.pth")
+        with pytest.raises(WeightsError, match=message) as error:
+            load_backbone(tmp_path / "weights.pth", name, stem)
+        assert str(error.value).startswith(str(tmp_path / "weights.pth"))
+
+    plain, deep, vgg = trunk_of("resnet18"), trunk_of("resnet18", "deep"), trunk_of("vgg16_bn")
+    refused(plain, "resnet50", "torchvision", "a resnet18 .* but backbone is resnet50: set backbone to resnet18")
+    refused(vgg, "vgg16", "torchvision", "a vgg16_bn but backbone is vgg16: set backbone to vgg16_bn")
+    refused(deep, "resnet18", "torchvision", "deep stem but stem is torchvision: set stem to deep")
+    refused(plain, "resnet18", "deep", "7x7 stem but stem is deep: set stem to torchvision or original")
+    del deep["bn3.bias"]
+    refused(deep, "resnet18", "deep", r"looks like a resnet18 with a deep stem but 1 of its tensors .* bn3\.bias first")
+    refused(hollow("vgg11"), "vgg16", "torchvision", "holds no resnet18, .*vgg16_bn")
+    refused(hollow("resnet34"), "resnet18", "torchvision", "holds no resnet18")
+    refused(hollow("resnet152"), "resnet101", "torchvision", "holds no resnet18")
+    refused(hollow("wide_resnet50_2"), "resnet50", "torchvision", "holds no resnet18")
+    refused({}, "resnet18", "torchvision", "it holds no tensor")
+    with pytest.raises(WeightsError, match="is no file"):
+        load_backbone(tmp_path / "absent.pth", "resnet18")
+
+
+def test_files_of_other_methods_are_refused_in_a_sentence(tmp_path):
+    save_export(tmp_path / "qgnet.safetensors", trunk_of("resnet18"), {"method": "qgnet"})
+    with pytest.raises(WeightsError, match="is an export of the method qgnet, not of a backbone: give"):
+        load_backbone(tmp_path / "qgnet.safetensors", "resnet18")
+    with pytest.raises(WeightsError, match=r"is an export of the method qgnet: give the prior\.safetensors"):
+        load_prior(tmp_path / "qgnet.safetensors")
+    torch.save(hollow("resnet18"), tmp_path / "resnet18.pth")
+    with pytest.raises(WeightsError, match="is no export of a prior extractor: give"):
+        load_prior(tmp_path / "resnet18.pth")
+    deep = {f"module.encoder_k.{name}": t for name, t in trunk_of("resnet18", "deep").items()}
+    torch.save({"state_dict": deep}, tmp_path / "deep.pth.tar")
+    with pytest.raises(WeightsError, match="deep stem, but a prior extractor is a ResNet with a 7x7 stem"):
+        load_prior(tmp_path / "deep.pth.tar")
+
+
+def test_original_weights_as_they_are_passed_around(shared):
+    path = shared / "data" / "weights" / "resnet50_imagenet_v1_stride_in_conv1.safetensors"
+    state = load_backbone(path, "resnet50", "original")
+    skeleton("resnet50", "original").load_state_dict(state, assign=True)
+    assert all(t.dtype in (torch.float32, torch.int64) for t in state.values())
 
 
 def test_official_moco(tmp_path):
@@ -94,15 +240,18 @@ def test_export_round_trip(tmp_path):
 
 def test_wrong_files_are_refused_in_a_sentence(tmp_path):
     files = {
-        "other.pth.tar": (official_moco(backbone="resnet50"), "resnet50 but the method's backbone is resnet18"),
-        "resnet34.pth": (torchvision.models.resnet34().state_dict(), "holds no resnet18"),
+        "other.pth.tar": (hollow("resnet50"), "backbone is resnet18: .* or set backbone to resnet50"),
+        "deep.pth": (trunk_of("resnet18", "deep"), "deep stem but the method's backbone is resnet18: give weights"),
+        "resnet34.pth": (hollow("resnet34"), "holds no resnet18"),
+        "resnet152.pth": (hollow("resnet152"), "holds no resnet18"),
+        "mobilenet.pth": (hollow("mobilenet_v3_small"), "holds no resnet18"),
         "numbers.pth": ({"a": 1}, "holds no table of tensors"),
         "list.pth": ([1, 2], "holds no table of tensors"),
     }
-    incomplete = torchvision.models.resnet18().state_dict()
+    incomplete = hollow("resnet18")
     del incomplete["layer2.0.bn1.weight"]
     files["incomplete.pth"] = (incomplete, "layer2.0.bn1.weight")
-    misshapen = torchvision.models.resnet18().state_dict()
+    misshapen = hollow("resnet18")
     misshapen["layer3.0.conv1.weight"] = torch.zeros(2, 2, 3, 3)
     files["misshapen.pth"] = (misshapen, "layer3.0.conv1.weight")
     for name, (content, message) in files.items():

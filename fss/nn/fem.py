@@ -1,0 +1,113 @@
+"""PFENet's feature enrichment module and decoder (PFENet, section 3.3; QGNet's Fig. 2), for any number of maps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss.nn.region import resize
+from fss.nn.resnet import PointwiseConv2d
+
+IGNORE = 255
+
+
+def middle_feature(block2: Tensor, block3: Tensor) -> Tensor:
+    """Blocks 3 and 2 [B, C, h, w] side by side, in this order, the latter resized to the former (VGG's are larger)."""
+    return torch.cat([block3, resize(block2, block3.shape[2:])], 1)
+
+
+def reduction(width: int, dim: int, dropout: float) -> nn.Sequential:
+    """Middle features [B, C, h, w] -> [B, D, h, w]."""
+    return nn.Sequential(PointwiseConv2d(width, dim, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
+
+
+def head(width: int, dim: int, dropout: float) -> nn.Sequential:
+    """Block 4 of a network [B, C, h, w] -> [B, D, h, w], to be compared with another network's (QGNet's code)."""
+    convolution = nn.Conv2d(width, dim, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.Dropout2d(dropout))
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution, [B, C, h, w] and [D, C, 1, 1] -> [B, D, h, w], channels innermost.
+
+    As a product of matrices: torch sends 1x1 convolutions of small batches down a slow path on a CPU thread.
+    """
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+
+
+def conv3x3(width: int) -> nn.Conv2d:
+    """As wide out as in, same size, no bias."""
+    return nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+
+def classifier(width: int, dropout: float) -> nn.Sequential:
+    """Features [B, D, h, w] -> logits of background and class [B, 2, h, w]."""
+    return nn.Sequential(conv3x3(width), nn.ReLU(inplace=True), nn.Dropout2d(dropout), nn.Conv2d(width, 2, 1))
+
+
+def bin_size(scale: float, side: int) -> int:
+    """The side in cells of a pyramid level: a number of cells above 1, a fraction of the feature map's side up to 1."""
+    return int(scale) if scale > 1 else max(1, int(side * scale))
+
+
+class FeatureEnrichment(nn.Module):
+    """Query features, a prototype and maps -> logits, through a pyramid of `bins` from fine to coarse.
+
+    At every level the three sources are merged (inter-source enrichment), the level before adds to it (inter-scale
+    interaction), and a classifier gives logits of its own for the auxiliary loss. A decoder joins the levels.
+    There is no normalisation layer, and a bias only where logits are made.
+    """
+
+    def __init__(self, dim: int, maps: int, bins: Sequence[float], dropout: float = 0.1):
+        super().__init__()
+        self.dim = dim
+        self.bins = tuple(bins)
+        levels = range(len(self.bins))
+        # Input channels in this order: query features (dim), prototype (dim), maps.
+        self.merge = nn.ModuleList(nn.Conv2d(2 * dim + maps, dim, 1, bias=False) for _ in levels)
+        self.interact = nn.ModuleList(nn.Conv2d(2 * dim, dim, 1, bias=False) for _ in levels[1:])
+        self.refine = nn.ModuleList(self._two_convolutions(dim) for _ in levels)
+        self.inner = nn.ModuleList(classifier(dim, dropout) for _ in levels)
+        self.join = nn.Conv2d(len(self.bins) * dim, dim, 1, bias=False)
+        self.smooth = self._two_convolutions(dim)
+        self.classify = classifier(dim, dropout)
+
+    @staticmethod
+    def _two_convolutions(dim: int) -> nn.Sequential:
+        return nn.Sequential(conv3x3(dim), nn.ReLU(inplace=True), conv3x3(dim), nn.ReLU(inplace=True))
+
+    def forward(self, query: Tensor, prototype: Tensor, maps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """query [B, D, h, w], prototype [B, D], maps [B, M, h', w'] -> logits [B, 2, h, w] and each level's."""
+        size = query.shape[2:]
+        joined, inner, before = 0, [], None
+        for level, (scale, join) in enumerate(zip(self.bins, self.join.weight.split(self.dim, dim=1), strict=True)):
+            cells = (bin_size(scale, size[0]), bin_size(scale, size[1]))
+            x = F.relu(self._merged(level, query, prototype, maps, cells))    # [B, D, *cells]
+            if before is not None:
+                both = torch.cat([x, resize(before, cells)], 1)
+                x = x + F.relu(pointwise(both, self.interact[level - 1].weight))
+            x = x + self.refine[level](x)
+            inner.append(self.inner[level](x))    # [B, 2, *cells]
+            # A 1x1 convolution and a resize commute: joining level by level spares the concatenation at full size.
+            joined = joined + resize(pointwise(x, join), size)
+            before = resize(x, size)
+        x = F.relu(joined)
+        return self.classify(x + self.smooth(x)), inner
+
+    def _merged(self, level: int, query: Tensor, prototype: Tensor, maps: Tensor, cells: tuple[int, int]) -> Tensor:
+        """The merging convolution; the prototype is the same at every position, so that its part is a bias."""
+        of_query, of_prototype, of_maps = self.merge[level].weight.split([self.dim, self.dim, maps.shape[1]], dim=1)
+        bias = F.linear(prototype, of_prototype.flatten(1))    # [B, D]
+        sources = [F.adaptive_avg_pool2d(query, cells), resize(maps, cells).to(query.dtype)]
+        return pointwise(torch.cat(sources, 1), torch.cat([of_query, of_maps], 1)) + bias[:, :, None, None]
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy, nats, of logits [B, 2, h, w] upsampled to the mask [B, S, S] of 0, 1 and 255 (left out)."""
+    return F.cross_entropy(resize(logits.float(), mask.shape[1:]), mask.long(), ignore_index=IGNORE)
+
+
+def inner_loss(inner: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """The mean over pyramid levels of their `segmentation_loss`."""
+    return torch.stack([segmentation_loss(logits, mask) for logits in inner]).mean()

@@ -1,0 +1,27 @@
+"""Pyramid pooling, the context module of PSPNet (Zhao et al. 2017) and of BAM's base learner."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PPM(nn.Module):
+    """A map and its averages over grids of `bins` x `bins` cells, each reduced to `width` channels and scaled back."""
+
+    def __init__(self, channels: int, width: int, bins: Sequence[int] = (1, 2, 3, 6)):
+        super().__init__()
+        self.bins = tuple(bins)
+        self.reduce = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+            for _ in self.bins
+        )
+        self.channels = channels + len(self.bins) * width
+        """Channels of the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C + len(bins) * width, h, w], the input's channels first."""
+        pooled = (reduce(F.adaptive_avg_pool2d(x, bin)) for bin, reduce in zip(self.bins, self.reduce, strict=True))
+        size = x.shape[2:]
+        return torch.cat([x, *(F.interpolate(p, size, mode="bilinear", align_corners=True) for p in pooled)], dim=1)
