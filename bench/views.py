@@ -30,7 +30,8 @@ from torchvision import transforms
 
 from fss.data.augment import BACKENDS, Augmentation, Box
 from fss.data.batch import ViewSpec
-from fss.data.loader import DataConfig, load_views
+from fss.data.loader import load
+from fss.data.view_feed import ViewDataConfig
 from shards.read import ShardSet
 from shards.sources.folder import folder
 from shards.write import pack
@@ -119,8 +120,8 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
         shards = ShardSet(packed)
 
         def ours(backend: str, local: str = "none"):
-            config = DataConfig(batch=BATCH, workers=0, backend=backend)
-            return load_views(shards, ViewSpec(size=size, local=local), config, seed=SEED)
+            config = ViewDataConfig(batch=BATCH, workers=0, backend=backend)
+            return load(ViewSpec(size=size, local=local), shards, config, seed=SEED)
 
         variants = {
             "plain PIL + torchvision, float32": plain(paths, size),

@@ -1,7 +1,7 @@
 """Batches for the method that asked for them: `load` looks at the spec and feeds any method on any number of ranks.
 
-A batch is a pure function of the shards, the seed and its own number (see `shards.read.EpochOrder`), so workers only
-share out batches: their number changes nothing, and neither does a restart.
+A batch is a pure function of the data, the seed and its own number (see `fss.data.feed.Feed`), so workers only share
+out batches: their number changes nothing, and neither does a restart.
 """
 
 import os
@@ -15,71 +15,40 @@ from itertools import count
 from multiprocessing import get_context, parent_process, resource_tracker
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fss.data.augment import Backend
-from fss.data.batch import ViewBatch, ViewSpec
-from fss.data.views import ViewMaker
-from fss.errors import ConfigError, at_least
+from fss.data.batch import Batch, EpisodeSpec, ViewSpec
+from fss.data.episode_feed import EpisodeData, EpisodeFeed
+from fss.data.feed import DataConfig, Feed
+from fss.data.view_feed import ViewFeed
+from fss.errors import ConfigError
 from shards.format import ShardError
-from shards.read import EpochOrder, LostShardError, ShardSet
+from shards.read import ShardSet
 
-ATTEMPTS = 20    # unreadable samples in a row before the loader gives up
 GRACE = 10    # unreadable samples before their share is judged
 NAMED = 20    # unreadable samples that are named one by one
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)    # meant for the trainer, but sent to all its process group
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the samples come from and how they are fed."""
-
-    shards: str | None = None
-    """Packed set: a folder, or a remote prefix such as https://host/set. Without one: an embedded synthetic set."""
-    cache: str | None = None
-    """Local folder that the shards of a remote set are fetched to; the processes of a machine share it."""
-    batch: int = 256
-    """Images of an optimizer step, over all ranks and micro-batches."""
-    workers: int = 4
-    """Processes per rank that prepare batches; 0 prepares them in the training process."""
-    prefetch: int = 2
-    """Batches that each worker keeps ready."""
-    backend: Backend = "cv2"
-    """What carries out the augmentation: 'cv2' is fast, 'pil' is exactly what the published code ran."""
-    window: int = 16
-    """Shards that the samples in flight are mixed from: more mix better, fewer are read more sequentially."""
-    bad_fraction: float = 0.01
-    """Share of unreadable samples past which the run stops; below it they are replaced and named."""
-
-    def __post_init__(self) -> None:
-        at_least("data", self, batch=1, workers=0, prefetch=1, window=1)
-        if not 0 <= self.bad_fraction <= 1:
-            raise ConfigError(f"data.bad_fraction is {self.bad_fraction}: give a share between 0 and 1")
+FEEDS: dict[type, Callable[..., Feed]] = {ViewSpec: ViewFeed, EpisodeSpec: EpisodeFeed}
+"""What a method consumes -> what makes it of (spec, data, config, seed)."""
 
 
-def load_views(
-    shards: ShardSet, spec: ViewSpec, config: DataConfig,
+def load(
+    spec: ViewSpec | EpisodeSpec, data: ShardSet | EpisodeData, config: DataConfig,
     *, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0,
-) -> Iterator[ViewBatch]:    # fmt: skip
+) -> Iterator[Batch]:    # fmt: skip
     """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
 
-    The images of a step are dealt in order, first over ranks, then over a rank's micro-batches; all of them together
+    `spec` is what a method `consumes`. Views are made of a ShardSet with a ViewDataConfig, episodes of an EpisodeData.
+    The samples of a step are dealt in order, first over ranks, then over a rank's micro-batches; all of them together
     are the same whatever `world` and `accumulate` are. The workers start at once.
 
-    Raises ConfigError where the batch cannot be dealt evenly, ShardError where the shards lack what the spec needs,
+    Raises ConfigError where the batch cannot be dealt evenly, ShardError where the data lack what the spec needs,
     and while iterating where too many samples in a row, or a whole shard, cannot be read.
     """
-    if spec.local != "none" and spec.superpixels not in shards.manifest.superpixels:
-        raise ShardError(
-            f"method.local {spec.local} needs {spec.superpixels} superpixels, which {shards.remote or shards.folder} "
-            f"does not have: pack it with --superpixels {spec.superpixels}, or set method.local to none"
-        )
-    views = Views(
-        shards=shards,
-        order=EpochOrder(shards.counts, seed, config.window),
-        make=ViewMaker(spec, config.backend, seed),
+    batches = Batches(
+        feed=FEEDS[type(spec)](spec, data, config, seed),
         share=even_share(config.batch, world, accumulate),
         rank=rank, world=world, accumulate=accumulate,
     )    # fmt: skip
@@ -91,26 +60,18 @@ def load_views(
         context.set_forkserver_preload([__name__])
         workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     loader = DataLoader(
-        views, batch_size=None, sampler=count(start * accumulate), num_workers=config.workers,
+        batches, batch_size=None, sampler=count(start * accumulate), num_workers=config.workers,
         worker_init_fn=start_worker, pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),    # else every start would draw a seed from the generator that methods draw from
         **workers,
     )    # fmt: skip
     with signals_blocked():
-        batches = iter(loader)
-    return raising(batches)
-
-
-LOADERS: dict[type, Callable[..., Iterator]] = {ViewSpec: load_views}
-
-
-def load(spec: ViewSpec, shards: ShardSet, config: DataConfig, **where: int) -> Iterator:
-    """Batches of the kind that `spec`, a method's `consumes`, asks for; see the loader of its type for `where`."""
-    return LOADERS[type(spec)](shards, spec, config, **where)
+        iterator = iter(loader)
+    return raising(iterator)
 
 
 def even_share(batch: int, world: int, accumulate: int) -> int:
-    """Images of one micro-batch on one rank. Raises ConfigError, naming what would fit, where they come out uneven."""
+    """Samples of one micro-batch on one rank. Raises ConfigError, naming what would fit, where they come out uneven."""
     parts = world * accumulate
     share, rest = divmod(batch, parts)
     if rest:
@@ -123,48 +84,23 @@ def even_share(batch: int, world: int, accumulate: int) -> int:
 
 
 @dataclass(kw_only=True)
-class Views(Dataset):
+class Batches(Dataset):
     """Micro-batches by number: item step * accumulate + a is micro-batch a of that optimizer step, on this rank."""
 
-    shards: ShardSet
-    order: EpochOrder
-    make: ViewMaker
+    feed: Feed
     share: int
     rank: int
     world: int
     accumulate: int
 
-    def __getitem__(self, number: int) -> ViewBatch | ShardError:
+    def __getitem__(self, number: int) -> Batch | ShardError:
         """The batch; or the error that the trainer has to raise, which would lose its one sentence on the way."""
         step, micro = divmod(number, self.accumulate)
         start = ((step * self.world + self.rank) * self.accumulate + micro) * self.share
-        replaced: list[str] = []
         try:
-            found = [self._sample(p, replaced) for p in self.order.positions(start, start + self.share)]
+            return self.feed.batch(start, start + self.share)
         except ShardError as error:
             return error
-        indices, rows = zip(*found, strict=True)
-        return ViewBatch(
-            image=torch.tensor(indices),
-            keys=[self.shards.keys[index] for index in indices],
-            replaced=replaced,
-            **{name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]},
-        )
-
-    def _sample(self, position: tuple[int, int], replaced: list[str]) -> tuple[int, dict[str, np.ndarray]]:
-        for attempt in range(ATTEMPTS):
-            epoch, index = position
-            try:
-                return index, self.make(self.shards.read(index), epoch, index)
-            except LostShardError:
-                raise
-            except ShardError as error:
-                replaced.append(f"{self.shards.keys[index]}: {error}")
-            position = self.order.replacement(position, attempt)
-        raise ShardError(
-            f"{ATTEMPTS} samples in a row cannot be read, the last was {replaced[-1]}: "
-            f"see what is wrong with python -m shards.check {self.shards.folder}"
-        )
 
 
 class BadSamples:
@@ -176,7 +112,7 @@ class BadSamples:
         self.bad = 0
         self.reasons: Counter[str] = Counter()    # 'key: reason' -> how often
 
-    def note(self, batch: ViewBatch) -> list[str]:
+    def note(self, batch: Batch) -> list[str]:
         """Lines to print: each bad sample once, then, past `NAMED` of them, only their count when it has doubled.
 
         Raises ShardError where more than the allowed share of all samples read was bad. The first few are never too
@@ -235,7 +171,7 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def raising(batches: Iterator[ViewBatch | ShardError]) -> Iterator[ViewBatch]:
+def raising(batches: Iterator[Batch | ShardError]) -> Iterator[Batch]:
     """Raise the errors among the batches here, in the process that can act on them."""
     for batch in batches:
         if isinstance(batch, ShardError):

@@ -3,6 +3,8 @@
 Every random choice comes from (seed, epoch, sample, purpose): it does not matter which process makes the view.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +14,7 @@ from fss.data.augment import BACKENDS, Augmentation, Backend, Box, draw
 from fss.data.batch import ViewSpec
 from shards.codec import decode_labels
 from shards.format import IMAGE_SUFFIXES, SUPERPIXEL_STRIDE, ShardError
+from shards.read import LostShardError
 
 VIEW_SCALE = (0.2, 1.0)    # share of the image's area in a view: MoCo v2
 PATCH_SCALE = (0.5, 1.0)    # share of the patch's area in its view: our choice, a patch is small already
@@ -57,6 +60,17 @@ class ViewMaker:
         if spec.local == "region":
             row |= draw_regions(stream(CHOICE), labels, (query, key), spec)
         return row
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """What is found wrong with a sample inside gets its key in front."""
+    try:
+        yield
+    except LostShardError:    # names the shard, and is no fault of the sample's
+        raise
+    except ShardError as error:
+        raise ShardError(f"{key}: {error}") from None
 
 
 def encoded_image(members: dict[str, bytes]) -> bytes:

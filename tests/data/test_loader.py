@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from fss.data.batch import ViewBatch, ViewSpec
-from fss.data.loader import ATTEMPTS, GRACE, NAMED, BadSamples, DataConfig, load
+from fss.data.feed import ATTEMPTS
+from fss.data.loader import GRACE, NAMED, BadSamples, load
+from fss.data.view_feed import ViewDataConfig
 from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
@@ -28,7 +30,7 @@ def shards(tmp_path_factory):
 
 
 def batches(shards, steps, *, spec=SPEC, batch=8, workers=0, accumulate=1, window=2, backend="cv2", **where):
-    config = DataConfig(batch=batch, workers=workers, window=window, backend=backend)
+    config = ViewDataConfig(batch=batch, workers=workers, window=window, backend=backend)
     loader = load(spec, shards, config, seed=5, accumulate=accumulate, **where)
     return list(islice(loader, steps * accumulate))
 
@@ -109,7 +111,7 @@ def test_a_batch_that_cannot_be_dealt(shards, batch, world, accumulate, remedy):
 @pytest.mark.parametrize("field, value", [("batch", 0), ("workers", -1), ("bad_fraction", 1.5), ("window", 0)])
 def test_values_out_of_range(field, value):
     with pytest.raises(ConfigError, match=f"data.{field} is {value}"):
-        DataConfig(**{field: value})
+        ViewDataConfig(**{field: value})
 
 
 def test_superpixels_that_were_never_packed(tmp_path):
@@ -197,7 +199,7 @@ def test_too_many_bad_samples(limit, at):
 
 def test_workers_outlive_the_signals_meant_for_the_trainer(shards):
     """A scheduler signals the whole process group; the trainer still needs its next batches to reach a step's end."""
-    config = DataConfig(batch=8, workers=2, window=2)
+    config = ViewDataConfig(batch=8, workers=2, window=2)
     before = set(psutil.Process().children(recursive=True))
     loader = load(SPEC, shards, config, seed=5)
     next(loader)
@@ -215,11 +217,12 @@ def test_workers_outlive_the_signals_meant_for_the_trainer(shards):
 TRAINER = """
 import os, sys, psutil
 from fss.data.batch import ViewSpec
-from fss.data.loader import DataConfig, load
+from fss.data.loader import load
+from fss.data.view_feed import ViewDataConfig
 from shards.read import ShardSet
 
 if __name__ == "__main__":
-    loader = load(ViewSpec(size=16), ShardSet(sys.argv[1]), DataConfig(batch=8, workers=2), seed=0)
+    loader = load(ViewSpec(size=16), ShardSet(sys.argv[1]), ViewDataConfig(batch=8, workers=2), seed=0)
     next(loader)
     print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)
     os.kill(os.getpid(), 9) if sys.argv[2] == "killed" else 1 / 0

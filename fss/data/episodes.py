@@ -1,0 +1,214 @@
+"""Episodes: which class, which query, which supports; drawn by a policy, or read from a list (fss/data/lists.py).
+
+A drawn episode is a pure function of the samples, the policy, a seed and its number: it does not depend on workers,
+ranks, the order of calls, or how the samples were dealt to shards.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fss.data.folds import Fold, SchemeName
+from fss.errors import at_least
+from shards.format import Manifest, ShardError
+
+Draw = Literal["class_image", "image_class", "round_robin", "every_image", "every_pair"]
+Labels = Literal["own", "flat"]
+
+# What a random stream is for; the first word of its seed (see shards/read.py).
+EPISODE, PASS, SUBSET = 21, 22, 23
+NAMED = 5    # classes named in an error
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode; images are indices into the manifest's samples."""
+
+    seed: int
+    number: int
+    class_id: int
+    query: int
+    supports: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How episodes are drawn from the images of some classes."""
+
+    draw: Draw
+    """How class and query are drawn. 'class_image': a class, then an image of it. 'image_class': an image of a permuted
+    pass over all, then one of its classes. 'round_robin': the classes in turn, then an image. 'every_image': all images
+    in order, then a class. 'every_pair': all (image, class) pairs in order."""
+    repeat_supports: bool = False
+    """Whether an image may be drawn twice among the supports of an episode."""
+    min_area: int = 2048
+    """A class counts for an image that shows so many pixels of it at original size; small images need a lower value."""
+    labels: Labels = "own"
+    """Masks where objects overlap. 'own': each class keeps all its pixels. 'flat': later classes cover earlier ones, as
+    in the label maps (PNG) that most published code reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeConfig(Policy):
+    """Which classes are novel, and how training episodes are drawn from the others."""
+
+    scheme: SchemeName = "interleaved"
+    """Convention of the folds. 'coco' is interleaved COCO-20i; 'interleaved' takes every 4th class of any set; 'list'
+    takes the classes in `novel`."""
+    fold: int = 0
+    """Which fold is held out, from 0."""
+    novel: list[str] = field(default_factory=list)
+    """Names or ids of the novel classes (scheme 'list')."""
+    shots: int = 1
+    """K, the support images of an episode."""
+    draw: Draw = "image_class"
+    novel_in_training: Literal["background", "drop"] = "background"
+    """Training images that also hold novel classes: keep them with these as background (PFENet, QGNet, HSNet), or drop
+    them (BAM, MSANet, HDMNet, MSHNet), which is worth some points on PASCAL."""
+    images_per_class: int | None = None
+    """Train on a random choice of at most so many images of each class (MSHNet: 750); null: on all."""
+
+    def __post_init__(self) -> None:
+        at_least("episodes", self, fold=0, shots=1, min_area=0, images_per_class=2)
+
+
+class EpisodeSource:
+    """Endless episodes over the images of `classes` that show enough of them.
+
+    `images` are the eligible images, as manifest indices in the order of their keys; "in order" in a policy means that
+    order. `len()` is the number of episodes of one pass: of images, or of (image, class) pairs ('every_pair').
+
+    others_apart: leave out images that hold any class but `classes`.
+    images_per_class: keep a random choice, by `seed`, of so many images of each class; a class with fewer keeps all.
+
+    Raises ShardError, naming the classes, where one has too few images for a query and `shots` supports.
+    """
+
+    def __init__(
+        self, manifest: Manifest, classes: Sequence[int], policy: Policy, shots: int, seed: int,
+        *, others_apart: bool = False, images_per_class: int | None = None,
+    ):    # fmt: skip
+        self.classes = tuple(sorted(classes))
+        self.policy = policy
+        self.shots = shots
+        self.seed = seed
+        samples = manifest.samples
+        pairs = np.array([
+            (index, class_id, area)
+            for index in sorted(range(len(samples)), key=lambda index: samples[index].key)
+            for class_id, area in sorted(samples[index].classes.items())
+        ], np.int64).reshape(-1, 3)    # fmt: skip
+        ours = np.isin(pairs[:, 1], self.classes)
+        kept = ours & (pairs[:, 2] >= policy.min_area)
+        if others_apart:
+            kept &= ~np.isin(pairs[:, 0], pairs[~ours, 0])
+        eligible = pairs[kept]
+        if images_per_class is not None:
+            eligible = _subset(eligible, images_per_class, seed)
+        self._image, self._class = eligible[:, 0], eligible[:, 1]    # [pairs]
+        self._pairs_of = {class_id: np.flatnonzero(self._class == class_id) for class_id in self.classes}
+        self._require_enough(manifest, pairs[ours, 1], others_apart)
+        first = np.flatnonzero(np.diff(self._image, prepend=-1))    # where each image's pairs begin
+        self.images = self._image[first]
+        self._bounds = np.append(first, len(self._image))
+
+    def __len__(self) -> int:
+        return len(self._image if self.policy.draw == "every_pair" else self.images)
+
+    def reseeded(self, seed: int) -> "EpisodeSource":
+        """The same images with the episodes of another seed."""
+        other = copy(self)
+        other.seed = seed
+        return other
+
+    def draw(self, number: int) -> Episode:
+        """Episode `number`, counted from 0 without an end."""
+        rng = np.random.default_rng([EPISODE, self.seed, number])
+        query = self._query(number, rng)
+        class_id = int(self._class[query])
+        pairs = self._pairs_of[class_id]
+        others = len(pairs) - 1
+        if self.policy.repeat_supports:
+            chosen = rng.integers(others, size=self.shots)
+        else:
+            chosen = rng.choice(others, self.shots, replace=False)
+        chosen += chosen >= np.searchsorted(pairs, query)    # pass over the query
+        supports = tuple(self._image[pairs[chosen]].tolist())
+        return Episode(self.seed, number, class_id, int(self._image[query]), supports)
+
+    def _query(self, number: int, rng: np.random.Generator) -> int:
+        """The (image, class) pair that episode `number` is about."""
+        turn, place = divmod(number, len(self))
+        match self.policy.draw:
+            case "class_image":
+                return rng.choice(self._pairs_of[self.classes[rng.integers(len(self.classes))]])
+            case "round_robin":
+                return rng.choice(self._pairs_of[self.classes[number % len(self.classes)]])
+            case "image_class":
+                image = _permutation(len(self), self.seed, turn)[place]
+                return rng.integers(self._bounds[image], self._bounds[image + 1])
+            case "every_image":
+                return rng.integers(self._bounds[place], self._bounds[place + 1])
+            case "every_pair":
+                return place
+
+    def _require_enough(self, manifest: Manifest, held: np.ndarray, others_apart: bool) -> None:
+        """held: the class of every (image, class) pair, eligible or not."""
+        if not self.classes:
+            raise ShardError(f"no class of set {manifest.name} is left to draw episodes from: hold fewer of them out")
+        need = 2 if self.policy.repeat_supports else self.shots + 1
+        short = [class_id for class_id in self.classes if len(self._pairs_of[class_id]) < need]
+        if short:
+            counts = [
+                f"{manifest.classes[class_id]} has {len(self._pairs_of[class_id])} of its "
+                f"{np.count_nonzero(held == class_id)} images"
+                for class_id in short[:NAMED]
+            ]
+            counts += [f"{len(short) - NAMED} more classes fall short"] if len(short) > NAMED else []
+            apart = " and none of another class, as novel_in_training drop has it" if others_apart else ""
+            raise ShardError(
+                f"{self.shots}-shot episodes need {need} images a class that show min_area = {self.policy.min_area} "
+                f"pixels of it{apart}; in set {manifest.name} {', '.join(counts)}: lower min_area or shots, or choose "
+                f"another fold{', set or novel_in_training' if others_apart else ' or set'}"
+            )
+
+
+def training_source(
+    manifest: Manifest, fold: Fold, config: EpisodeConfig, seed: int, held_out: Sequence[int] = ()
+) -> EpisodeSource:
+    """Training episodes over the base classes of `fold` without those held out for validation.
+
+    Held-out classes are treated as novel ones: where `config` drops images with novel classes, theirs go too.
+    """
+    return EpisodeSource(
+        manifest, [class_id for class_id in fold.base if class_id not in held_out], config, config.shots, seed,
+        others_apart=config.novel_in_training == "drop", images_per_class=config.images_per_class,
+    )    # fmt: skip
+
+
+def evaluation_episodes(
+    manifest: Manifest, classes: Sequence[int], policy: Policy, shots: int, episodes: int, seeds: Sequence[int],
+    *, passes: int | None = None,
+) -> list[Episode]:    # fmt: skip
+    """`episodes` episodes of each seed over `classes`, but at most `passes` passes over their images."""
+    source = EpisodeSource(manifest, classes, policy, shots, seed=0)
+    count = episodes if passes is None else min(episodes, passes * len(source))
+    return [source.draw(number) for source in map(source.reseeded, seeds) for number in range(count)]
+
+
+def _subset(pairs: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most `most` rows of each class of `pairs` [n, 3], in their order."""
+    kept = np.zeros(len(pairs), bool)
+    for class_id in np.unique(pairs[:, 1]):
+        rows = np.flatnonzero(pairs[:, 1] == class_id)
+        kept[np.random.default_rng([SUBSET, seed, class_id]).permutation(rows)[:most]] = True
+    return pairs[kept]
+
+
+@lru_cache(maxsize=2)
+def _permutation(images: int, seed: int, turn: int) -> np.ndarray:
+    return np.random.default_rng([PASS, seed, turn]).permutation(images)

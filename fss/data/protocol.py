@@ -1,0 +1,104 @@
+"""Evaluation protocols by name: everything besides the method that decides a score.
+
+The figures are those of the published code; `note` says what of it cannot be had here. docs/protocols.md lists them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fss.data.episodes import Policy
+from fss.data.folds import SchemeName
+from fss.data.transforms import Resolution
+from fss.data.transforms import Rule as Resize
+from fss.errors import ConfigError
+
+ProtocolName = Literal["default", "pfenet", "bam", "hsnet", "mshnet", "hdmnet", "gfsam"]
+
+SEEDS_OF_123 = (510, 365, 382, 322, 988, 98, 742, 17, 595, 106)    # legacy NumPy: seed(123); randint(0, 1000, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Policy):
+    """How a method is evaluated on a data set: which episodes, and in which frame they are scored."""
+
+    name: ProtocolName
+    episodes: int
+    """Episodes of each seed."""
+    passes: int | None = None
+    """At most so many passes over the queries of an ordered policy; None: as many as the episodes take."""
+    seeds: tuple[int, ...]
+    """Every seed is one run; several give a mean and a standard deviation."""
+    resize: Resize
+    """How an image gets into the square input, see fss.data.transforms.fit_image."""
+    resolution: Resolution
+    """Where a prediction meets the truth: at the size of the photograph, or in a square of so many pixels a side."""
+    ignore_255: bool = True
+    """Whether pixels of unknown class stay out of the score; otherwise they count as background."""
+    note: str
+    """What differs from the published runs, in one sentence."""
+
+
+NOT_THE_SAME_EPISODES = "episodes of the same distribution, not the same ones: the published draws "
+
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "default": Protocol(
+        name="default", draw="round_robin", episodes=1000, seeds=(0, 1, 2, 3, 4), resize="exact", resolution="original",
+        note="ours: equally many episodes of each class, aspect kept to the pixel, overlapping objects whole",
+    ),
+    "pfenet": Protocol(
+        name="pfenet", draw="every_image", episodes=5000, passes=10, seeds=(321,), labels="flat", resize="compat",
+        resolution="original",
+        note=NOT_THE_SAME_EPISODES + "depend on the number of loader processes and the torch version",
+    ),
+    "bam": Protocol(
+        name="bam", draw="every_image", episodes=1000, seeds=SEEDS_OF_123[:5], labels="flat", resize="compat",
+        resolution="original",
+        note=NOT_THE_SAME_EPISODES + "depend on the number of loader processes; only the first 1000 images are queries",
+    ),
+    "hdmnet": Protocol(
+        name="hdmnet", draw="every_image", episodes=1000, seeds=SEEDS_OF_123, labels="flat", resize="compat",
+        resolution="original",
+        note=NOT_THE_SAME_EPISODES + "depend on the number of loader processes",
+    ),
+    "hsnet": Protocol(
+        name="hsnet", draw="every_pair", repeat_supports=True, episodes=1000, seeds=(0,), labels="flat",
+        resize="squash", resolution=400,
+        note=NOT_THE_SAME_EPISODES + "come from NumPy's global generator; evaluate the published lists to have them",
+    ),
+    "gfsam": Protocol(
+        name="gfsam", draw="every_pair", repeat_supports=True, episodes=1000, seeds=(0,), labels="flat",
+        resize="squash", resolution=1024,
+        note=NOT_THE_SAME_EPISODES + "come from NumPy's global generator; evaluate the published lists to have them",
+    ),
+    "mshnet": Protocol(
+        name="mshnet", draw="class_image", episodes=1000, seeds=(0,), resize="exact", resolution="original",
+        note="the paper states 1000 episodes and per-class masks; seeds, resize rule and resolution are our choice",
+    ),
+}  # fmt: skip
+"""As on PASCAL-5i."""
+
+ELSEWHERE: dict[tuple[ProtocolName, SchemeName], dict] = {
+    ("pfenet", "coco"): {"episodes": 20000, "passes": None},
+    ("hdmnet", "coco"): {"episodes": 10000},
+    ("hsnet", "coco"): {"draw": "class_image", "ignore_255": False},
+    ("gfsam", "coco"): {"draw": "class_image", "ignore_255": False},
+    ("default", "fss"): {"min_area": 0},
+    ("hsnet", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
+    ("gfsam", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
+    ("default", "interleaved"): {"min_area": 0},
+    ("default", "list"): {"min_area": 0},
+}
+"""What changes on another data set."""
+
+ON_FSS = ("default", "hsnet", "gfsam")
+
+
+def protocol_of(name: ProtocolName, scheme: SchemeName) -> Protocol:
+    """Protocol `name` on the data set of `scheme`. Users' own sets ('interleaved', 'list') take PASCAL's figures.
+
+    Raises ConfigError where nothing was published for that data set.
+    """
+    if scheme == "fss" and name not in ON_FSS:
+        raise ConfigError(f"eval.protocol {name} was never used on FSS-1000: choose {', '.join(ON_FSS)}")
+    data = "coco" if scheme == "coco_contiguous" else scheme
+    return replace(PROTOCOLS[name], **ELSEWHERE.get((name, data), {}))
