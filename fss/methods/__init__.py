@@ -1,8 +1,36 @@
 """The systems, by the name that users type."""
 
+from pathlib import Path
+
+from fss.errors import WeightsError
 from fss.methods.base import Method
 from fss.methods.prior import PriorExtractor
+from fss.methods.prototype import Prototype
+from fss.methods.qgnet import QGNet
+from fss.nn.weights import load_export
 
 METHODS: dict[str, type[Method]] = {
     "prior": PriorExtractor,
+    "prototype": Prototype,
+    "qgnet": QGNet,
 }
+
+
+def load_method(path: Path) -> tuple[Method, dict[str, str]]:
+    """The method that a run exported to `path`, with its weights, and the header of the file.
+
+    Raises WeightsError where the file is damaged, holds none of METHODS that can be evaluated, or does not fit this
+    version.
+    """
+    tensors, header = load_export(path)
+    name = header.get("method")
+    able = [known for known, method in METHODS.items() if "restore" in vars(method)]
+    if name not in able:
+        raise WeightsError(
+            f"{path} holds {name or 'weights without the name of a method'}, which is not evaluated on episodes: give "
+            f"the export of a run of {', '.join(able)}"
+        )
+    try:
+        return METHODS[name].restore(tensors, header), header
+    except (WeightsError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} was written by another version ({error}): evaluate it with that one") from None

@@ -5,8 +5,9 @@ one process or on a thousand.
 """
 
 import abc
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -71,6 +72,8 @@ class Method(abc.ABC):
 
     Config: ClassVar[type]
     """Frozen dataclass; every field has a docstring and becomes a command line option."""
+    learns: ClassVar[bool] = True
+    """Whether there is anything to train; without, `trained` is empty and `loss` raises TypeError."""
 
     trained: nn.Module
     replica: nn.Module
@@ -156,3 +159,11 @@ class Method(abc.ABC):
     def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The weights that other jobs start from (public names), and what is known of them."""
         raise TypeError(f"{type(self).__name__} exports nothing")
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Self:
+        """The method whose `export` this is, ready to be evaluated; no other file is needed.
+
+        Raises WeightsError or ConfigError where tensors and header do not fit each other or this version.
+        """
+        raise TypeError(f"{cls.__name__} cannot be restored from a file")

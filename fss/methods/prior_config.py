@@ -14,6 +14,8 @@ PAPER_QUEUE = 65536
 class PriorConfig:
     """Pretraining of the prior extractor; the defaults are the paper's job with MoCo v2's constants."""
 
+    name: Literal["prior"] = "prior"
+    """The method."""
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
     """Trunk of both encoders, torchvision's layout."""
     dim: int = 128

@@ -1,0 +1,87 @@
+"""The options of QGNet."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fss.errors import ConfigError, at_least
+from fss.methods.prior_config import PriorConfig
+from fss.nn.backbones import BackboneName, BatchNorm, Stem
+
+PAPER_EPISODES = 1_000_000    # 200 epochs of the roughly 5,000 PASCAL images that have a base class; COCO has more
+
+
+@dataclass(frozen=True, kw_only=True)
+class QGNetConfig:
+    """QGNet: the defaults are the paper's network (473 px, ResNet-50, both region maps, PFENet's decoder)."""
+
+    name: Literal["qgnet"] = "qgnet"
+    """The method."""
+    size: int = 473
+    """Side of the training crops and, unless another is asked for, of evaluated images, pixels: 8k + 1."""
+    backbone: BackboneName = "resnet50"
+    """The frozen feature extractor F; ResNets are dilated to output stride 8."""
+    stem: Stem = "torchvision"
+    """How a ResNet begins and where it strides; published few-shot results use 'deep'."""
+    backbone_weights: str | None = None
+    """File of the backbone's weights, of its `stem`; none: random weights."""
+    prior_map: Literal["on", "off", "shuffled"] = "on"
+    """The prior region map. 'shuffled', an ablation: its positions are permuted, always the same way for a map size, so
+    that it keeps its values and says nothing about the image."""
+    prior_weights: str | None = None
+    """File of the prior extractor's weights, which launch/pretrain_prior.py exports; it says which ResNet it is."""
+    guided_map: bool = True
+    """The guided region map (PFENet's prior mask)."""
+    heads: bool = False
+    """A learned 3x3 convolution behind each network before the prior region map compares them, as in the authors' code;
+    the paper has none. Needed where the networks differ in width."""
+    dim: int = 256
+    """Width of the reduced features, the prototype and the decoder."""
+    bins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25, 0.125])
+    """Levels of the pyramid, fine to coarse: fractions of the feature map's side up to 1, numbers of cells above (the
+    reference has 60, 30, 15, 8 on PASCAL)."""
+    aux_weight: float = 1.0
+    """Weight of the inner losses' mean."""
+    reduction_dropout: float = 0.5
+    """Share of channels dropped after the reductions and the heads."""
+    classifier_dropout: float = 0.1
+    """Share of channels dropped before logits."""
+    bn: BatchNorm = "frozen"
+    """Batch norm of the frozen networks. 'frozen': running statistics. 'reference': those of the batch in training, and
+    the running ones drift, as in the published code."""
+
+    def __post_init__(self) -> None:
+        at_least("method", self, size=33, dim=1, aux_weight=0)
+        if self.size % 8 != 1:
+            near = round((self.size - 1) / 8) * 8 + 1
+            raise ConfigError(f"method.size is {self.size}: give a multiple of 8 plus 1, such as {near}")
+        if not self.bins or min(self.bins) <= 0 or any(b > 1 and b != int(b) for b in self.bins):
+            raise ConfigError(
+                f"method.bins is {self.bins}: give levels that are each a fraction up to 1 or a whole number of cells"
+            )
+        for name in ("reduction_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"method.{name} is {getattr(self, name)}: give a share from 0 to below 1")
+        if self.prior_map == "off" and not self.guided_map:
+            raise ConfigError("method.prior_map is off and method.guided_map is false: keep one of the region maps")
+        if self.prior_map == "off" and self.heads:
+            raise ConfigError("method.heads is true but method.prior_map is off, which they serve: set heads to false")
+
+    def far_from_paper(self, episodes: int, prior: Mapping[str, str]) -> list[str]:
+        """What keeps a run over `episodes` from the paper's figures; `prior`: the prior extractor's header, if any."""
+        said = []
+        if self.backbone_weights is None:
+            said.append("The backbone has random weights: its scores show that the parts fit together and no more.")
+        if prior.get("method") == "moco":
+            said.append("The prior extractor is an official MoCo checkpoint: trained elsewhere, and not on patches.")
+        elif prior:
+            short = PriorConfig(**json.loads(prior["recipe"])).short_of_paper(int(prior.get("images_seen", 0)))
+            if short:
+                said.append(f"The prior extractor is far from the paper's: {'; '.join(short)}.")
+        if episodes < 0.5 * PAPER_EPISODES:
+            said.append(
+                f"Trained on {episodes:,} episodes, {episodes / PAPER_EPISODES:.2%} of the paper's 200 epochs on VOC: "
+                "not to be compared with its figures."
+            )
+        return said

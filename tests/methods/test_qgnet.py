@@ -1,0 +1,321 @@
+"""QGNet: training and evaluation agree, the maps are what they are said to be, and files bring everything along."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fss.data.batch import EpisodeBatch
+from fss.errors import ConfigError, WeightsError
+from fss.methods import load_method
+from fss.methods.base import Alone
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
+from fss.methods.qgnet import GUIDED_MAP, PRIOR_MAP, QGNet
+from fss.methods.qgnet_config import QGNetConfig
+from fss.nn.region import guided_region_map, prior_region_map, small_mask
+from fss.nn.weights import save_export
+from tests.thread_ranks import run_ranks
+
+SIZE = 65    # 9 x 9 positions
+
+
+@pytest.fixture(scope="session")
+def prior_file(tmp_path_factory):
+    """A prior extractor's export, as launch/pretrain_prior.py writes it."""
+    torch.manual_seed(1)
+    tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", dim=8, queue=16, local_queue=16)).export()
+    path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
+    save_export(path, tensors, header | {"epochs": "3.0", "images_seen": "2400"})
+    return str(path)
+
+
+@pytest.fixture
+def config(prior_file) -> QGNetConfig:
+    return QGNetConfig(
+        size=SIZE, backbone="resnet18", prior_weights=prior_file, dim=16, bins=[1.0, 0.5],
+        reduction_dropout=0.0, classifier_dropout=0.0,
+    )    # fmt: skip
+
+
+def build(config: QGNetConfig) -> QGNet:
+    torch.manual_seed(0)
+    return QGNet(config)
+
+
+def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
+    """Noise with rectangles for objects; some pixels are unknown."""
+    g = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(b, 1 + k, SIZE, SIZE, dtype=torch.uint8)
+    for row in masks.flatten(0, 1):
+        top, left = torch.randint(0, SIZE // 2, (2,), generator=g).tolist()
+        row[top : top + 30, left : left + 24] = 1
+        row[:, -3:] = 255
+    images = torch.randint(0, 256, (b, 1 + k, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
+    return EpisodeBatch(
+        query=images[:, 0], query_mask=masks[:, 0], support=images[:, 1:], support_mask=masks[:, 1:],
+        class_id=torch.ones(b, dtype=torch.int64), keys=[str(i) for i in range(b)], replaced=[],
+    )    # fmt: skip
+
+
+def image_by_image(method: QGNet, batch: EpisodeBatch) -> torch.Tensor:
+    """The logits of an evaluation, [B, 2, S, S]."""
+    standardise = method.replica["standardise"]
+    rows = []
+    for query, supports, masks in zip(batch.query, batch.support, batch.support_mask, strict=True):
+        seen = [
+            method.describe(method.encode(standardise(image[None])), mask[None])
+            for image, mask in zip(supports, masks, strict=True)
+        ]
+        rows.append(method.predict(method.encode(standardise(query[None])), seen))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize(
+    ("k", "variant"),
+    [
+        (1, {}), (5, {}), (1, {"prior_map": "off"}), (2, {"prior_map": "shuffled"}), (1, {"guided_map": False}),
+        (2, {"heads": True}), (1, {"backbone": "vgg16_bn"}), (1, {"stem": "deep"}),
+        (1, {"backbone": "resnet50", "heads": True}),
+    ],
+    ids=str,
+)    # fmt: skip
+def test_training_and_evaluation_compute_the_same_logits(config, variant, k):
+    method = build(replace(config, **variant))
+    batch = episodes(k=k)
+    with torch.no_grad():
+        logits, _ = method.forward(batch)
+    expected = F.interpolate(logits, SIZE, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(image_by_image(method, batch), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_shots_are_averaged(config):
+    method = build(config)
+    batch = episodes(b=1, k=2)
+    features = [method.encode(method.replica["standardise"](image[None])) for image in batch.support[0]]
+    seen = [method.describe(f, mask[None]) for f, mask in zip(features, batch.support_mask[0], strict=True)]
+    query = method.encode(method.replica["standardise"](batch.query))
+    alone = [method.maps(query, [s])[GUIDED_MAP] for s in seen]
+    torch.testing.assert_close(method.maps(query, seen)[GUIDED_MAP], (alone[0] + alone[1]) / 2)
+    torch.testing.assert_close(method.predict(query, seen), method.predict(query, seen[::-1]))
+    torch.testing.assert_close(method.predict(query, [seen[0]] * 3), method.predict(query, [seen[0]]))
+
+
+def test_maps_are_those_of_the_two_frozen_networks(config):
+    method = build(config)
+    batch = episodes(b=1)
+    query, support = (method.replica["standardise"](x) for x in (batch.query, batch.support[0]))
+    backbone, prior = method.replica["backbone"], method.replica["prior"]
+    mask = small_mask(batch.support_mask[0], (9, 9))
+    masked4 = backbone.block4(backbone.blocks(support).block3 * mask)
+    expected = {
+        PRIOR_MAP: prior_region_map(backbone.blocks(query).block4, prior.blocks(query).block4),
+        GUIDED_MAP: guided_region_map(backbone.blocks(query).block4, masked4, mask),
+    }
+    found = method.maps(method.encode(query), [method.describe(method.encode(support), batch.support_mask[0])])
+    assert list(found) == list(expected)
+    for name, expected_map in expected.items():
+        torch.testing.assert_close(found[name], expected_map[0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(config):
+    image = build(config).replica["standardise"](episodes(b=1).query)
+    straight = build(config).encode(image)[PRIOR_MAP]
+    shuffled = build(replace(config, prior_map="shuffled")).encode(image)[PRIOR_MAP]
+    assert not torch.equal(straight, shuffled)
+    torch.testing.assert_close(straight.flatten().sort().values, shuffled.flatten().sort().values)
+    torch.testing.assert_close(build(replace(config, prior_map="shuffled")).encode(image)[PRIOR_MAP], shuffled)
+
+
+def test_a_support_without_an_object_still_gives_a_prediction(config):
+    method = build(config)
+    batch = episodes(b=1)
+    features = method.encode(method.replica["standardise"](batch.query))
+    seen = method.describe(features, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
+    assert seen["prototype"].eq(0).all() and seen["columns"].shape[1] == 0
+    assert method.maps(features, [seen])[GUIDED_MAP].eq(0).all()
+    assert method.predict(features, [seen]).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", [{}, {"heads": True}, {"guided_map": False}], ids=str)
+def test_gradients_reach_every_learned_parameter_and_no_frozen_one(config, variant):
+    method = build(replace(config, **variant))
+    before = {name: t.clone() for name, t in method.replica.state_dict().items()}
+    loss, report = method.loss(episodes(), Alone(), 0)
+    loss.backward()
+    method.after_step(Alone())
+    missing = [n for n, p in method.trained.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert not missing
+    assert not any(p.requires_grad for p in method.replica.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in method.replica.state_dict().items())
+    assert loss.item() == pytest.approx((report["loss/main"] + report["loss/inner"]).item())
+
+
+def test_the_loss_weighs_the_levels_and_falls(config):
+    batch = episodes()
+    method = build(replace(config, aux_weight=0.25))
+    loss, report = method.loss(batch, Alone(), 0)
+    assert loss.item() == pytest.approx((report["loss/main"] + 0.25 * report["loss/inner"]).item())
+    optimizer = torch.optim.SGD(method.trained.parameters(), lr=0.05, momentum=0.9)
+    for step in range(12):
+        optimizer.zero_grad()
+        later, _ = method.loss(batch, Alone(), step)
+        later.backward()
+        optimizer.step()
+    assert later < 0.8 * loss
+
+
+def test_the_share_found_leaves_unknown_pixels_out(config):
+    method = build(config)
+    batch = episodes()
+    _, report = method.loss(batch, Alone(), 0)
+    with torch.no_grad():
+        logits = F.interpolate(method.forward(batch)[0], SIZE, mode="bilinear", align_corners=True)
+    known = batch.query_mask != 255
+    found, truth = logits.argmax(1).bool() & known, (batch.query_mask == 1) & known
+    assert report["iou"].item() == pytest.approx(((found & truth).sum() / (found | truth).sum().clamp(min=1)).item())
+
+
+def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does(config):
+    method = build(replace(config, bn="reference", prior_map="off"))
+    batch = episodes(b=3, k=2)
+    plain = build(replace(config, bn="reference", prior_map="off")).replica["backbone"]
+    standardise = method.replica["standardise"]
+    query3 = plain.middle(standardise(batch.query))[1]
+    query4 = plain.block4(query3)
+    assert torch.equal(method._see(batch).query4, query4)
+    for shot in range(2):    # the reference sends every shot through on its own, and block 4 at the end of each
+        block3 = plain.middle(standardise(batch.support[:, shot]))[1]
+        plain.block4(block3 * small_mask(batch.support_mask[:, shot], (9, 9)))
+    for name, value in method.replica["backbone"].state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], msg=name)
+
+
+def test_reference_statistics_are_equal_on_all_ranks_after_a_step(config):
+    methods = [build(replace(config, bn="reference")) for _ in range(2)]
+    start = methods[0].replica["prior"].bn1.running_mean.clone()
+
+    def step(peers):
+        method = methods[peers.rank]
+        method.loss(episodes(seed=peers.rank), peers, 0)
+        method.after_step(peers)
+        return {n: t.clone() for n, t in method.replica.state_dict().items() if "running" in n}
+
+    first, second = run_ranks(2, step)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(methods[0].replica["prior"].bn1.running_mean, start)
+
+
+def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(config):
+    method = build(replace(config, reduction_dropout=0.5, classifier_dropout=0.5, bn="reference"))
+    batch = episodes(b=1)
+    method.trained.train()
+    method.replica.train()
+    first, second = image_by_image(method, batch), image_by_image(method, batch)
+    assert torch.equal(first, second)
+    assert method.trained.training and method.replica["backbone"].training
+
+
+def test_bfloat16_stays_finite_and_near(config):
+    method = build(config)
+    expected, _ = method.loss(episodes(), Alone(), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = method.loss(episodes(), Alone(), 0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in method.trained.parameters())
+
+
+@pytest.mark.parametrize("variant", [{}, {"heads": True}, {"prior_map": "off"}], ids=str)
+def test_an_export_needs_no_other_file(config, variant, tmp_path):
+    method = build(replace(config, **variant))
+    tensors, header = method.export()
+    stored = json.loads(header["config"])
+    assert stored == json.loads(json.dumps(asdict(method.config)))
+    header["config"] = json.dumps(stored | {"prior_weights": "/gone", "backbone_weights": "/gone"})
+    save_export(tmp_path / "qgnet.safetensors", tensors, header)
+    again, read = load_method(tmp_path / "qgnet.safetensors")
+    assert read["method"] == "qgnet"
+    batch = episodes(b=1)
+    assert torch.equal(image_by_image(again, batch), image_by_image(method, batch))
+    assert any("prior extractor" in text for text in again.cautions(10**7)) == (method.config.prior_map != "off")
+
+
+def test_a_prior_map_cannot_be_switched_on_after_training(config):
+    tensors, header = build(replace(config, prior_map="off")).export()
+    header["config"] = json.dumps(json.loads(header["config"]) | {"prior_map": "on"})
+    with pytest.raises(ConfigError, match="prior_map is on but these weights were trained with off"):
+        QGNet.restore(tensors, header)
+
+
+def test_cautions_name_what_is_far_from_the_paper(config):
+    said = " ".join(build(config).cautions(1000))
+    for piece in ("random weights", "2,400 images seen", "1,000 episodes"):
+        assert piece in said
+    known = build(config)
+    known.prior_header = {"method": "moco", "backbone": "resnet18"}
+    assert any("MoCo" in text for text in known.cautions(10**7))
+
+
+def test_a_warm_start_takes_everything_and_refuses_other_shapes(config, tmp_path, prior_file):
+    source = build(config)
+    with torch.no_grad():
+        for parameter in source.trained.parameters():
+            parameter.add_(0.01)
+    save_export(tmp_path / "qgnet.safetensors", *source.export())
+    method = build(config)
+    assert method.start_from(tmp_path / "qgnet.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(method.trained.parameters(), source.trained.parameters(), strict=True))
+    with pytest.raises(WeightsError, match=r"does not fit: .*shape"):
+        build(replace(config, dim=8)).start_from(tmp_path / "qgnet.safetensors")
+    with pytest.raises(WeightsError, match="holds prior, not qgnet"):
+        method.start_from(prior_file)
+
+
+def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(config, tmp_path, prior_file):
+    with pytest.raises(WeightsError, match=r"holds prior, which is not evaluated.*qgnet"):
+        load_method(prior_file)
+    save_export(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    with pytest.raises(WeightsError, match="without the name of a method"):
+        load_method(tmp_path / "x.safetensors")
+    tensors, header = build(config).export()
+    header["config"] = json.dumps(json.loads(header["config"]) | {"unheard_of": 1})
+    save_export(tmp_path / "new.safetensors", tensors, header)
+    with pytest.raises(WeightsError, match="another version"):
+        load_method(tmp_path / "new.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prior_weights": None}, r"prior_map is on but .*pretrain.*prior_map to off"),
+        ({"backbone": "resnet50"}, r"no cosine between the 2048 channels .* 512 .*set heads to true"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(config, change, sentence):
+    with pytest.raises((ConfigError, WeightsError), match=sentence):
+        build(replace(config, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 472}, {"bins": []}, {"bins": [0.0]}, {"bins": [2.5]}, {"reduction_dropout": 1.0},
+        {"classifier_dropout": -0.1}, {"aux_weight": -1.0}, {"prior_map": "off", "guided_map": False},
+        {"prior_map": "off", "heads": True},
+    ],
+    ids=str,
+)    # fmt: skip
+def test_options_that_make_no_sense_are_refused(change):
+    with pytest.raises(ConfigError, match=rf"method\.{next(iter(change))} is"):
+        QGNetConfig(**change)
+
+
+def test_with_one_map_the_learned_parameters_are_those_of_pfenet():
+    with torch.device("meta"):
+        method = QGNet(QGNetConfig(prior_map="off", bins=[60, 30, 15, 8]))
+    learned = sum(p.numel() for p in method.trained.parameters())
+    assert round(learned / 1e6, 1) == 10.8    # counted by PFENet's authors
