@@ -1,30 +1,40 @@
-"""The configuration: one typed schema, composed of what each room declares. The only file that imports jsonargparse."""
+"""The configuration: one typed schema a job, composed of what each room declares. The only file with jsonargparse."""
 
 import difflib
 import errno
 import functools
+import json
 import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
-from fss.data.loader import DataConfig
+from fss.data.episodes import EpisodeConfig
+from fss.data.feed import DataConfig
+from fss.data.joint import AugmentConfig
+from fss.data.view_feed import ViewDataConfig
 from fss.engine.checkpoint import CheckpointConfig
 from fss.engine.log import LogConfig
-from fss.engine.optim import OptimConfig
+from fss.engine.optim import OptimConfig, meta_optim
+from fss.engine.plan import EvalConfig, FoldConfig
 from fss.engine.probe import ProbeConfig
-from fss.engine.run import RunConfig
+from fss.engine.run import PlaceConfig, RunConfig, read_header
+from fss.engine.validate import ValidateConfig
 from fss.errors import ConfigError, UserError
+from fss.methods import METHODS
+from fss.methods.base import Method
 from fss.methods.prior_config import PriorConfig
 from shards.format import ShardError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+EPISODIC = [name for name, method in METHODS.items() if method.predict is not Method.predict]
 Job = TypeVar("Job")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -34,8 +44,11 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 class PretrainJob:
     """Pretrain QGNet's prior extractor."""
 
+    methods: ClassVar = ["prior"]
+    run_prefix: ClassVar = ""
+
     run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: ViewDataConfig = field(default_factory=ViewDataConfig)
     method: PriorConfig = field(default_factory=PriorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -43,27 +56,78 @@ class PretrainJob:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetaTrainJob:
+    """Train a method from episodes of base classes."""
+
+    methods: ClassVar = [name for name in EPISODIC if METHODS[name].learns]
+    run_prefix: ClassVar = "meta_"
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=partial(DataConfig, batch=4))
+    episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    method: Any
+    optim: OptimConfig = field(default_factory=meta_optim)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalJob:
+    """Evaluate a method on episodes of a fold's novel classes."""
+
+    methods: ClassVar = EPISODIC
+    run_prefix: ClassVar = "evaluate_"
+
+    run: PlaceConfig = field(default_factory=PlaceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    episodes: FoldConfig = field(default_factory=FoldConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    method: Any
+    weights: str | None = None
+    """Export of a meta-training run; its header brings the method and its options."""
+    log: LogConfig = field(default_factory=LogConfig)
+
+
 def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str) -> Job:
     """The job that `argv` asks for: the schema's defaults, then YAML files, then options, later over earlier.
+
+    `--method NAME` (in a file `method: {name: NAME}`) decides which method's options there are. Under the files lie,
+    where `--weights` names an export, the options that its method was trained with.
 
     default: the file under configs/ that stands in where argv names no --config.
     Raises ConfigError, one sentence with key, value and remedy; exits with 0 on --help and --print_config.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if _on_command_line(argv, "--config") is None:
         argv = ["--config", str(CONFIGS / default), *argv]
+    argv = [re.sub(r"^--method(?==|$)", "--method.name", word) for word in argv]
+    trained = _trained_with(schema, argv)
+    name = _method_name(schema, argv, trained, prog)
+
     parser = ArgumentParser(
         prog=prog,
         description=f"{schema.__doc__} Without --config: configs/{default}.",
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; may be repeated.")
-    parser.add_class_arguments(schema, nested_key=None)
+    parser.add_class_arguments(schema, nested_key=None, skip={"method"})
+    parser.add_class_arguments(METHODS[name].Config, "method")
+    try:
+        parser.set_defaults({f"method.{key}": value for key, value in trained.items()})
+    except KeyError as error:
+        raise ConfigError(f"the file of --weights was written by another version ({error}): use that one") from None
+    chooser = parser._option_string_actions["--method"]
+    chooser.metavar, chooser.help = "NAME", f"Any of {', '.join(schema.methods)}; options of {name}:"
     try:
         namespace = parser.parse_args(argv)
         files = namespace.pop("config")
         if namespace.run.dir is None:
-            namespace.run.dir = f"runs/{Path(str(files[-1])).stem}"
+            weights = namespace.get("weights") and Path(namespace.weights)
+            of = f"{weights.parent.name}_{weights.stem}" if weights else Path(str(files[-1])).stem
+            namespace.run.dir = f"runs/{schema.run_prefix}{of}"
         return schema(**vars(parser.instantiate(namespace)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(_sentence(str(error), _keys(parser))) from None
@@ -93,6 +157,69 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[[list[st
     return wrapped
 
 
+def _method_name(schema: type, argv: list[str], trained: dict, prog: str) -> str:
+    """The method whose options the parser needs. Raises ConfigError where places disagree, or the job has no such."""
+    places = {
+        "--method": _on_command_line(argv, "--method.name"),
+        "the configuration": _in_files(argv, "method", "name"),
+        "the file of --weights": trained.get("name"),
+    }
+    said = {place: name for place, name in places.items() if name is not None}
+    for name in said.values():
+        if name not in schema.methods:
+            learns = name not in METHODS or METHODS[name].learns
+            remedy = f"is not for {prog}: give {' or '.join(schema.methods)}"
+            remedy = remedy if learns else "learns nothing: evaluate it with launch/evaluate.py"
+            raise ConfigError(f"method.name {name} {remedy}")
+    if len(set(said.values())) > 1:
+        claims = " but ".join(f"{place} says {name}" for place, name in said.items())
+        raise ConfigError(f"method.name is not clear: {claims}: leave --method out, or give files of that method")
+    return next(iter(said.values()), schema.methods[0])
+
+
+def _trained_with(schema: type, argv: list[str]) -> dict[str, Any]:
+    """The method's options in the header of the weights to evaluate; none where the job names none."""
+    if "weights" not in schema.__dataclass_fields__:
+        return {}
+    path = _on_command_line(argv, "--weights") or _in_files(argv, "weights")
+    if path is None:
+        return {}
+    header = read_header(Path(path))
+    if "config" not in header:
+        held = header.get("method", "no method")
+        raise ConfigError(f"weights {path} holds {held}: give what a run of launch/meta_train.py exported")
+    return json.loads(header["config"])
+
+
+def _on_command_line(argv: list[str], option: str) -> str | None:
+    """The last value of `option` among the words."""
+    return next(reversed(_values(argv, option)), None)
+
+
+def _in_files(argv: list[str], *keys: str) -> Any:
+    """What the last --config that has an entry says there; of a file that is no YAML the parser will tell."""
+    found = None
+    for path in _values(argv, "--config"):
+        try:
+            node = yaml.safe_load(Path(path).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        found = found if node is None else node
+    return found
+
+
+def _values(argv: list[str], option: str) -> list[str]:
+    """All values of `option` among the words, in order."""
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
+    return [
+        word.partition("=")[2] if "=" in word else following
+        for word, following in pairs
+        if word.partition("=")[0] == option
+    ]
+
+
 def _keys(parser: ArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions if "." in action.dest]
 
@@ -103,7 +230,8 @@ def _sentence(message: str, keys: list[str]) -> str:
     if found := re.match(r'Parser key "(.+?)": (.*?)\.? Got value: (.*)$', message):
         key, wanted, value = found.groups()
         wanted = re.sub(r"<class '(.+?)'>", r"\1", wanted).replace("typing.", "")
-        return f"{key} cannot be {value!r}: {wanted[0].lower()}{wanted[1:]}"
+        remedy = "; YAML reads a bare on or off as that, so put it in quotes" if value in ("True", "False") else ""
+        return f"{key} cannot be {value!r}: {wanted[0].lower()}{wanted[1:]}{remedy}"
     if found := re.match(r"unrecognized arguments: (\S+)", message):
         unknown = found[1].split("=")[0].lstrip("-")
     elif found := re.match(r"Group '(.+?)' does not accept option '(.+?)'", message):

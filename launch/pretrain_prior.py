@@ -13,7 +13,7 @@ from fss.engine.fit import fit
 @command
 def main(argv: list[str] | None = None) -> int:
     job = parse(PretrainJob, argv, prog="launch/pretrain_prior.py", default="pretrain/embedded.yaml")
-    return fit("prior", job, snapshot(job))
+    return fit(job, snapshot(job))
 
 
 if __name__ == "__main__":

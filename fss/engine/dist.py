@@ -139,6 +139,10 @@ class World:
         forward = _LossForward(method, self.peers)
         return self.accelerator.prepare(forward, optimizer)
 
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context in which a forward that was not wrapped computes in the precision of the job."""
+        return self.accelerator.autocast()
+
     def accumulate(self, forward: nn.Module) -> contextlib.AbstractContextManager:
         """Context of one micro-step: gradients travel between ranks only at the last one of an optimizer step."""
         return self.accelerator.accumulate(forward)

@@ -1,8 +1,7 @@
-"""From a configuration to a finished run: sets the ranks up, checks them, trains, probes, exports, reports."""
+"""From a configuration to a finished run: sets the ranks up, checks them, trains, measures, exports, reports."""
 
 import contextlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,20 +13,19 @@ from fss.engine.dist import World
 from fss.engine.log import Log
 from fss.engine.loop import Trainer
 from fss.engine.optim import Schedule, build_optimizer
-from fss.engine.probe import probe, probe_crops
 from fss.engine.report import report
-from fss.engine.run import INTERRUPTED, RunDir, code_version, digest, identity_of
+from fss.engine.run import INTERRUPTED, RunDir, code_version, digest, identity_of, read_header
+from fss.engine.tasks import TASKS
+from fss.errors import ConfigError
 from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.weights import save_export
-from shards.read import ShardSet
-from shards.synthetic import embed
 
-EMBEDDED_IMAGES = 800
+MEASUREMENTS = 20    # over a run, where the configuration does not say how often
 
 
-def fit(name: str, job, config_yaml: str) -> int:
-    """Train method `name` as `job` (a job of fss.config) says; returns the exit code, 0 or INTERRUPTED.
+def fit(job, config_yaml: str) -> int:
+    """Train the method of `job` (a job of fss.config); returns the exit code, 0 or INTERRUPTED.
 
     Raises UserError or ShardError for what a user can mend; whatever was saved before stays.
     """
@@ -38,7 +36,7 @@ def fit(name: str, job, config_yaml: str) -> int:
         accumulate=job.optim.accumulate, timeout_minutes=job.run.timeout_minutes,
     )    # fmt: skip
     try:
-        return _Fit(name, job, config_yaml, world).go()
+        return _Fit(job, config_yaml, world).go()
     finally:
         world.close()
 
@@ -46,41 +44,35 @@ def fit(name: str, job, config_yaml: str) -> int:
 class _Fit:
     """The parts of one training run, put together."""
 
-    def __init__(self, name: str, job, config_yaml: str, world: World) -> None:
-        self.name = name
+    def __init__(self, job, config_yaml: str, world: World) -> None:
+        self.name = job.method.name
         self.job = job
         self.world = world
-        self.shards = ShardSet(self._data_folder(), cache=job.data.cache)
-        self.crops = probe_crops(job.probe, self.shards)
-        identity = identity_of(asdict(job), manifest=digest(asdict(self.shards.manifest)))
+        torch.manual_seed(job.run.seed)    # the same weights on every rank
+        self.method: Method = METHODS[self.name](job.method)
+        self.task = TASKS[type(self.method.consumes)](job, self.method, world)
+        self.shards = self.task.shards
+        identity = identity_of(asdict(job), manifest=digest(asdict(self.shards.manifest))) | self.task.identity()
         world.check_same("the configuration with the shard manifest", digest(identity))
         world.check_same("the code", code_version())
 
         self.run = RunDir(Path(job.run.dir))
         world.on_main(lambda: self.run.open(identity, config_yaml))
         world.on_main(lambda: self.run.record_environment(world.size))
-        self.schedule = Schedule(config=job.optim, images=len(self.shards), batch=job.data.batch)
-
-        torch.manual_seed(job.run.seed)    # the same weights on every rank
-        self.method: Method = METHODS[name](job.method)
+        self.schedule = Schedule(config=job.optim, images=self.task.samples, batch=job.data.batch)
         self.checkpoints = Checkpoints(self.run.checkpoints, job.checkpoint, world)
         fresh = not world.on_main(self.checkpoints.steps)
         self.notes = self.method.start_from(Path(job.run.start_from)) if job.run.start_from and fresh else []
         self.method.trained.to(world.device)
         self.method.replica.to(world.device)
         if job.run.compile:
+            if type(self.method).compile is Method.compile:
+                raise ConfigError(f"run.compile is true but {self.name} has nothing to compile: leave run.compile out")
             self.method.compile()
         torch.manual_seed(job.run.seed + 1 + world.rank)    # but draws of its own
         self.optimizer = build_optimizer(self.method, job.optim)
-        self.state = State(name=name, method=self.method, optimizer=self.optimizer)
-
-    def _data_folder(self) -> str:
-        """The shards to train on; the embedded set, packed at first use, where none are named."""
-        if self.job.data.shards:
-            return self.job.data.shards
-        folder = Path(os.environ.get("FSS_DATA", "data")) / "synthetic"
-        self.world.on_main(lambda: embed(folder, images=EMBEDDED_IMAGES, processes=min(os.cpu_count() or 1, 8)))
-        return str(folder)
+        self.state = State(name=self.name, method=self.method, optimizer=self.optimizer)
+        self.best = self.run.folder / "best.safetensors"
 
     def go(self) -> int:
         """Train to the end, or to the step at which a signal asked to stop; then the export and the report."""
@@ -112,19 +104,33 @@ class _Fit:
             check_every=job.run.check_every,
         )    # fmt: skip
         start, notes = self.checkpoints.resume(self.state)
-        world.on_main(lambda: self.run.rewind(start or -1))    # without a checkpoint step 0's probe runs again too
+        world.on_main(lambda: self._rewind(start))
         world.on_main(lambda: self.run.set_status("running"))
         for text in (*self._opening(start), *self.notes, *notes):
             log.say(text)
         if start >= self.schedule.steps:
             return start
-        if start == 0:
-            self._probe(log, 0)
+        measured = world.on_main(lambda: {row["step"] for row in self.run.rows() if "loss" not in row})
+        if self._due(start) and start not in measured:    # a signal does not wait for it, but it must not be lost
+            self._measure(log, start)
         loader = load(
-            self.method.consumes, self.shards, job.data, seed=job.run.seed, rank=world.rank, world=world.size,
+            self.method.consumes, self.task.data, job.data, seed=job.run.seed, rank=world.rank, world=world.size,
             accumulate=job.optim.accumulate, start=start,
         )    # fmt: skip
-        return trainer.run(iter(loader), start, lambda done: self._after(log, done))
+        return trainer.run(iter(loader), start, lambda done: self._measure(log, done) if self._due(done) else None)
+
+    def _due(self, done: int) -> bool:
+        """Is it time to measure after `done` steps?"""
+        every, steps = self.task.every, self.schedule.steps
+        if every is None:
+            every = max(1, steps // MEASUREMENTS)
+        return done in (0, steps) or (every > 0 and done % every == 0)
+
+    def _rewind(self, start: int) -> None:
+        """Forget what came after the checkpoint, or of a start that left none: measurements are made again."""
+        self.run.rewind(start or -1)
+        if not start:
+            self.best.unlink(missing_ok=True)
 
     def _opening(self, start: int) -> list[str]:
         s, job, world = self.schedule, self.job, self.world
@@ -132,41 +138,59 @@ class _Fit:
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
             f"{job.data.batch} images ({s.epoch(s.steps):.1f} epochs) on {world.size} x {world.device.type}, "
             f"{job.run.precision}; run directory {self.run.folder}",
+            *self.task.opening(),
             f"resumed at step {start}" if start else "a new run",
             *self.method.briefing(len(self.shards), job.data.batch),
         ]
 
-    def _after(self, log: Log, done: int) -> None:
-        every = self.job.probe.every
-        if done == self.schedule.steps or (every and done % every == 0):
-            self._probe(log, done)
+    def _measure(self, log: Log, done: int) -> None:
+        """Measure, log it, draw it, and keep the weights if they are the best so far."""
+        row = self.task.measure(self.method)
+        if not row:
+            return
+        log.row({"step": done, **row})
+        score = row.get(self.task.selects_by)
 
-    def _probe(self, log: Log, done: int) -> None:
-        if self.crops is not None:
-            job = self.job.probe
-            log.row({"step": done, **probe(self.method, self.crops, self.world.peers, self.world.device, k=job.k)})
+        def keep() -> Path | None:
+            # The best score is read off the file itself, so that the two cannot disagree after a kill. Of equals the
+            # later is kept.
+            if score is not None and (not self.best.exists() or score >= float(read_header(self.best)["score"])):
+                self._export(self.best, done, score=score, scored_by=self.task.selects_by)
+            return self.task.picture(self.method, self.run.folder, done)
+
+        if picture := self.world.on_main(keep):
+            log.picture("validation", picture, step=done)
+
+    def _export(self, path: Path, done: int, **known: object) -> None:
+        """Write the weights as they stand, and all that is known of them."""
+        tensors, header = self.method.export()
+        known |= {
+            "data": self.shards.manifest.name,
+            "images": len(self.shards),
+            "steps": done,
+            "epochs": self.schedule.epoch(done),
+            "code": code_version(),
+            "job": asdict(self.job),
+            **self.task.facts(done * self.schedule.batch, self.run.rows()),
+        }
+        header |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in known.items()}
+        save_export(path, tensors, header)
 
     def _deliver(self, log: Log) -> None:
         """The weights that other jobs start from, and the page to look at; rank 0's work."""
+        last = self.run.folder / f"{self.name}.safetensors"
 
         def deliver() -> Path:
-            tensors, header = self.method.export()
-            rows = self.run.rows()
-            known = {
-                "data": self.shards.manifest.name,
-                "images": len(self.shards),
-                "images_seen": self.schedule.steps * self.schedule.batch,
-                "epochs": self.schedule.epoch(self.schedule.steps),
-                "code": code_version(),
-                "knn": next((row["knn/top1"] for row in reversed(rows) if "knn/top1" in row), None),
-                "job": asdict(self.job),
-            }
-            header |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in known.items()}
-            save_export(self.run.folder / f"{self.name}.safetensors", tensors, header)
-            return report(self.run, self.method, self.shards, self.crops)
+            self._export(last, self.schedule.steps)
+            return report(self.run, self.method, self.shards, self.task.crops)
 
         page = self.world.on_main(deliver)
         for path in sorted(self.run.report.glob("*.png")):
             log.picture(f"report/{path.stem}", path)
-        log.say(f"weights: {self.run.folder / self.name}.safetensors")
+        log.say(f"weights: {last}")
+        if self.world.is_main and self.best.exists():
+            known = read_header(self.best)
+            score = f"{known['scored_by']} {float(known['score']):.4g} at step {known['steps']}"
+            log.say(f"best weights: {self.best}, {score}")
         log.say(f"report: {page}")
+

@@ -94,10 +94,10 @@ class Log:
             ]
         return "  ".join(words)
 
-    def picture(self, name: str, path: Path) -> None:
-        """A PNG for wandb's media panel."""
+    def picture(self, name: str, path: Path, step: int | None = None) -> None:
+        """A PNG for wandb's media panel, beside the row of `step` where one is given."""
         if self._wandb:
-            self._wandb.log({name: wandb.Image(str(path))})
+            self._wandb.log({name: wandb.Image(str(path))}, step=step)
 
     def close(self, *, failed: bool = False) -> None:
         """Stop the bar and end the wandb run."""

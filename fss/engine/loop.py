@@ -86,7 +86,8 @@ class Trainer:
                 if self.check_every and done % self.check_every == 0:
                     self._check_equal()
                 if not stopping or done == total:    # whoever asked to stop will not wait for a probe
-                    after(done)
+                    with self.meter.aside():
+                        after(done)
                 if stopping or done == total or done % self.save_every == 0:
                     self.checkpoints.save(self.state, done)
                 if stopping:
@@ -169,7 +170,8 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
             for index, batch in enumerate(batches):
                 tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
-                save_file(tensors, folder / f"batch_{index}.safetensors")
+                whole = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+                save_file(whole, folder / f"batch_{index}.safetensors")    # which refuses parts of a larger tensor
             facts = {
                 "step": step + 1,
                 "rank": self.world.rank,

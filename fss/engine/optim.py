@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
-from fss.errors import at_least
+from fss.errors import ConfigError, at_least
 from fss.methods.base import Method
 
 
@@ -24,8 +25,13 @@ class OptimConfig:
     """Learning rate of a global batch of lr_batch images; scaled linearly to data.batch."""
     lr_batch: int = 256
     """The global batch that lr is meant for."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: lr/2 (1 + cos(pi t)), t the share of the run that is done."""
+    schedule: Literal["cosine", "poly", "exponential", "constant"] = "cosine"
+    """cosine: lr/2 (1 + cos(pi t)), poly: lr (1 - t)^power, t the share of the run that is done; exponential: lr
+    gamma^epoch."""
+    power: float = 0.9
+    """Exponent of 'poly'."""
+    gamma: float = 0.95
+    """What an epoch of 'exponential' leaves of the rate."""
     granularity: Literal["epoch", "step"] = "epoch"
     """How often the schedule moves; MoCo v2 moves it once an epoch."""
     warmup: float = 0
@@ -37,7 +43,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         at_least("optim", self, epochs=1e-6, steps=1, accumulate=1, lr=0, lr_batch=1)
-        at_least("optim", self, warmup=0, momentum=0, weight_decay=0)
+        at_least("optim", self, warmup=0, momentum=0, weight_decay=0, power=0)
+        if not 0 < self.gamma <= 1:
+            raise ConfigError(f"optim.gamma is {self.gamma}: give a number above 0 and up to 1, such as 0.95")
+
+
+meta_optim = partial(OptimConfig, lr=0.025, lr_batch=4, schedule="poly", granularity="step")
+"""The defaults of learning from episodes: PFENet's recipe, which QGNet follows. 0.025 is the rate that reaches the
+weights: the published file says 0.0025, and the published loop multiplies it by 10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +73,25 @@ class Schedule:
         return step * self.batch / self.images
 
     def lr(self, step: int) -> float:
-        """Learning rate of `step` (MoCo v2: linear scaling with the batch, cosine moved once an epoch)."""
-        base = self.config.lr * self.batch / self.config.lr_batch
+        """Learning rate of `step`: linear scaling with the batch, then the schedule at what is done before the step.
+
+        The published poly loops count the step itself as done: theirs is this at step + 1, and their last step is lost.
+        """
+        c = self.config
+        base = c.lr * self.batch / c.lr_batch
         epoch, epochs = self.epoch(step), self.epoch(self.steps)
-        if epoch < self.config.warmup:
-            return base * (epoch + self.epoch(1)) / (self.config.warmup + self.epoch(1))
-        if self.config.schedule == "constant":
-            return base
-        done = math.floor(epoch) if self.config.granularity == "epoch" else epoch
-        return base / 2 * (1 + math.cos(math.pi * done / epochs))
+        if epoch < c.warmup:
+            return base * (epoch + self.epoch(1)) / (c.warmup + self.epoch(1))
+        done = math.floor(epoch) if c.granularity == "epoch" else epoch
+        match c.schedule:
+            case "cosine":
+                return base / 2 * (1 + math.cos(math.pi * done / epochs))
+            case "poly":
+                return base * (1 - done / epochs) ** c.power
+            case "exponential":
+                return base * c.gamma**done
+            case "constant":
+                return base
 
 
 def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimizer:

@@ -2,11 +2,14 @@
 
 import html
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import rich.box
+import rich.table
 
 from fss.engine.pictures import series
 from shards.format import write_whole
@@ -28,6 +31,22 @@ class Picture:
     file: str
     """Name inside the report folder."""
     caption: str
+    wide: bool = False
+    """Scrolls on a narrow screen instead of shrinking until nothing can be made out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of words and figures; the first column names the row."""
+
+    title: str
+    header: Sequence[str]
+    """One word a column; empty for a list of labels and values."""
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    """A sentence below it."""
+    folded: bool = False
+    """Long: shown on the page once asked for."""
 
 
 @dataclass(kw_only=True)
@@ -35,17 +54,24 @@ class Page:
     """Everything that a reader of a run is told."""
 
     title: str
+    tables: list[Table] = field(default_factory=list)
+    """The results, at the top."""
     ran: Mapping[str, object]
     """What ran: label -> value."""
     verdicts: list[Verdict] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
     """Why the figures must not be taken for more than they are."""
     pictures: list[Picture] = field(default_factory=list)
+    appendix: list[Table] = field(default_factory=list)
+    """Tables for those who look closer, below the pictures."""
     environment: Mapping[str, object] = field(default_factory=dict)
     resume: str = ""
     """The command that goes on with the run."""
+    figures: Mapping[str, object] = field(default_factory=dict)
+    """For programs: stands in report.json alone."""
 
 
+FIGURE = re.compile(r"[-+]?\d|\N{EM DASH}?$")    # a cell that holds a figure or nothing
 SPEED = {    # metric -> (label, format, factor)
     "speed/images_per_s": ("images / s, all ranks", "{:.1f}", 1),
     "speed/step_s": ("optimizer step, ms", "{:.0f}", 1000),
@@ -54,10 +80,11 @@ SPEED = {    # metric -> (label, format, factor)
 }
 
 
-def write_page(folder: Path, page: Page, rows: list[dict]) -> Path:
+def write_page(folder: Path, page: Page, rows: Sequence[dict] = ()) -> Path:
     """Write report.json, report.md and index.html into `folder`; returns the path of the last.
 
-    rows: the lines of metrics.jsonl. The HTML holds its own style and refers to the pictures beside it, nothing else.
+    rows: the lines of metrics.jsonl, of a run that trained. The HTML holds its own style and refers to the pictures
+    beside it, nothing else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last: dict = {}
@@ -65,13 +92,17 @@ def write_page(folder: Path, page: Page, rows: list[dict]) -> Path:
         last |= row
     speed = speed_table(rows)
     facts = {**asdict(page), "speed": speed, "last": last}
+    appendix = list(page.appendix)
+    if speed:
+        lines = [(row["what"], row["median"], row["range"]) for row in speed]
+        appendix.append(Table(title="Speed", header=("", "median", "10 % to 90 %"), rows=lines))
     write_whole(folder / "report.json", json.dumps(facts, indent=1, default=str).encode())
-    write_whole(folder / "report.md", _markdown(page, speed).encode())
-    write_whole(folder / "index.html", _html(page, speed).encode())
+    write_whole(folder / "report.md", _markdown(page, appendix).encode())
+    write_whole(folder / "index.html", _html(page, appendix).encode())
     return folder / "index.html"
 
 
-def speed_table(rows: list[dict]) -> list[dict[str, str]]:
+def speed_table(rows: Sequence[dict]) -> list[dict[str, str]]:
     """Median and 10th to 90th percentile of every speed metric, without the first row, where everything warms up."""
     table = []
     for name, (label, shown, factor) in SPEED.items():
@@ -85,32 +116,51 @@ def speed_table(rows: list[dict]) -> list[dict[str, str]]:
     return table
 
 
-def _markdown(page: Page, speed: list[dict[str, str]]) -> str:
+def markdown_table(table: Table) -> str:
+    """The table as Markdown, with its title and note."""
+    header = table.header or ("", "")
+    lines = [header, ["---"] * len(header), *table.rows]
+    rows = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([f"## {table.title}", "", *rows, *(["", table.note] if table.note else []), ""])
+
+
+def on_console(table: Table) -> rich.table.Table:
+    """The table for a terminal."""
+    shown = rich.table.Table(
+        title=table.title, title_justify="left", caption=table.note, caption_justify="left", box=rich.box.SIMPLE_HEAD,
+        collapse_padding=True, pad_edge=False, show_edge=False,
+    )    # fmt: skip
+    for place, word in enumerate(table.header):
+        shown.add_column(word, justify="right" if place else "left", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _markdown(page: Page, appendix: list[Table]) -> str:
     lines = [f"# {page.title}", ""]
     lines += [f"- {'PASS' if verdict.good else 'NOT YET'}: {verdict.text}" for verdict in page.verdicts]
-    lines += ["", *(f"> {text}" for text in page.cautions)]
-    lines += ["", "## What ran", "", *(f"- {label}: {value}" for label, value in page.ran.items())]
+    lines += ["", *(f"> {text}\n" for text in page.cautions)]
+    lines += [markdown_table(table) for table in page.tables]
+    lines += ["## What ran", "", *(f"- {label}: {value}" for label, value in page.ran.items()), ""]
     for picture in page.pictures:
-        lines += ["", f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption]
-    lines += ["", "## Speed", "", "| | median | 10 % to 90 % |", "|---|---|---|"]
-    lines += [f"| {row['what']} | {row['median']} | {row['range']} |" for row in speed]
-    lines += ["", "## Environment", "", *(f"- {label}: {value}" for label, value in page.environment.items())]
-    lines += ["", "## Go on", "", "```", page.resume, "```", ""]
+        lines += [f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption, ""]
+    lines += [markdown_table(table) for table in appendix]
+    lines += ["## Environment", "", *(f"- {label}: {value}" for label, value in page.environment.items())]
+    lines += ["", "## Go on", "", "```", page.resume, "```", ""] if page.resume else [""]
     return "\n".join(lines)
 
 
-def _html(page: Page, speed: list[dict[str, str]]) -> str:
+def _html(page: Page, appendix: list[Table]) -> str:
     verdicts = "".join(
         f'<li class="{"good" if verdict.good else "bad"}">{_text(verdict.text)}</li>' for verdict in page.verdicts
     )
     cautions = "".join(f"<p>{_text(text)}</p>" for text in page.cautions)
     pictures = "".join(
-        f'<figure><h2>{_text(p.title)}</h2><a href="{_text(p.file)}"><img src="{_text(p.file)}" alt="{_text(p.title)}">'
-        f"</a><figcaption>{_text(p.caption)}</figcaption></figure>"
+        f'<figure{" class=wide" if p.wide else ""}><h2>{_text(p.title)}</h2>'
+        f'<a href="{_text(p.file)}"><img src="{_text(p.file)}" alt="{_text(p.title)}"></a>'
+        f"<figcaption>{_text(p.caption)}</figcaption></figure>"
         for p in page.pictures
-    )
-    figures = "".join(
-        f"<tr><th>{_text(row['what'])}</th><td>{row['median']}</td><td>{row['range']}</td></tr>" for row in speed
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -123,18 +173,35 @@ def _html(page: Page, speed: list[dict[str, str]]) -> str:
 <body>
 <main>
 <h1>{_text(page.title)}</h1>
-<ul class="verdicts">{verdicts}</ul>
+{f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ''}
 {f'<aside>{cautions}</aside>' if cautions else ''}
+{"".join(map(_table, page.tables))}
 <section><h2>What ran</h2>{_definitions(page.ran)}</section>
 {pictures}
-<section><h2>Speed</h2>
-<table><tr><th></th><td>median</td><td>10 % to 90 %</td></tr>{figures}</table></section>
+{"".join(map(_table, appendix))}
 <section><h2>Environment</h2>{_definitions(page.environment)}</section>
-<section><h2>Go on</h2><pre>{_text(page.resume)}</pre></section>
+{f'<section><h2>Go on</h2><pre>{_text(page.resume)}</pre></section>' if page.resume else ''}
 </main>
 </body>
 </html>
 """
+
+
+def _table(table: Table) -> str:
+    if not table.header:
+        return f"<section><h2>{_text(table.title)}</h2>{_definitions(dict(table.rows))}</section>"
+    columns = list(zip(*table.rows, strict=True))
+    kinds = ["" if all(FIGURE.match(str(cell)) for cell in column) else " class=words" for column in columns]
+    head = "".join(f"<th{kind}>{_text(word)}</th>" for kind, word in zip(kinds, table.header, strict=True))
+    rows = ""
+    for first, *others in table.rows:
+        cells = (f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds[1:], others, strict=True))
+        rows += f"<tr><th>{_text(first)}</th>{''.join(cells)}</tr>"
+    whole = f'<div class="table"><table><thead><tr>{head}</tr></thead>{rows}</table></div>'
+    note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
+    if table.folded:
+        return f"<details><summary>{_text(table.title)}</summary>{whole}{note}</details>"
+    return f"<section><h2>{_text(table.title)}</h2>{whole}{note}</section>"
 
 
 def _definitions(facts: Mapping[str, object]) -> str:
@@ -153,8 +220,9 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2, summary { font-size: 1.1rem; font-weight: 700; margin: 2.2rem 0 .6rem; }
+summary { cursor: pointer; }
 .verdicts { list-style: none; margin: 0; padding: 0; }
 .verdicts li { padding: .35rem 0 .35rem 1.9rem; position: relative; }
 .verdicts li::before { position: absolute; left: 0; font-weight: 700; }
@@ -168,10 +236,14 @@ dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 0; }
 img { width: auto; max-width: 100%; height: auto; display: block; margin: 0 auto; background: #fff;
   border: 1px solid var(--rule); border-radius: 6px; }
-figcaption { color: var(--dim); font-size: .92rem; margin-top: .5rem; max-width: 48rem; }
-table { border-collapse: collapse; }
+.wide a { display: block; overflow-x: auto; }
+@media (max-width: 760px) { .wide img { max-width: none; width: 760px; } }
+figcaption, .note { color: var(--dim); font-size: .92rem; margin: .5rem 0 0; max-width: 48rem; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: right; font-weight: 400; }
-th { text-align: left; }
+thead th { color: var(--dim); }
+th:first-child, .words { text-align: left; }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 """

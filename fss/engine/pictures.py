@@ -73,7 +73,7 @@ def curves(rows: list[dict], path: Path, *, chance: Mapping[str, float] = {}, fi
     last = max((row["step"] for row in rows), default=1)
     for place, (title, found, scale) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, place + 1)
-        _tidy(axes, title)
+        tidy(axes, title)
         for colour, name in zip(COLOURS, found, strict=False):
             label = name.removeprefix("speed/") if len(found) > 1 or name in chance else None
             _line(axes, *series(rows, name), colour, label)
@@ -95,7 +95,7 @@ def curves(rows: list[dict], path: Path, *, chance: Mapping[str, float] = {}, fi
             axes.set_xlabel("optimizer step", fontsize=8, color=INK)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=7, labelcolor=INK, handlelength=1.6, framealpha=0.85, edgecolor="none")
-    _save(figure, path)
+    save(figure, path)
 
 
 def neighbours(
@@ -120,16 +120,16 @@ def neighbours(
         query = names.index(name)
         similarity = features @ features[query]    # [N]
         similarity[query] = -2    # below any cosine: a crop is no neighbour of itself
-        _show(line[0], images(query), title=name, frame=INK)
+        show(line[0], images(query), title=name, frame=INK)
         for axes, index in zip(line[1:], similarity.topk(k).indices.tolist(), strict=True):
             same = names[index] == name
-            _show(axes, images(index), title=names[index], frame=RIGHT if same else WRONG)
+            show(axes, images(index), title=names[index], frame=RIGHT if same else WRONG)
             mark = "\N{CHECK MARK}" if same else "\N{BALLOT X}"    # not by colour alone
             axes.set_xlabel(
                 f"{mark} {similarity[index]:.2f}", fontsize=8, color=RIGHT if same else WRONG, labelpad=3
             )
     grid[0][0].set_xlabel("query", fontsize=8, color=FAINT, labelpad=3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def pca(images: Tensor, maps: Mapping[str, Tensor], path: Path) -> None:
@@ -144,14 +144,14 @@ def pca(images: Tensor, maps: Mapping[str, Tensor], path: Path) -> None:
     grid = figure.subplots(len(maps) + 1, len(images), squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axes, image in zip(grid[0], images, strict=True):
-        _show(axes, image.permute(1, 2, 0).numpy())
+        show(axes, image.permute(1, 2, 0).numpy())
     for line, (_, dense) in zip(grid[1:], maps.items(), strict=True):
         colours = F.interpolate(principal_colours(dense), size=size, mode="bilinear")    # [N, 3, H, W]
         for axes, colour in zip(line, colours, strict=True):
-            _show(axes, colour.permute(1, 2, 0).numpy())
+            show(axes, colour.permute(1, 2, 0).numpy())
     for line, title in zip(grid, ["image", *maps], strict=True):
         line[0].set_ylabel(title, fontsize=8, color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def principal_colours(dense: Tensor) -> Tensor:
@@ -199,8 +199,8 @@ def views(shards: ShardSet, indices: Sequence[int], spec: ViewSpec, path: Path, 
     grid = figure.subplots(lines, len(columns), squeeze=False)
     for column, (title, pictures) in enumerate(columns.items()):
         for line, picture in enumerate(pictures):
-            _show(grid[line][column], picture, title=title if line == 0 else "")
-    _save(figure, path)
+            show(grid[line][column], picture, title=title if line == 0 else "")
+    save(figure, path)
 
 
 def _with_superpixels(members: dict[str, bytes], spec: ViewSpec, seed: int, index: int) -> np.ndarray:
@@ -267,7 +267,8 @@ def _chance_lines(axes: Axes, rows: list[dict], found: list[str], chance: Mappin
         axes.plot([], [], color=FAINT, lw=1, ls=(0, (4, 3)), label="chance")
 
 
-def _tidy(axes: Axes, title: str) -> None:
+def tidy(axes: Axes, title: str) -> None:
+    """Axes with nothing on them that a reader could do without."""
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.tick_params(labelsize=7.5, colors=INK, length=2.5, width=0.6)
     axes.grid(axis="y", lw=0.4, color="#dddddd")
@@ -277,7 +278,8 @@ def _tidy(axes: Axes, title: str) -> None:
         spine.set(color=FAINT, linewidth=0.6)
 
 
-def _show(axes: Axes, picture: np.ndarray, *, title: str = "", frame: str | None = None) -> None:
+def show(axes: Axes, picture: np.ndarray, *, title: str = "", frame: str | None = None) -> None:
+    """A picture on axes without ticks, in a frame of the colour `frame`."""
     axes.imshow(picture, interpolation="antialiased")
     axes.set(xticks=[], yticks=[], anchor="N")
     if title:
@@ -287,6 +289,7 @@ def _show(axes: Axes, picture: np.ndarray, *, title: str = "", frame: str | None
         spine.set(visible=frame is not None, color=frame or INK, linewidth=2.4)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor="white")

@@ -5,7 +5,11 @@
     environment.jsonl    one line a start: versions, git commit, ranks, machine, command
     metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
     status.json          running, interrupted, finished or failed
-    checkpoints/         see fss.engine.checkpoint
+    checkpoints/         of a training, see fss.engine.checkpoint
+    episodes/            of an evaluation, see fss.engine.record
+    results.json         its scores, and the protocol that made them
+    NAME.safetensors     the last weights of method NAME, for other jobs; best.safetensors: those that validated best
+    validation/          pictures of the same few episodes at every validation
     report/              the page to look at
     nonfinite/           evidence of a NaN or infinite loss: batch, keys, report
 """
@@ -25,8 +29,9 @@ from pathlib import Path
 from typing import IO, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from fss.errors import RunError, at_least
+from fss.errors import RunError, WeightsError, at_least
 from shards.format import write_whole
 
 INTERRUPTED = 75    # exit code: saved after SIGTERM or SIGUSR1, type the same command to go on (EX_TEMPFAIL)
@@ -35,6 +40,7 @@ INTERRUPTED = 75    # exit code: saved after SIGTERM or SIGUSR1, type the same c
 OPERATIONAL = (
     "run.dir", "run.world", "run.device", "run.timeout_minutes", "run.check_every", "run.threads",
     "data.shards", "data.bad_fraction", "data.workers", "data.prefetch", "data.cache", "log", "checkpoint", "probe",
+    "validate.shards",
 )    # fmt: skip
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv-python-headless", "scikit-image")
 
@@ -71,7 +77,8 @@ class RunConfig(PlaceConfig):
     check_every: int = 500
     """Steps between checks that weights and queues are the same on all ranks; 0 for never."""
     start_from: str | None = None
-    """Weights to begin a new run from: an official MoCo checkpoint or an export of an earlier run (not a resume)."""
+    """Weights to begin a new run from: an export of an earlier run of the same method, or, for the prior extractor, an
+    official MoCo checkpoint (not a resume)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,19 +101,23 @@ class RunDir:
         identity: flat {key: value} of everything that decides the result. Raises RunError where the directory holds
         something else, or is in use by a running job.
         """
+        identity = json.loads(json.dumps(identity))    # as it is read back: a tuple is a list
         record = self.folder / "run.json"
         ours = {".lock", "config.yaml"}    # what a start that was killed before run.json may have left
         if not record.exists() and self.folder.exists() and {p.name for p in self.folder.iterdir()} - ours:
             raise RunError(f"run.dir {self.folder} is not empty and not a run directory: choose another --run.dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        if record.exists() and any(self.checkpoints.glob("step_*")):
+        if record.exists() and self.begun():
             self._check_identity(json.loads(record.read_text()), identity)
         else:    # nothing was learned yet, so a start that was refused or broke off may be corrected in place
             write_whole(self.folder / "config.yaml", config_yaml.encode())
             write_whole(record, json.dumps(identity, indent=1).encode())
-        for folder in (self.checkpoints, self.report):
-            folder.mkdir(exist_ok=True)
+        self.report.mkdir(exist_ok=True)
+
+    def begun(self) -> bool:
+        """Whether the directory holds work that must not be mixed with another run's."""
+        return any(self.checkpoints.glob("step_*"))
 
     def _take_lock(self) -> None:
         self._lock = open(self.folder / ".lock", "w")
@@ -162,7 +173,11 @@ class RunDir:
 
 
 def identity_of(config: dict, manifest: str) -> dict:
-    """The part of a nested config that decides the result, flat, with the digest of the shard manifest."""
+    """The part of a nested config that decides the result, flat, with the digest of the shard manifest.
+
+    Files of weights (`weights`, and options of the method that end in it) count by what they hold, not by their place.
+    Raises WeightsError where one cannot be read.
+    """
     flat = {"data.manifest": manifest}
 
     def walk(prefix: str, node: dict) -> None:
@@ -172,11 +187,30 @@ def identity_of(config: dict, manifest: str) -> dict:
                 continue
             if isinstance(value, dict):
                 walk(f"{key}.", value)
+            elif value is not None and key.split(".")[0] in ("method", "weights") and key.endswith("weights"):
+                flat[key] = f"sha256 {_file_digest(key, value)}"
             else:
                 flat[key] = value
 
     walk("", config)
     return flat
+
+
+def _file_digest(key: str, path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise WeightsError(f"{key} {path} cannot be read ({error.strerror}): check the path") from None
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What exported weights say of themselves, without reading a tensor. Raises WeightsError where there are none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}): give the export of a run") from None
 
 
 def digest(value: object) -> str:

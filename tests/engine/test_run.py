@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fss.engine.run import RunDir, identity_of
-from fss.errors import RunError
+from fss.errors import RunError, WeightsError
 
 CONFIG = {"run": {"seed": 0, "dir": "a", "world": 2}, "method": {"queue": 8}, "log": {"every": 1}}
 
@@ -22,6 +22,27 @@ def test_the_same_run_is_taken_up_again_though_places_and_ranks_changed(tmp_path
     opened(tmp_path / "run", moved).close()
 
 
+def test_a_pair_is_read_back_as_a_list_and_is_the_same_run(tmp_path):
+    config = {**CONFIG, "augment": {"scale": (0.9, 1.1)}}
+    opened(tmp_path, config).close()
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    opened(tmp_path, config).close()
+
+
+def test_weights_count_by_what_they_hold(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"one")
+
+    def identity(name: str) -> dict:
+        return identity_of({"method": {"prior_weights": str(tmp_path / name), "backbone_weights": None}}, "m")
+
+    assert identity("a") == identity("b")
+    (tmp_path / "b").write_bytes(b"other")
+    assert identity("a") != identity("b")
+    with pytest.raises(WeightsError, match=r"method\.prior_weights .*c cannot be read"):
+        identity("c")
+
+
 @pytest.mark.parametrize(
     ("config", "manifest", "words"),
     [
@@ -32,7 +53,7 @@ def test_the_same_run_is_taken_up_again_though_places_and_ranks_changed(tmp_path
 )
 def test_another_run_is_refused(tmp_path, config, manifest, words):
     opened(tmp_path).close()
-    (tmp_path / "checkpoints" / "step_00000001").mkdir()
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     with pytest.raises(RunError, match=words):
         opened(tmp_path, config, manifest)
     assert json.loads((tmp_path / "run.json").read_text())["method.queue"] == 8

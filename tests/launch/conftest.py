@@ -1,5 +1,6 @@
 """A packed set and a job small enough to run many times."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,11 +33,11 @@ def packed(tmp_path_factory) -> Path:
 class Launched:
     """A job started as a user starts it, in a process group of its own."""
 
-    def __init__(self, world: int, *words: str) -> None:
+    def __init__(self, world: int, *words: str, launcher: Path = LAUNCHER) -> None:
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
         if world > 1:
             launch += ["--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"), "--num_processes", str(world)]
-        command = [*launch, str(LAUNCHER), "--run.world", str(world), *words]
+        command = [*launch, str(launcher), "--run.world", str(world), *words]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
@@ -49,7 +50,10 @@ class Launched:
 
     def kill(self) -> None:
         """kill -9 of the launcher and all its ranks and workers."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        launcher = psutil.Process(self._process.pid)
+        for process in [launcher, *launcher.children(recursive=True)]:    # ranks lead process groups of their own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.communicate()
 
     def send(self, which: signal.Signals, *, to_ranks: bool) -> None:
@@ -68,8 +72,8 @@ class Launched:
         return self._process.returncode, output
 
 
-def run(world: int, *words: str) -> str:
+def run(world: int, *words: str, launcher: Path = LAUNCHER) -> str:
     """The output of a job that must succeed."""
-    code, output = Launched(world, *words).wait()
+    code, output = Launched(world, *words, launcher=launcher).wait()
     assert code == 0, output
     return output

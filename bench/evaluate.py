@@ -1,0 +1,146 @@
+"""What it saves an evaluation to keep features, and to share episodes out by image; and how it scales over ranks.
+
+    python bench/evaluate.py [--episodes 200] [--size 225] [--backbone resnet50] [--shots 1] [--json FILE]
+
+The prototype baseline with random weights on the embedded set, every rank on one thread. Keeping features is compared
+with computing them anew for every episode, in CPU time of one process; ranks are compared by the clock, so two of them
+want two quiet cores. All runs must find the same pixels.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fss.data.episodes import Episode, Policy, evaluation_episodes
+from fss.data.folds import fold_of
+from fss.engine.dist import World
+from fss.engine.features import distinct
+from fss.engine.measure import Scoring, measure
+from fss.engine.record import Result
+from fss.methods.prototype import Prototype
+from fss.methods.prototype_config import PrototypeConfig
+from shards.read import ShardSet
+from shards.synthetic import synthetic
+from shards.write import pack
+
+CACHE_GIB = 4.0
+PASSES_TARGET = 1.2
+"""At most so many encoder passes for an image, on one rank and on four."""
+RANKS_TARGET = 1.7
+"""At least so much faster are two ranks than one."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every run does; sent to its ranks."""
+
+    shards: str
+    episodes: list[Episode]
+    size: int
+    backbone: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run took, on the rank that asks."""
+
+    results: list[Result]
+    wall: float
+    cpu: float
+
+    @property
+    def encoded(self) -> int:
+        return sum(result.encoded for result in self.results)
+
+
+def run(work: Work, cache: float) -> Run:
+    """Evaluate on this process's rank, all ranks from the same moment to the same moment."""
+    torch.set_num_threads(1)
+    world = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=60)
+    torch.manual_seed(0)
+    method = Prototype(PrototypeConfig(size=work.size, backbone=work.backbone))
+    how, shards = Scoring(size=work.size), ShardSet(work.shards)
+    measure(method, shards, work.episodes[:1], how, world)    # the first pass of a process is slower
+    world.wait()
+    wall, cpu = time.perf_counter(), time.process_time()
+    results = measure(method, shards, work.episodes, how, world, cache=cache)
+    took = time.perf_counter() - wall, time.process_time() - cpu
+    world.close()
+    return Run(results, *took)
+
+
+def on_ranks(world: int, work: Work) -> Run:
+    """The run as rank 0 of `world` processes saw it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    ranks = [context.Process(target=_rank, args=(rank, world, port, work, answer)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    found = answer.get()
+    for process in ranks:
+        process.join()
+    return found
+
+
+def _rank(rank: int, world: int, port: int, work: Work, answer) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = (rank, rank, world, world, "127.0.0.1", port)
+    os.environ.update(zip(names, map(str, values), strict=True))
+    found = run(work, CACHE_GIB)
+    if rank == 0:
+        answer.put(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--size", type=int, default=225, help="side of the input, pixels")
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--images", type=int, default=800, help="images of the set")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = pack(synthetic(args.images), Path(folder))
+        novel = fold_of("interleaved", 0, manifest).novel
+        policy = Policy(draw="round_robin", min_area=0)
+        episodes = evaluation_episodes(manifest, novel, policy, args.shots, args.episodes, [0])
+        work = Work(folder, episodes, args.size, args.backbone)
+        kept, anew = run(work, CACHE_GIB), run(work, 0)
+        two, four = on_ranks(2, work), on_ranks(4, work)
+    assert kept.results == anew.results == two.results == four.results, "the runs do not find the same pixels"
+
+    images = distinct(episodes)
+    figures = {
+        "episodes": len(episodes),
+        "images": images,
+        "s_per_episode": kept.wall / len(episodes),
+        "kept_of_anew_cpu": kept.cpu / anew.cpu,
+        "passes_per_image": {ranks: took.encoded / images for ranks, took in ((1, kept), (2, two), (4, four))},
+        "passes_per_image_anew": anew.encoded / images,
+        "two_ranks": kept.wall / two.wall,
+    }
+    print(f"{len(episodes)} episodes of {args.shots} shot(s) with {images} images, {args.backbone}, {args.size} px")
+    print(f"one rank: {kept.wall:.1f} s, {figures['s_per_episode']:.3f} s an episode")
+    print(f"keeping features takes {figures['kept_of_anew_cpu']:.2f} of the CPU time of computing them anew")
+    print(f"encoder passes an image with nothing kept: {anew.encoded / images:.3f}")
+    for ranks, passes in figures["passes_per_image"].items():
+        print(f"encoder passes an image on {ranks} rank(s): {passes:.3f} (at most {PASSES_TARGET})")
+    print(f"two ranks are {figures['two_ranks']:.2f} times as fast as one (at least {RANKS_TARGET})")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""From a configuration to a score: sets the ranks up, checks them, measures or goes on measuring, tells."""
+
+import contextlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fss.data.feed import DataConfig
+from fss.engine.dist import World, fingerprint
+from fss.engine.eval_report import report
+from fss.engine.log import Log, LogConfig
+from fss.engine.loop import StopRequest
+from fss.engine.measure import measure
+from fss.engine.outcome import outcome, row, tables
+from fss.engine.plan import EvalConfig, FoldConfig, Plan, plan
+from fss.engine.record import Record, Result
+from fss.engine.run import INTERRUPTED, PlaceConfig, RunDir, code_version, digest, identity_of
+from fss.engine.tasks import open_shards
+from fss.errors import ConfigError
+from fss.methods import METHODS, load_method
+from fss.methods.base import Method
+from fss.nn.weights import load_export
+from shards.format import write_whole
+
+FREE = ("data.batch", "eval.cache_gib", "eval.episode_list", "weights")    # beside run.OPERATIONAL: change no score
+SAY_EVERY = 30    # seconds between lines on how far an evaluation is
+
+
+class EvaluationJob(Protocol):
+    """What `evaluate` needs of a job of fss.config."""
+
+    run: PlaceConfig
+    data: DataConfig
+    episodes: FoldConfig
+    eval: EvalConfig
+    log: LogConfig
+    method: Any
+    weights: str | None
+
+
+def evaluate(job: EvaluationJob, config_yaml: str) -> int:
+    """Evaluate a method as `job` says; returns the exit code, 0 or INTERRUPTED.
+
+    Raises UserError or ShardError for what a user can mend; finished episodes stay recorded.
+    """
+    torch.set_num_threads(job.run.threads or 1)    # features move in the fifth digit with the number of threads
+    world = World(
+        promised=job.run.world, device=job.run.device, precision=job.run.precision, accumulate=1,
+        timeout_minutes=job.run.timeout_minutes,
+    )    # fmt: skip
+    try:
+        return _Evaluation(job, config_yaml, world).go()
+    finally:
+        world.close()
+
+
+class EvalDir(RunDir):
+    """A run directory whose run has begun once an episode is recorded."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.episodes = folder / "episodes"
+        self.results = folder / "results.json"
+
+    def begun(self) -> bool:
+        return any(self.episodes.glob("rank_*.jsonl"))
+
+
+class _Evaluation:
+    """The parts of one evaluation, put together."""
+
+    def __init__(self, job: EvaluationJob, config_yaml: str, world: World) -> None:
+        self.job = job
+        self.world = world
+        self.shards = open_shards(job.data, world)
+        self.manifest = self.shards.manifest
+        self.method, self.header, self.notes = method_of(job)
+        self.plan: Plan = plan(job.episodes, job.eval, self.header, self.manifest, self.method.config.size)
+        identity = self._identity()
+        world.check_same("the configuration with weights and shard manifest", digest(identity))
+        world.check_same("the code", code_version())
+        self.run = EvalDir(Path(job.run.dir))
+        world.on_main(lambda: self.run.open(identity, config_yaml))
+        world.on_main(lambda: self.run.record_environment(world.size))
+        for part in (self.method.trained, self.method.replica):
+            part.to(world.device)
+
+    def _identity(self) -> dict:
+        """Everything that decides the counts of an episode, and which episodes there are."""
+        named = identity_of(asdict(self.job), manifest=digest(asdict(self.manifest)))
+        parts = {"trained": self.method.trained, "replica": self.method.replica}
+        tensors = {
+            f"{part}.{name}": fingerprint(tensor)
+            for part, module in parts.items()
+            for name, tensor in module.state_dict().items()
+        }
+        return {key: value for key, value in named.items() if key not in FREE} | {
+            "weights": digest(tensors),
+            "episodes": digest([asdict(episode) for episode in self.plan.episodes]),
+            "run.threads": torch.get_num_threads(),
+            "run.device": self.world.device.type,
+        }
+
+    def go(self) -> int:
+        """Measure what is not yet recorded; when nothing is missing, tell."""
+        wanted = len(self.plan.episodes)
+        log = Log(self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=wanted)
+        ending = "failed"
+        try:
+            self._set_status("running")
+            for text in self._opening():
+                log.say(text)
+            with StopRequest().listening() as stop:
+                results = self._measure(log, stop)
+            ending = "finished" if len(results) == wanted else "interrupted"
+            if ending == "finished":
+                self._deliver(log, results)
+            else:
+                log.say(f"{len(results)} of {wanted} episodes are recorded: type the same command to go on from there")
+        finally:
+            with contextlib.suppress(OSError):    # of a disk that filled the first error tells more
+                self._set_status(ending)
+                log.close(failed=ending == "failed")
+        self.world.wait()    # the first rank to exit with a code has the launcher stop the others
+        return 0 if ending == "finished" else INTERRUPTED
+
+    def _set_status(self, status) -> None:
+        if self.world.is_main:
+            self.run.set_status(status)
+
+    def _opening(self) -> list[str]:
+        """What is evaluated and how, before the first episode."""
+        said = self.plan.statement(self.manifest, self.header)
+        width = max(map(len, said))
+        return [
+            f"{self.job.method.name} on {self.world.size} x {self.world.device.type}, {self.job.run.precision}; "
+            f"run directory {self.run.folder}",
+            *(f"{label:<{width}}  {words}" for label, words in said.items()),
+            *(f"note: {text}" for text in (*self.notes, *self.method.cautions(self._episodes_seen()))),
+        ]
+
+    def _episodes_seen(self) -> int:
+        return int(self.header.get("episodes_seen", 0))
+
+    def _measure(self, log: Log, stop: StopRequest) -> list[Result]:
+        wanted, world, said = len(self.plan.episodes), self.world, time.monotonic()
+
+        def seen(result: Result, left: int) -> None:
+            nonlocal said
+            done = max(0, wanted - left * world.size)    # the ranks' shares are alike
+            log.at(done)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                log.say(f"about {done} of {wanted} episodes, {result.seconds:.2f} s each")
+
+        return measure(
+            self.method, self.shards, self.plan.episodes, self.plan.how, world,
+            Record(self.run.episodes, world.rank), cache=self.job.eval.cache_gib, readers=self.job.data.workers,
+            stop=stop, seen=seen,
+        )    # fmt: skip
+
+    def _deliver(self, log: Log, results: list[Result]) -> None:
+        """Scores into results.json, the log and the console, and the page to look at; rank 0's work."""
+        found = outcome(results, self.plan.classes, self.manifest.classes)
+        statement = self.plan.statement(self.manifest, self.header)
+
+        def deliver() -> Path:
+            facts = {"protocol": statement, "scoring": asdict(self.plan.how), "ranks": self.world.size, **found}
+            write_whole(self.run.results, json.dumps(facts, indent=1).encode())
+            self.run.rewind(-1)    # a finished evaluation that is asked for again tells the same once more
+            return report(self.run, self.method, self.shards, results, self.plan, self.header)
+
+        page = self.world.on_main(deliver)
+        log.row({"step": len(results), **row(found)})
+        for table in tables(found, f"{self.job.method.name}, {statement['fold']}, {self.plan.shots} shot(s), percent"):
+            log.say(table)
+        if found["never_met"]:
+            log.say(f"note: no episode asked for {', '.join(found['never_met'])}: such a class is in the mIoU with 0")
+        log.say(
+            f"{found['encoder_passes']} encoder passes for {found['images']} images, "
+            f"{found['seconds_per_episode']:.3f} s an episode on each rank; results: {self.run.results}"
+        )
+        for path in sorted(self.run.report.glob("*.png")):
+            log.picture(f"report/{path.stem}", path, len(results))
+        log.say(f"report: {page}")
+
+
+def method_of(job: EvaluationJob) -> tuple[Method, dict[str, str], list[str]]:
+    """The method to evaluate, what its weights say of their training, and what is unlike that training.
+
+    With weights, options of the method that were given besides stand in for those that it was trained with.
+    Raises ConfigError where a method that learns comes without weights, WeightsError where they do not fit.
+    """
+    name = job.method.name
+    if job.weights is None:
+        if METHODS[name].learns:
+            raise ConfigError(f"method {name} learns but weights names no file: train it with launch/meta_train.py")
+        torch.manual_seed(0)    # a backbone without weights is at least the same one everywhere
+        return METHODS[name](job.method), {}, []
+    method, header = load_method(Path(job.weights))
+    asked, trained = asdict(job.method), asdict(method.config)
+    changed = [key for key in asked if asked[key] != trained.get(key)]
+    if changed:
+        tensors, _ = load_export(Path(job.weights))
+        method = METHODS[name].restore(tensors, {**header, "config": json.dumps(asked)})
+    return method, header, [f"method.{key} is {asked[key]}; trained with {trained.get(key)}" for key in changed]

@@ -1,0 +1,195 @@
+"""From options to the episodes of an evaluation, how they are scored, and the words that say so."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from fss.data.episodes import Draw, Episode, Labels, evaluation_episodes
+from fss.data.folds import SCHEMES, Fold, SchemeName, fold_of
+from fss.data.lists import read_list
+from fss.data.protocol import Protocol, ProtocolName, Resize, protocol_of
+from fss.data.transforms import Resolution
+from fss.engine.measure import Scoring
+from fss.errors import ConfigError, at_least
+from shards.format import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldConfig:
+    """Which classes are novel and how many supports an episode has; null: as the weights were trained."""
+
+    scheme: SchemeName | None = None
+    """Convention of the folds; null and nothing trained: interleaved."""
+    fold: int | None = None
+    """Which fold is held out, from 0; null and nothing trained: 0."""
+    novel: list[str] = field(default_factory=list)
+    """Names or ids of the novel classes (scheme 'list')."""
+    shots: int | None = None
+    """K, the support images of an episode; null and nothing trained: 1."""
+
+    def __post_init__(self) -> None:
+        at_least("episodes", self, fold=0, shots=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How a method is evaluated. The protocol decides; options that are not null decide instead of it."""
+
+    protocol: ProtocolName = "default"
+    """Whose rules: episodes, seeds, policy, resize rule and resolution as docs/protocols.md lists them."""
+    on: Literal["novel", "base"] = "novel"
+    """Which classes of the fold the episodes are of."""
+    episode_list: str | None = None
+    """A file of episodes (class, query, supports) to evaluate as it is, in place of drawn ones."""
+    episodes: int | None = None
+    """Episodes of each seed."""
+    seeds: list[int] | None = None
+    """One run of episodes each; several give a mean and a standard deviation."""
+    draw: Draw | None = None
+    """How class and query are drawn, see episodes.draw of meta_train.py."""
+    repeat_supports: bool | None = None
+    """Whether an image may be drawn twice among the supports of an episode."""
+    min_area: int | None = None
+    """Pixels of an image, at original size, that a class must cover to be drawn there."""
+    labels: Labels | None = None
+    """'own': each class keeps all its pixels. 'flat': later classes cover earlier ones, as in PNG label maps."""
+    size: int | None = None
+    """Side of the square that the method sees, pixels, 8k + 1; null: the method's own."""
+    resize: Resize | None = None
+    """How an image is fitted into that square."""
+    resolution: Resolution | None = None
+    """Where predictions meet the truth: 'original', or in a square of so many pixels a side."""
+    ignore_255: bool | None = None
+    """Whether pixels of unknown class stay out of the score; otherwise they count as background."""
+    cache_gib: float = 4
+    """Memory of each rank, GiB on its device, for what was computed of images and supports; 0 keeps nothing."""
+
+    def __post_init__(self) -> None:
+        at_least("eval", self, episodes=1, min_area=0, cache_gib=0, size=33)
+        if self.size is not None and self.size % 8 != 1:
+            near = round((self.size - 1) / 8) * 8 + 1
+            raise ConfigError(f"eval.size is {self.size}: give a multiple of 8 plus 1, such as {near}")
+        if isinstance(self.resolution, int) and self.resolution < 1:
+            raise ConfigError(f"eval.resolution is {self.resolution}: give 'original' or a side in pixels")
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0):
+            raise ConfigError(f"eval.seeds is {self.seeds}: give one seed or more, all different, 0 or above")
+
+    def protocol_for(self, scheme: SchemeName) -> Protocol:
+        """The protocol on the data of `scheme`, with what the user decides instead."""
+        protocol = protocol_of(self.protocol, scheme)
+        names = {f.name for f in fields(protocol)} & {f.name for f in fields(self)} - {"seeds"}
+        own = {name: value for name in names - {"protocol"} if (value := getattr(self, name)) is not None}
+        if self.seeds is not None:
+            own["seeds"] = tuple(self.seeds)
+        return replace(protocol, **own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an evaluation does, decided."""
+
+    fold: Fold
+    on: Literal["novel", "base"]
+    classes: tuple[int, ...]
+    """The classes that the mean is over."""
+    shots: int
+    protocol: Protocol
+    episodes: list[Episode]
+    how: Scoring
+    source: str | None
+    """The file that the episodes are from; None: they were drawn."""
+
+    def statement(self, manifest: Manifest, header: Mapping[str, str]) -> dict[str, str]:
+        """Everything that made the score what it is: label -> words."""
+        protocol, fold = self.protocol, self.fold
+        seeds = ", ".join(map(str, sorted({episode.seed for episode in self.episodes})))
+        if self.source:
+            drawn = policy = f"{len(self.episodes):,}, as {self.source} lists them"
+        else:
+            drawn = f"{len(self.episodes) // len(protocol.seeds):,} of each seed ({seeds})"
+            supports = "with" if protocol.repeat_supports else "without"
+            policy = (
+                f"{protocol.draw}, supports {supports} repetition, objects of at least {protocol.min_area:,} pixels"
+            )
+        resolution = self.how.resolution
+        masks = {"own": "overlapping objects keep all their pixels", "flat": "later classes cover earlier ones"}
+        return {
+            "protocol": f"{protocol.name}: {protocol.note}",
+            "data": f"{manifest.name}, {len(manifest.samples):,} images",
+            "fold": f"{fold.fold} of scheme {fold.scheme} ({SCHEMES[fold.scheme].rule})",
+            "classes": f"{self.on}: " + ", ".join(manifest.classes[class_id] for class_id in self.classes),
+            "episodes": drawn,
+            "policy": policy,
+            "shots": str(self.shots),
+            "input": f"{self.how.size} x {self.how.size} pixels, resize rule {self.how.resize}",
+            "scored at": "original size" if resolution == "original" else f"{resolution} x {resolution} pixels",
+            "masks": f"{self.how.labels}: {masks[self.how.labels]}",
+            "label 255": "not counted" if self.how.ignore_255 else "counted as background",
+            **_training(header),
+        }
+
+
+def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], manifest: Manifest, size: int) -> Plan:
+    """Decide what to evaluate.
+
+    header: what the weights say of their training; empty where nothing was trained. size: the method's own input.
+    Raises ConfigError or ShardError where options, weights and shards do not fit each other.
+    """
+    scheme = config.scheme or header.get("scheme", "interleaved")
+    number = int(header.get("fold", 0)) if config.fold is None else config.fold
+    novel = config.novel or (json.loads(header.get("novel", "[]")) if scheme == "list" else [])
+    shots = config.shots or int(header.get("shots", 1))
+    fold = fold_of(scheme, number, manifest, [str(name) for name in novel])
+    _check_unseen(evaluation, fold, header)
+    classes = fold.novel if evaluation.on == "novel" else fold.base
+    protocol = evaluation.protocol_for(scheme)
+    if evaluation.episode_list:
+        episodes = read_list(evaluation.episode_list, manifest, shots)
+        if strange := {episode.class_id for episode in episodes} - {*classes}:
+            raise ConfigError(
+                f"eval.episode_list {evaluation.episode_list} has episodes of {manifest.classes[min(strange)]}, which "
+                f"is none of the {evaluation.on} classes of fold {number} of scheme {scheme}: set episodes.fold, "
+                "episodes.scheme or eval.on"
+            )
+    else:
+        episodes = evaluation_episodes(
+            manifest, classes, protocol, shots, protocol.episodes, protocol.seeds, passes=protocol.passes
+        )
+    how = Scoring(
+        size=evaluation.size or size, resize=protocol.resize, resolution=protocol.resolution, labels=protocol.labels,
+        ignore_255=protocol.ignore_255,
+    )    # fmt: skip
+    return Plan(
+        fold=fold, on=evaluation.on, classes=classes, shots=shots, protocol=protocol, episodes=episodes, how=how,
+        source=evaluation.episode_list,
+    )    # fmt: skip
+
+
+def _check_unseen(evaluation: EvalConfig, fold: Fold, header: Mapping[str, str]) -> None:
+    """Weights that learned the novel classes of this fold would be measured on what they were trained for."""
+    if evaluation.on == "novel" and header.get("scheme") == fold.scheme and int(header["fold"]) != fold.fold:
+        raise ConfigError(
+            f"episodes.fold is {fold.fold} but the weights were trained on fold {header['fold']} of scheme "
+            f"{fold.scheme}, and have learned this fold's novel classes: leave episodes.fold out"
+        )
+
+
+def _training(header: Mapping[str, str]) -> dict[str, str]:
+    """What the weights say of how they came about."""
+    if "scheme" not in header:
+        return {"training": "none"}
+    kept = "dropped" if header.get("novel_in_training") == "drop" else "kept as background"
+    told = {
+        "trained on": f"{header.get('data', 'unknown data')}, scheme {header['scheme']}, fold {header.get('fold')}, "
+        f"{header.get('shots', '?')} shot(s); images with novel classes {kept}",
+        "training length": f"{header.get('steps', '?')} steps, {header.get('episodes_seen', '?')} episodes",
+        "weights chosen on": f"{header.get('selected_on', 'none')} classes",
+    }
+    prior = json.loads(header.get("prior") or "{}")
+    if prior:
+        told["prior trained"] = (
+            f"on {prior.get('data', 'unknown data')}, {prior.get('epochs', '?')} epochs, "
+            f"{prior.get('images_seen', '?')} images seen"
+        )
+    return told

@@ -1,0 +1,107 @@
+"""Validation while a method trains: episodes of classes that it does not learn from, to choose its best weights by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fss.data.episodes import EpisodeConfig, Policy, evaluation_episodes
+from fss.data.folds import Fold
+from fss.engine import overlays
+from fss.engine.dist import World
+from fss.engine.measure import Scoring, measure
+from fss.engine.metrics import scores, total
+from fss.errors import ConfigError, at_least
+from fss.methods.base import Method
+from shards.format import Manifest, ShardError
+from shards.read import ShardSet
+
+SHOWN = 4    # episodes drawn at a validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Episodes by which the best weights of a run are chosen."""
+
+    on: Literal["base", "novel", "none"] = "base"
+    """base: on base classes that training leaves out. novel: on the test classes of the fold, as the published programs
+    do, which tunes the weights to the test; report and weights say so. none: the last weights are all there is."""
+    shards: str | None = None
+    """Packed set that the episodes are drawn from; null: the training shards."""
+    every: int | None = None
+    """Optimizer steps between validations; null: a twentieth of the run."""
+    episodes: int = 1000
+    """Episodes of a validation, the same ones every time."""
+    classes: int | None = None
+    """Base classes that training leaves out ('base'); null: a fifth of them."""
+    seed: int = 0
+    """Seed of the episodes."""
+
+    def __post_init__(self) -> None:
+        at_least("validate", self, every=1, episodes=1, classes=1, seed=0)
+
+
+def held_out(config: ValidateConfig, fold: Fold) -> tuple[int, ...]:
+    """The base classes that validation keeps from training: evenly spread over the sorted ids, none unless on 'base'.
+
+    Raises ConfigError where none would be left to learn from.
+    """
+    if config.on != "base":
+        return ()
+    base = sorted(fold.base)
+    count = config.classes or max(1, len(base) // 5)
+    if count >= len(base):
+        raise ConfigError(
+            f"validate.classes is {count} but fold {fold.fold} has {len(base)} base classes: leave some to learn from, "
+            "or set validate.on to none"
+        )
+    return tuple(base[(2 * i + 1) * len(base) // (2 * count)] for i in range(count))    # the middle of each share
+
+
+class Validation:
+    """The validation episodes of a run, and the score of a method on them.
+
+    Raises ShardError where the shards lack a class or images for it.
+    """
+
+    def __init__(
+        self, config: ValidateConfig, fold: Fold, training: ShardSet, episodes: EpisodeConfig, size: int, world: World
+    ) -> None:
+        self.config = config
+        self.classes = held_out(config, fold) or fold.novel
+        self.shards = ShardSet(config.shards) if config.shards else training
+        _check_names(self.classes, training.manifest, self.shards)
+        policy = Policy(draw="round_robin", min_area=episodes.min_area, labels=episodes.labels)
+        self.episodes = evaluation_episodes(
+            self.shards.manifest, self.classes, policy, episodes.shots, config.episodes, [config.seed]
+        )
+        self.how = Scoring(size=size, resize="exact", resolution="original", labels=episodes.labels)
+        self.world = world
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        """val/miou and val/fb_iou of `method` as it stands. Collective; equal on all ranks."""
+        results = measure(method, self.shards, self.episodes, self.how, self.world)
+        found = scores(total(((result.class_id, result.counts) for result in results), self.classes))
+        return {"val/miou": found.miou, "val/fb_iou": found.fb_iou}
+
+    def picture(self, method: Method, folder: Path, done: int) -> Path:
+        """A PNG in `folder`: supports, truth and prediction of the first episodes, the same at every validation."""
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step_{done:08d}.png"
+        shown = [
+            overlays.look(method, self.shards, episode, self.how, self.world.device)
+            for episode in self.episodes[:SHOWN]
+        ]
+        overlays.episodes(shown, path)
+        return path
+
+
+def _check_names(classes: Sequence[int], training: Manifest, validation: ShardSet) -> None:
+    """The sets must mean the same by a class id."""
+    for class_id in classes:
+        here, there = training.classes[class_id], validation.manifest.classes.get(class_id)
+        if here != there:
+            raise ShardError(
+                f"validate.shards {validation.remote or validation.folder} calls class {class_id} {there!r}, the "
+                f"training shards call it {here!r}: give shards that were packed from the same data set"
+            )

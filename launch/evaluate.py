@@ -1,0 +1,21 @@
+"""Evaluate a method on episodes of classes that it never saw.
+
+    accelerate launch launch/evaluate.py --weights runs/meta_embedded/qgnet.safetensors
+    accelerate launch launch/evaluate.py --weights runs/meta_embedded/qgnet.safetensors --eval.protocol pfenet
+    accelerate launch launch/evaluate.py --method prototype --data.shards DIR --episodes.scheme pascal --episodes.fold 0
+"""
+
+import sys
+
+from fss.config import EvalJob, command, parse, snapshot
+from fss.engine.evaluate import evaluate
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    job = parse(EvalJob, argv, prog="launch/evaluate.py", default="evaluate/default.yaml")
+    return evaluate(job, snapshot(job))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Train a method that learns from episodes.
+
+    accelerate launch launch/meta_train.py                                         the embedded default
+    accelerate launch launch/meta_train.py --config configs/meta/qgnet_pascal.yaml --episodes.fold 2 --data.shards DIR \
+        --method.backbone_weights FILE --method.prior_weights runs/voc_slic_1000/prior.safetensors
+"""
+
+import sys
+
+from fss.config import MetaTrainJob, command, parse, snapshot
+from fss.engine.fit import fit
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    job = parse(MetaTrainJob, argv, prog="launch/meta_train.py", default="meta/embedded.yaml")
+    return fit(job, snapshot(job))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Sharded, resumable evaluation: the same integers whoever adds them, in any order, with any memory, after any kill."""
+
+import os
+import random
+import shutil
+import time
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fss.data.episodes import Episode, Policy, evaluation_episodes
+from fss.data.transforms import fit_image, read_labelled
+from fss.engine.deal import ENCODING, cut, deal, walk
+from fss.engine.dist import World
+from fss.engine.features import Kept, distinct, uses
+from fss.engine.loop import StopRequest
+from fss.engine.measure import Scoring, measure
+from fss.engine.record import Record, Result
+from fss.errors import RunError
+from shards.format import ShardError
+from shards.read import ShardSet
+from shards.sources import Item, Sample
+from shards.synthetic import synthetic
+from shards.write import pack
+from tests.engine.episode_toy import Colour
+from tests.ranks import on_ranks
+
+HOW = Scoring(size=33)
+CLASSES = (1, 5, 9, 13)
+ENCODED = 4 * 3 * HOW.size**2    # bytes that the toy keeps of an image
+
+
+@dataclass
+class Ignoring:
+    """An item of the synthetic set whose first rows no metric may count."""
+
+    item: Item
+
+    def __getattr__(self, name: str):
+        return getattr(self.item, name)
+
+    def read(self) -> Sample:
+        sample = self.item.read()
+        sample.ignore = np.zeros_like(next(iter(sample.masks.values())))
+        sample.ignore[:9] = True
+        return sample
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    source = synthetic(60)
+    source.items = [Ignoring(item) for item in source.items]
+    folder = tmp_path_factory.mktemp("packed") / "synthetic"
+    pack(source, folder, samples_per_shard=25)
+    return folder
+
+
+def drawn(folder: Path, shots: int = 2, episodes: int = 20, seeds=(0, 1)) -> list[Episode]:
+    policy = Policy(draw="class_image", min_area=1)
+    return evaluation_episodes(ShardSet(folder).manifest, CLASSES, policy, shots, episodes, seeds)
+
+
+def alone() -> World:
+    return World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
+
+
+def measured(folder: Path, episodes: list[Episode], record: Path | None = None, **options) -> list[Result]:
+    """As one rank of a job; importable, so that it may be many."""
+    torch.set_num_threads(1)
+    world = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
+    try:
+        kept = Record(record, world.rank) if record else None
+        return measure(Colour(), ShardSet(folder), episodes, HOW, world, kept, **options)
+    finally:
+        world.close()
+
+
+def plain(folder: Path, episodes: list[Episode]) -> dict[tuple[int, int], tuple]:
+    """What `measure` should find, episode by episode, with nothing kept."""
+    shards, method, found = ShardSet(folder), Colour(), {}
+    method.replica.eval()
+    for episode in episodes:
+        def encoded(index, class_id=episode.class_id):
+            image, mask = read_labelled(shards, index, class_id, "own")
+            fitted, frame = fit_image(image, HOW.size, "exact")
+            return method.encode(fitted[None]), mask, frame
+
+        supports = [encoded(index) for index in episode.supports]
+        described = [method.describe(f, torch.from_numpy(frame.mask(mask))[None]) for f, mask, frame in supports]
+        features, truth, frame = encoded(episode.query)
+        prediction = frame.restore(method.predict(features, described), "original")
+        valid = truth != 255
+        found[episode.seed, episode.number] = tuple(
+            (
+                int(((prediction == label) & (truth == label) & valid).sum()),
+                int((((prediction == label) | (truth == label)) & valid).sum()),
+            )
+            for label in (0, 1)
+        )
+    return found
+
+
+def test_every_episode_against_a_plain_loop(packed):
+    episodes = drawn(packed)
+    results = measured(packed, episodes)
+    assert {(r.seed, r.number): r.counts for r in results} == plain(packed, episodes)
+    assert [(r.seed, r.number) for r in results] == [(e.seed, e.number) for e in episodes]
+    keys = ShardSet(packed).keys
+    assert [(r.class_id, r.query, r.supports) for r in results] == [
+        (e.class_id, keys[e.query], tuple(keys[s] for s in e.supports)) for e in episodes
+    ]
+
+
+@pytest.mark.parametrize("images", [0, 3])
+def test_a_small_memory_finds_the_same_with_more_work(packed, images):
+    episodes = drawn(packed)
+    expected, found = measured(packed, episodes), measured(packed, episodes, cache=images * ENCODED / 2**30)
+    assert found == expected
+    assert sum(r.encoded for r in found) > sum(r.encoded for r in expected) == distinct(episodes)
+
+
+def test_reading_ahead_changes_nothing(packed):
+    episodes = drawn(packed)
+    assert measured(packed, episodes, readers=0) == measured(packed, episodes, readers=3)
+
+
+def test_the_method_comes_back_as_it_was(packed):
+    method = Colour()
+    method.trained.train()
+    method.replica.train()
+    world = alone()
+    measure(method, ShardSet(packed), drawn(packed)[:2], HOW, world)
+    world.close()
+    assert method.trained.training and all(m.training for m in method.replica.modules())
+
+
+def test_pixels_that_the_protocol_does_not_ignore_are_background(packed):
+    episodes = drawn(packed)[:4]
+    pixels = {row.key: row.height * row.width for row in ShardSet(packed).manifest.samples}
+    for ignore in (True, False):
+        world = alone()
+        results = measure(Colour(), ShardSet(packed), episodes, replace(HOW, ignore_255=ignore), world)
+        world.close()
+        for result in results:
+            (_, background_union), (hits, _) = result.counts
+            assert (background_union + hits < pixels[result.query]) == ignore
+
+
+# --- records
+
+
+def test_a_finished_episode_is_not_done_again(packed, tmp_path):
+    episodes = drawn(packed)
+    whole = measured(packed, episodes, tmp_path)
+    again = measured(packed, episodes, tmp_path)
+    assert again == whole
+    assert [r.encoded for r in again] == [r.encoded for r in whole]    # read back, not encoded anew
+    assert len(read_lines(tmp_path)) == len(episodes)
+
+
+def read_lines(folder: Path) -> list[str]:
+    return [line for path in folder.glob("rank_*.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_a_line_that_was_cut_short_is_done_again(packed, tmp_path):
+    episodes = drawn(packed)
+    whole = measured(packed, episodes, tmp_path)
+    path = tmp_path / "rank_00000.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-3]) + lines[-2][:40])
+    assert measured(packed, episodes, tmp_path) == whole
+    assert len([line for line in read_lines(tmp_path) if line.endswith("}")]) == len(episodes)
+    assert measured(packed, episodes, tmp_path) == whole
+
+
+class Cut(BaseException):
+    """What ends a process at any moment."""
+
+
+def test_cut_off_at_a_random_episode_and_gone_on_with_by_other_ranks(packed, tmp_path):
+    episodes = drawn(packed)
+    expected = measured(packed, episodes)
+    left = random.Random(0).randint(5, 30)
+
+    def cut(result: Result, left_here: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Cut
+
+    with pytest.raises(Cut):
+        measured(packed, episodes, tmp_path / "cut", seen=cut)
+    before = len(read_lines(tmp_path / "cut"))
+    assert 0 < before < len(episodes)
+    for fresh, resumed in on_ranks(3, fresh_and_resumed, packed, episodes, tmp_path / "cut"):
+        assert fresh == resumed == expected
+    assert len(read_lines(tmp_path / "cut")) == len(episodes)
+
+
+def fresh_and_resumed(packed: Path, episodes: list[Episode], record: Path) -> tuple[list[Result], list[Result]]:
+    return measured(packed, episodes), measured(packed, episodes, record)
+
+
+def test_a_rank_that_is_asked_to_stop_or_fails_stops_all(packed, tmp_path):
+    episodes = drawn(packed)
+    (one, refused), (other, also_refused) = on_ranks(2, stopped_and_failed, packed, episodes, tmp_path)
+    assert one == other and 0 < len(one) < len(episodes)
+    assert measured(packed, episodes, tmp_path / "stopped") == measured(packed, episodes)
+    assert refused == also_refused == "rank 1 has seen enough"
+    assert len(read_lines(tmp_path / "failed")) < len(episodes)
+
+
+def stopped_and_failed(packed: Path, episodes: list[Episode], folder: Path) -> tuple[list[Result], str]:
+    stop, second = StopRequest(), os.environ["RANK"] == "1"
+
+    def ask(result: Result, left: int) -> None:
+        stop.asked = second
+        time.sleep(0.1)    # long enough for one rank's word to reach the other before that is done
+
+    def fail(result: Result, left: int) -> None:
+        if second:
+            raise RunError("rank 1 has seen enough")
+        time.sleep(0.1)
+
+    found = measured(packed, episodes, folder / "stopped", seen=ask, stop=stop)
+    with pytest.raises(RunError) as refused:
+        measured(packed, episodes, folder / "failed", seen=fail)
+    return found, str(refused.value)
+
+
+# --- bad input
+
+
+def test_an_unreadable_image_is_named_and_never_left_out(packed, tmp_path):
+    episodes = drawn(packed)
+    shards = ShardSet(packed)
+    lost = shards.manifest.samples[episodes[7].query]
+    broken = tmp_path / "broken"
+    shutil.copytree(packed, broken)
+    with open(broken / shards.shards[lost.shard].name, "r+b") as file:
+        file.seek(lost.offset + 512)
+        file.write(b"\0" * 600)
+    with pytest.raises(ShardError, match=f"sample {lost.key} cannot be read .* leaves none out"):
+        measured(broken, episodes)
+
+
+def test_logits_that_are_not_finite_are_refused(packed):
+    method = Colour()
+    method.replica.weight.fill_(float("nan"))
+    world = alone()
+    with pytest.raises(RunError, match="not finite"):
+        measure(method, ShardSet(packed), drawn(packed), HOW, world)
+    world.close()
+
+
+# --- dealing and memory
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 7])
+def test_every_episode_is_dealt_once(packed, world):
+    episodes = drawn(packed)
+    blocks = deal(episodes, world)
+    assert len(blocks) == world
+    assert sorted((e.seed, e.number) for block in blocks for e in block) == [(e.seed, e.number) for e in episodes]
+
+
+def test_more_ranks_than_episodes(packed):
+    assert sorted(map(len, deal(drawn(packed)[:2], 5))) == [0, 0, 0, 1, 1]
+    assert deal([], 3) == [[], [], []]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_no_other_cuts_leave_less_work_to_the_busiest_rank(world):
+    rng = np.random.default_rng(0)
+    images = [rng.choice(9, 2, replace=False).tolist() for _ in range(12)]
+
+    def most(ends) -> int:
+        return max(stop - start + ENCODING * len({i for need in images[start:stop] for i in need})
+                   for start, stop in pairwise(ends))    # fmt: skip
+
+    work, ends = cut(images, world)
+    assert most(ends) == work
+    assert work == min(most((0, *inner, 12)) for inner in combinations(range(1, 12), world - 1))
+
+
+def test_blocks_share_few_images():
+    rng = np.random.default_rng(0)
+    pools = [rng.choice(300, 80, replace=False) for _ in range(6)]    # an image may be of several classes
+    episodes = []
+    for number in range(200):
+        class_id = int(rng.integers(6))
+        query, support = rng.choice(pools[class_id], 2, replace=False).tolist()
+        episodes.append(Episode(0, number, class_id, query, (support,)))
+    shared = sum(distinct(block) for block in deal(episodes, 4)) / distinct(episodes)
+    as_drawn = sum(distinct(episodes[50 * rank : 50 * rank + 50]) for rank in range(4)) / distinct(episodes)
+    assert shared <= 1.2 < 1.4 < as_drawn
+
+
+def test_a_walk_finishes_with_an_image_before_it_takes_up_others():
+    chains = [[0, 1], [10, 11], [1, 2], [11, 12], [2, 3], [12, 13]]
+    order = walk(chains, [0] * len(chains))
+    assert [chains[episode][0] // 10 for episode in order] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+
+
+def test_the_memory_keeps_what_is_needed_soonest():
+    one = {"x": torch.zeros(256)}    # 1 KiB
+    kept = Kept(2048, {"a": [0, 9], "b": [1, 3], "c": [2, 4], "d": [5]})
+    kept.put("a", one, 0)
+    kept.put("b", one, 1)
+    kept.put("c", one, 2)
+    assert ("a" in kept, "b" in kept, "c" in kept) == (False, True, True)    # a is needed last
+    assert kept.get("b", 3) is one and "b" not in kept    # and b never again
+    kept.put("d", one, 5)
+    assert kept.size == 1024
+
+
+def test_uses_count_an_image_as_support_once_for_each_class():
+    episodes = [Episode(0, 0, 1, 10, (20,)), Episode(0, 1, 1, 11, (20,)), Episode(0, 2, 2, 20, (10, 10))]
+    assert uses(episodes) == {10: [0, 2], 11: [1], 20: [0, 2], (20, 1): [0, 1], (10, 2): [2]}

@@ -1,0 +1,129 @@
+"""The shipped evaluation: killed at any moment and started again on other ranks, it counts the same pixels."""
+
+import json
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.synthetic import synthetic
+from shards.write import pack
+from tests.launch.conftest import ROOT, Launched, run
+
+LAUNCHER = ROOT / "launch" / "evaluate.py"
+EPISODES = 60
+SLOWLY = ["--eval.cache_gib", "0"]    # the same pixels, and time to interfere
+QGNET = ["--method", "qgnet", "--method.prior_map", "off"]
+METHOD = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "129"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """60 synthetic images, enough for every class of a fold."""
+    folder = tmp_path_factory.mktemp("labelled") / "synthetic"
+    pack(synthetic(60), folder, samples_per_shard=25)
+    return folder
+
+
+def job(labelled: Path, folder: Path, method: list[str] = METHOD) -> list[str]:
+    return [
+        *method, "--data.shards", str(labelled), "--run.dir", str(folder), "--run.device", "cpu", "--data.workers", "1",
+        "--eval.episodes", str(EPISODES), "--eval.seeds", "[7]", "--log.wandb", "off",
+    ]    # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """The launcher in this process."""
+    sys.path.insert(0, str(LAUNCHER.parent))
+    try:
+        import evaluate
+    finally:
+        sys.path.pop(0)
+    return evaluate.main(argv)
+
+
+def recorded(folder: Path) -> dict[tuple[int, int], list]:
+    """Whole lines of the record: (seed, number) -> counts."""
+    rows = {}
+    for path in folder.glob("episodes/rank_*.jsonl"):
+        for line in path.read_text().splitlines():
+            if line.endswith("}"):
+                row = json.loads(line)
+                assert (row["seed"], row["number"]) not in rows, "an episode was done twice"
+                rows[row["seed"], row["number"]] = row["counts"]
+    return rows
+
+
+def scores(folder: Path) -> dict:
+    results = json.loads((folder / "results.json").read_text())
+    return {name: results[name] for name in ("miou", "fb_iou", "seeds", "classes", "episodes", "images")}
+
+
+def until(started: Launched, folder: Path, episodes: int) -> None:
+    while len(recorded(folder)) < episodes:
+        assert started.running, started.wait()[1]
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(labelled, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(job(labelled, folder)) == 0
+    assert len(recorded(folder)) == EPISODES
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 3), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(3, 1, marks=pytest.mark.slow)],
+)
+def test_killed_and_gone_on_with_by_another_number_of_ranks(tmp_path, labelled, whole, before, after):
+    folder = tmp_path / "run"
+    started = Launched(before, *job(labelled, folder), *SLOWLY, launcher=LAUNCHER)
+    until(started, folder, random.Random(before).randint(3, EPISODES // 2))
+    started.send(signal.SIGKILL, to_ranks=True)    # in sessions of their own they would outlive the launcher
+    started.wait()
+    finished = recorded(folder)
+    assert 0 < len(finished) < EPISODES
+    run(after, *job(labelled, folder), launcher=LAUNCHER)
+    assert recorded(folder) == recorded(whole)
+    assert finished.items() <= recorded(folder).items()
+    assert scores(folder) == scores(whole)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_ranks_after_their_episode(tmp_path, labelled, whole):
+    folder = tmp_path / "run"
+    started = Launched(2, *job(labelled, folder), *SLOWLY, launcher=LAUNCHER)
+    until(started, folder, 5)
+    started.send(signal.SIGUSR1, to_ranks=True)
+    code, output = started.wait()
+    assert code != 0
+    assert "episodes are recorded: type the same command to go on" in output
+    assert json.loads((folder / "status.json").read_text()) == {"status": "interrupted"}
+    run(2, *job(labelled, folder), launcher=LAUNCHER)
+    assert scores(folder) == scores(whole)
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one sentence with which the launcher refuses `argv`."""
+    assert main(list(argv)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_bad_input_is_refused_in_one_sentence(tmp_path, labelled, capsys):
+    words = job(labelled, tmp_path)
+    assert "give 0 to 3" in refused(capsys, *words, "--episodes.fold", "4")
+    assert "needs the 20 classes of PASCAL VOC" in refused(capsys, *words, "--episodes.scheme", "pascal")
+    assert "lower min_area or shots" in refused(capsys, *words, "--episodes.shots", "50")
+    assert "min_area = 20000" in refused(capsys, *words, "--eval.min_area", "20000")
+    assert "eval.size is 100: give a multiple of 8 plus 1" in refused(capsys, *words, "--eval.size", "100")
+    assert "cannot be read" in refused(capsys, *words, "--weights", str(tmp_path / "none.safetensors"))
+    assert "qgnet learns" in refused(capsys, *job(labelled, tmp_path, QGNET))
+    assert "run.world promises 2 ranks but 1 started" in refused(capsys, *words, "--run.world", "2")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,255 @@
+"""`launch/meta_train.py`: recipes, what a run leaves, equal results on more ranks and after kills, refusals."""
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fss.config import CONFIGS
+from tests.data.labelled import rectangles
+from tests.launch.conftest import ROOT, Launched, run
+from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
+from tests.wandb_file import history
+
+LAUNCHER = ROOT / "launch" / "meta_train.py"
+RECIPES = sorted((CONFIGS / "meta").glob("*.yaml"))
+PLACE = ["--run.device", "cpu", "--run.threads", "1", "--log.wandb", "off", "--data.workers", "0"]
+SMALL = [
+    *PLACE, "--config", str(CONFIGS / "meta" / "embedded.yaml"), "--method.size", "33", "--method.dim", "8",
+    "--episodes.min_area", "50", "--log.every", "1", "--run.check_every", "2", "--validate.episodes", "4",
+]    # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory) -> Path:
+    """16 images of four classes, in one shard; fold 0 of the interleaved scheme has the class that is in all novel."""
+    return rectangles(tmp_path_factory.mktemp("coloured") / "rectangles", [1, 2, 3, 4] * 4).folder
+
+
+def launch(capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `main(argv)` in this process."""
+    sys.path.insert(0, str(LAUNCHER.parent))
+    try:
+        import meta_train
+    finally:
+        sys.path.pop(0)
+    capsys.readouterr()
+    code = meta_train.main(list(argv))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, *argv: str) -> str:
+    code, _, err = launch(capsys, *argv)
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def job(folder: Path, run_dir: Path, *words: str) -> list[str]:
+    return [*SMALL, "--data.shards", str(folder), "--run.dir", str(run_dir), "--optim.steps", "4", *words]
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
+    content = yaml.safe_load(recipe.read_text())
+    batch = str(content.get("data", {}).get("batch", 4))
+    code, _, err = launch(
+        capsys, "--config", str(recipe), *PLACE, "--data.shards", str(coloured), "--run.dir", str(tmp_path / "run"),
+        "--episodes.scheme", "interleaved", "--episodes.min_area", "50", "--optim.steps", "1", "--method.size", "33",
+        "--method.prior_map", "off", "--validate.episodes", "1", "--data.batch", batch,
+    )    # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))    # no account, as on a new machine
+    folder = tmp_path / "run"
+    words = job(coloured, folder, "--validate.every", "2")
+    code, out, err = launch(capsys, *words, "--log.wandb", "auto")
+    assert code == 0, err
+    assert "novel: red" in out and "base classes blue" in out, "classes are told by name before the first step"
+    trained = [row for row in rows(folder) if "loss" in row]
+    assert {"loss/main", "loss/inner", "lr", "epoch"} <= trained[0].keys()
+    assert trained[-1]["epoch"] == 4 * 4 / 8, "red is novel and blue validates: 8 images hold green or yellow"
+    validated = {row["step"]: row["val/miou"] for row in rows(folder) if "val/miou" in row}
+    assert list(validated) == [0, 2, 4]
+
+    with safe_open(folder / "qgnet.safetensors", framework="pt") as weights:
+        facts = weights.metadata()
+    assert (facts["method"], facts["scheme"], facts["fold"], facts["shots"]) == ("qgnet", "interleaved", "0", "1")
+    assert (facts["steps"], facts["episodes_seen"], facts["selected_on"]) == ("4", "16", "base")
+    assert json.loads(facts["novel"]) == [1] and json.loads(facts["held_out"]) == [3]
+    with safe_open(folder / "best.safetensors", framework="pt") as weights:
+        best = weights.metadata()
+    assert float(best["score"]) == max(validated.values()) == validated[int(best["steps"])]
+
+    (offline,) = folder.glob("wandb/offline-run-*/*.wandb")
+    logged = history(offline)
+    assert [row["val/miou"] for row in logged if "val/miou" in row] == list(validated.values())
+    assert sum("validation/path" in row for row in logged) == 3
+    assert len(list((folder / "validation").glob("step_*.png"))) == 3
+
+    again, out, _ = launch(capsys, *words)
+    assert again == 0 and "resumed at step 4" in out
+    started = tmp_path / "warm"
+    code, out, err = launch(
+        capsys, *words, "--run.dir", str(started), "--run.start_from", str(folder / "qgnet.safetensors")
+    )
+    assert code == 0 and f"start from {folder / 'qgnet.safetensors'}" in out, err
+
+
+def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, coloured):
+    code, out, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.on", "novel", "--optim.steps", "1"))
+    assert code == 0, err
+    assert "selected on the test classes" in out
+    with safe_open(tmp_path / "run" / "best.safetensors", framework="pt") as weights:
+        assert weights.metadata()["selected_on"] == "novel"
+
+
+def test_without_validation_there_is_no_best(capsys, tmp_path, coloured):
+    code, _, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.on", "none", "--optim.steps", "1"))
+    assert code == 0, err
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
+    """Dropout is drawn by each rank for itself, and unknown pixels (a turned image has some) change the weight of a
+    rank's others, so both are switched off; what is left of a difference is rounding.
+    """
+    words = ["--method.reduction_dropout", "0", "--method.classifier_dropout", "0", "--augment.rotate", "0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert launch(capsys, *job(coloured, one, *words))[0] == 0
+    run(2, *job(coloured, two, *words), launcher=LAUNCHER)
+    for alone, together in zip(rows(one), rows(two), strict=True):
+        for row in (alone, together):
+            row.pop("speed", None)
+            row.pop("iou", None)    # a ratio of each rank's own
+        assert alone == pytest.approx(together, rel=1e-4, abs=1e-5)
+    expected, found = (load_file(folder / "qgnet.safetensors") for folder in (one, two))
+    for name in expected:
+        assert expected[name].allclose(found[name], rtol=1e-3, atol=1e-5), name
+
+
+def long(folder: Path, run_dir: Path) -> list[str]:
+    steps = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
+    return job(folder, run_dir, *steps, "--data.workers", "1")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_same(one, other)
+    best, same = (load_file(folder / "best.safetensors") for folder in (one, other))
+    assert all(best[name].equal(same[name]) for name in best)
+
+
+def test_killed_inside_a_save_it_ends_where_it_would_have_ended(capsys, tmp_path, coloured):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert launch(capsys, *long(coloured, whole))[0] == 0
+    assert kill_inside_a_save(Launched(1, *long(coloured, cut), launcher=LAUNCHER), cut), "no save was seen"
+    assert launch(capsys, *long(coloured, cut))[0] == 0
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
+    def words(folder: Path) -> list[str]:
+        return [*long(coloured, folder), "--data.batch", "6"]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(world, *words(whole), launcher=LAUNCHER)
+    assert kill_inside_a_save(Launched(world, *words(cut), launcher=LAUNCHER), cut), "no save was seen"
+    draw = random.Random(world)
+    assert kill_after(Launched(world, *words(cut), launcher=LAUNCHER), cut, draw.randint(4, 6), draw.random() * 0.3)
+    assert "resumed at step" in run(world, *words(cut), launcher=LAUNCHER)
+    assert_same_run(whole, cut)
+
+
+def test_a_validation_that_a_signal_cut_is_made_up_for(capsys, tmp_path, coloured, monkeypatch):
+    """Whoever asks to stop does not wait for a validation; the run that goes on makes it first."""
+    from fss.engine import loop
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert launch(capsys, *long(coloured, whole))[0] == 0
+
+    class StopAtTheThird(loop.StopRequest):
+        asks = 0
+
+        @property
+        def asked(self) -> bool:
+            self.asks += 1
+            return self.asks == 3
+
+        @asked.setter
+        def asked(self, value: bool) -> None:
+            pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "StopRequest", StopAtTheThird)
+        assert launch(capsys, *long(coloured, cut))[0] == 75
+    assert [row["step"] for row in rows(cut) if "val/miou" in row] == [0]
+    assert launch(capsys, *long(coloured, cut))[0] == 0
+    assert_same_run(whole, cut)
+
+
+def test_a_loss_that_is_not_finite_leaves_its_episodes(capsys, tmp_path, coloured):
+    text = refused(capsys, *job(coloured, tmp_path / "run", "--optim.lr", "1e30", "--validate.on", "none"))
+    assert "is not finite on rank 0: r00" in text
+    (evidence,) = (tmp_path / "run" / "nonfinite").glob("*/batch_0.safetensors")
+    assert load_file(evidence)["support"].shape == (4, 1, 3, 33, 33)
+
+
+def test_what_does_not_fit_the_data_is_refused(capsys, tmp_path, coloured):
+    def told(*words: str) -> str:
+        return refused(capsys, *job(coloured, tmp_path / "run", *words))
+
+    assert "episodes.fold is 4" in told("--episodes.fold", "4")
+    assert "20 classes of PASCAL VOC" in told("--episodes.scheme", "pascal")
+    assert "green has 4 of its 4 images" in told("--episodes.shots", "4")
+    assert "green has 0 of its 4 images" in told("--episodes.novel_in_training", "drop"), "red is in all of them"
+    assert "validate.classes is 3" in told("--validate.classes", "3")
+    assert not (tmp_path / "run").exists(), "nothing is written before all fits"
+
+
+def test_weights_of_something_else_are_refused(capsys, tmp_path, coloured):
+    other = tmp_path / "other.safetensors"
+    save_file({}, other, {"method": "msanet"})
+
+    def told(*words: str) -> str:
+        return refused(capsys, *job(coloured, tmp_path / "run", *words))
+
+    assert "holds msanet, not qgnet" in told("--run.start_from", str(other))
+    assert "other.safetensors" in told("--method.prior_map", "on", "--method.prior_weights", str(other))
+    assert "pretrain" in told("--method.prior_map", "on")
+    assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
+
+
+def test_a_run_knows_its_weights_by_what_they_hold(capsys, tmp_path, coloured):
+    """The same file elsewhere is the same run; another file in its place is not."""
+    from fss.methods.prior import PriorExtractor
+    from fss.methods.prior_config import PriorConfig
+    from fss.nn.weights import save_export
+
+    tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", queue=8, local_queue=8)).export()
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    save_export(here, tensors, header | {"images_seen": "1"})
+    shutil.copy(here, there)
+    words = job(coloured, tmp_path / "run", "--optim.steps", "1", "--validate.on", "none", "--method.prior_map", "on")
+    assert launch(capsys, *words, "--method.prior_weights", str(here))[0] == 0
+    code, out, err = launch(capsys, *words, "--method.prior_weights", str(there))
+    assert code == 0 and "resumed at step 1" in out, err
+    save_export(there, {name: t * 2 for name, t in tensors.items()}, header | {"images_seen": "1"})
+    assert "method.prior_weights is" in refused(capsys, *words, "--method.prior_weights", str(there))

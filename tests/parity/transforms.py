@@ -1,0 +1,31 @@
+"""The test transform of PFENet and BAM as recorded: resized pictures, and the regions that images come to fill."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fss.data.transforms import Frame, fit_image
+
+MEAN = 255 * np.array([0.485, 0.456, 0.406])
+STD = 255 * np.array([0.229, 0.224, 0.225])
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def check_resize(path: Path) -> None:
+    """Every resize<n> of the file, and its table of sizes."""
+    with np.load(path, allow_pickle=False) as file:
+        golden = dict(file)
+    names = sorted({name.split("/")[0] for name in golden if name.startswith("resize") and "/" in name})
+    assert names, f"{path.name} records no resized picture"
+    for name in names:
+        image, label, expected = (golden[f"{name}/{what}"] for what in ("in_img", "in_lab", "out_img"))
+        fitted, frame = fit_image(image, len(expected), "compat")
+        standardised = (expected.astype(np.float64) - MEAN) / STD    # [S, S, 3]
+        np.testing.assert_allclose(fitted.permute(1, 2, 0).numpy(), standardised, **TOLERANCE, err_msg=name)
+        np.testing.assert_array_equal(frame.mask(label), golden[f"{name}/out_lab"], err_msg=name)
+
+    for (height, width, size), region in zip(
+        golden["resize_table_in_hw_size"].tolist(), golden["resize_table_out_hw"].tolist(), strict=True
+    ):
+        frame = Frame.fit(height, width, size, "compat")
+        assert [frame.valid_h, frame.valid_w] == region, f"{height} x {width} into {size}: {frame}, recorded {region}"
