@@ -108,7 +108,9 @@ class _Evaluation:
     def go(self) -> int:
         """Measure what is not yet recorded; when nothing is missing, tell."""
         wanted = len(self.plan.episodes)
-        log = Log(self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=wanted)
+        log = Log(
+            self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=wanted, unit="episodes"
+        )
         ending = "failed"
         try:
             self._set_status("running")

@@ -77,8 +77,9 @@ class _Fit:
     def go(self) -> int:
         """Train to the end, or to the step at which a signal asked to stop; then the export and the report."""
         log = Log(
-            self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=self.schedule.steps
-        )
+            self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=self.schedule.steps,
+            unit=self.task.unit,
+        )    # fmt: skip
         ending = "failed"
         try:
             done = self._train(log)
@@ -136,7 +137,7 @@ class _Fit:
         s, job, world = self.schedule, self.job, self.world
         return [
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
-            f"{job.data.batch} images ({s.epoch(s.steps):.1f} epochs) on {world.size} x {world.device.type}, "
+            f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on {world.size} x {world.device.type}, "
             f"{job.run.precision}; run directory {self.run.folder}",
             *self.task.opening(),
             f"resumed at step {start}" if start else "a new run",
@@ -182,7 +183,7 @@ class _Fit:
 
         def deliver() -> Path:
             self._export(last, self.schedule.steps)
-            return report(self.run, self.method, self.shards, self.task.crops)
+            return report(self.run, self.method, self.task)
 
         page = self.world.on_main(deliver)
         for path in sorted(self.run.report.glob("*.png")):

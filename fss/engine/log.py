@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import wandb
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fss.engine.run import RunDir
@@ -38,11 +38,15 @@ class LogConfig:
 
 
 class Log:
-    """One run's log. Only rank 0 makes an active one; on other ranks every call does nothing."""
+    """One run's log. Only rank 0 makes an active one; on other ranks every call does nothing.
 
-    def __init__(self, run: RunDir, config: LogConfig, *, active: bool, snapshot: dict, total: int) -> None:
+    total: the steps (of an evaluation: episodes) of the whole run. unit: what a batch is made of, for the console.
+    """
+
+    def __init__(self, run: RunDir, config: LogConfig, *, active: bool, snapshot: dict, total: int, unit: str) -> None:
         self._active = active
         self._total = total
+        self._unit = unit
         self._wandb = None
         if not active:
             return
@@ -57,8 +61,8 @@ class Log:
         if config.wandb != "off":
             self._wandb = _start_wandb(run.folder, config, snapshot)
 
-    def say(self, text: str) -> None:
-        """A line on the console."""
+    def say(self, text: RenderableType) -> None:
+        """A line, or a table, on the console."""
         if self._active:
             self._console.print(text, markup=False)
 
@@ -88,7 +92,7 @@ class Log:
             speed = row["speed"]
             left = timedelta(seconds=round((self._total - row["step"]) * speed["step_s"]))
             words += [
-                f"{speed['images_per_s']:.4g} images/s",
+                f"{speed['images_per_s']:.4g} {self._unit}/s",
                 f"data wait {speed['data_wait']:.0%}",
                 f"eta {left}",
             ]

@@ -11,7 +11,7 @@ import numpy as np
 import rich.box
 import rich.table
 
-from fss.engine.pictures import series
+from fss.engine.curves import series
 from shards.format import write_whole
 
 
@@ -69,11 +69,29 @@ class Page:
     """The command that goes on with the run."""
     figures: Mapping[str, object] = field(default_factory=dict)
     """For programs: stands in report.json alone."""
+    unit: str = "images"
+    """What a training batch is counted in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """The part of the page of a training run that depends on what it learns from."""
+
+    verdicts: list[Verdict]
+    levels: Mapping[str, float]
+    """Logged value -> what guessing gives."""
+    guess: str
+    """What that guessing is called."""
+    guess_explained: str
+    """The same in a sentence."""
+    pictures: list[Picture]
+    ran: Mapping[str, object] = field(default_factory=dict)
+    """More of what ran."""
 
 
 FIGURE = re.compile(r"[-+]?\d|\N{EM DASH}?$")    # a cell that holds a figure or nothing
 SPEED = {    # metric -> (label, format, factor)
-    "speed/images_per_s": ("images / s, all ranks", "{:.1f}", 1),
+    "speed/images_per_s": ("{unit} / s, all ranks", "{:.1f}", 1),
     "speed/step_s": ("optimizer step, ms", "{:.0f}", 1000),
     "speed/data_wait": ("waiting for data, % of the time", "{:.1f}", 100),
     "speed/peak_memory_mb": ("peak memory of rank 0, MiB", "{:.0f}", 1),
@@ -90,7 +108,7 @@ def write_page(folder: Path, page: Page, rows: Sequence[dict] = ()) -> Path:
     last: dict = {}
     for row in rows:
         last |= row
-    speed = speed_table(rows)
+    speed = speed_table(rows, page.unit)
     facts = {**asdict(page), "speed": speed, "last": last}
     appendix = list(page.appendix)
     if speed:
@@ -102,8 +120,11 @@ def write_page(folder: Path, page: Page, rows: Sequence[dict] = ()) -> Path:
     return folder / "index.html"
 
 
-def speed_table(rows: Sequence[dict]) -> list[dict[str, str]]:
-    """Median and 10th to 90th percentile of every speed metric, without the first row, where everything warms up."""
+def speed_table(rows: Sequence[dict], unit: str = "images") -> list[dict[str, str]]:
+    """Median and 10th to 90th percentile of every speed metric, without the first row, where everything warms up.
+
+    unit: what a batch is counted in.
+    """
     table = []
     for name, (label, shown, factor) in SPEED.items():
         values = series(rows, name)[1] * factor
@@ -111,7 +132,8 @@ def speed_table(rows: Sequence[dict]) -> list[dict[str, str]]:
         if len(values):
             low, median, high = np.percentile(values, (10, 50, 90))
             table.append({
-                "what": label, "median": shown.format(median), "range": f"{shown.format(low)} to {shown.format(high)}",
+                "what": label.format(unit=unit), "median": shown.format(median),
+                "range": f"{shown.format(low)} to {shown.format(high)}",
             })    # fmt: skip
     return table
 

@@ -1,35 +1,17 @@
-"""A finished run told to people: its pictures, what it showed, what it did not. The page itself is fss.engine.page."""
+"""The page of a finished training run. What it learns from tells its part (see `fss.engine.tasks`)."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from torch import Tensor
-
-from fss.data.batch import ViewSpec
-from fss.data.crops import ObjectCrops
-from fss.data.views import encoded_image
-from fss.engine import pictures
-from fss.engine.page import Page, Picture, Verdict, write_page
-from fss.engine.pictures import series
-from fss.engine.probe import embed
+from fss.engine.curves import curves
+from fss.engine.page import Page, Picture, Story, write_page
 from fss.engine.run import RunDir
-from fss.methods.base import Alone, Method
-from shards.codec import decode_image
-from shards.format import ShardError
-from shards.read import ShardSet
-from shards.superpixels import picture as superpixel_picture
-
-NEIGHBOUR_CROPS = 1000    # held-out crops among which neighbours are looked for
-COLLAPSED = 0.2    # spread below which the embeddings of all images are nearly one vector: our choice
-TAIL = 10    # logged steps over which a final figure is averaged
+from fss.engine.tasks import Task
+from fss.methods.base import Method
 
 
-def report(run: RunDir, method: Method, shards: ShardSet, crops: ObjectCrops | None) -> Path:
+def report(run: RunDir, method: Method, task: Task) -> Path:
     """Draw the pictures of `run` as its method stands now, and write its page. For one rank; returns the HTML's path.
 
     A sample that cannot be read is left out of the pictures.
@@ -37,62 +19,23 @@ def report(run: RunDir, method: Method, shards: ShardSet, crops: ObjectCrops | N
     rows = run.rows()
     options = json.loads((run.folder / "run.json").read_text())
     environment = json.loads((run.folder / "environment.jsonl").read_text().splitlines()[-1])
-    chance = method.chance()
+    steps = max((row["step"] for row in rows), default=0)
+    seen = steps * options["data.batch"]
+    story = task.story(method, run)
     page = Page(
-        title=f"{run.folder.name}: {type(method).__name__} on {shards.manifest.name}",
-        ran=_what_ran(method, shards, rows, options, environment["world"]),
-        verdicts=verdicts(rows, chance),
-        cautions=method.cautions(_steps(rows) * options["data.batch"]),
-        pictures=list(_pictures(run, method, shards, crops, chance, options)),
+        title=f"{run.folder.name}: {type(method).__name__} on {task.shards.manifest.name}",
+        ran=_what_ran(method, task, steps, options, environment["world"]) | story.ran,
+        verdicts=story.verdicts,
+        cautions=[*method.cautions(seen), *task.cautions()],
+        pictures=[_curves(run, rows, story, task.unit), *story.pictures],
         environment={
             **{k: v for k, v in environment.items() if v is not None and k not in ("packages", "command", "world")},
             **environment["packages"],
         },
         resume=resume_command(environment["command"], environment["world"], _device(method)),
+        unit=task.unit,
     )
     return write_page(run.report, page, rows)
-
-
-def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
-    """Final losses, hit rates and kNN accuracy against guessing and against the network before its first step.
-
-    Good is a loss a nat below chance, a hit rate 20 times chance, and a kNN above both by two standard errors. A
-    contrast whose queue still holds random keys has shown nothing.
-    """
-    said = []
-    for name, level in chance.items():
-        values = series(rows, name)[1][-TAIL:]
-        if name == "loss" or not len(values):
-            continue
-        mean, contrast = float(values.mean()), name.split("/")[1]
-        filled = (series(rows, f"fill/{contrast}")[1][-1:] >= 1).all()
-        unfilled = "" if filled else "; its queue was never full, so this is no result yet"
-        if name.startswith("loss/"):
-            text = f"{name} ended at {mean:.2f} nats, chance is {level:.2f}{unfilled}"
-            said.append(Verdict(good=bool(filled) and mean < level - 1, text=text))
-        else:
-            text = f"{name}: the positive is ranked first for {mean:.2%}, {mean / level:.0f} times chance{unfilled}"
-            spread = series(rows, f"spread/{contrast}")[1][-TAIL:]    # once collapsed, a hit tells how old a key is
-            apart = not len(spread) or spread.mean() > COLLAPSED
-            said.append(Verdict(good=bool(filled and apart and mean > 20 * level), text=text))
-    for name in sorted({name for row in rows for name in row if name.startswith("spread/")}):
-        mean = float(series(rows, name)[1][-TAIL:].mean())
-        text = f"{name} is {mean:.2f}, 1 being all directions alike and 0 one vector for every image"
-        collapsed = "; they have collapsed, and the hit rate tells how old a key is, not which image it is of"
-        said.append(Verdict(good=mean > COLLAPSED, text=text if mean > COLLAPSED else text + collapsed))
-    steps, accuracy = series(rows, "knn/top1")
-    if len(accuracy):
-        final, guess = accuracy[-1], series(rows, "knn/chance")[1][-1]
-        asked = max(series(rows, "knn/images")[1][-1] / 2, 1)    # half of the crops are held out, give or take
-        error = math.sqrt(final * (1 - final) / asked)
-        text = f"kNN finds the class of {final:.1%} (± {error:.1%}) of held-out crops, a constant answer of {guess:.1%}"
-        said.append(Verdict(good=bool(final - guess > 2 * error), text=text))
-        if len(steps) > 1 and steps[0] == 0:
-            before = accuracy[0]
-            both = math.sqrt(error**2 + before * (1 - before) / asked)
-            text = f"kNN is right for {final:.1%} after {steps[-1]:.0f} steps, for {before:.1%} before the first"
-            said.append(Verdict(good=bool(final - before > 2 * both), text=text))
-    return said
 
 
 def resume_command(command: str, world: int, device: str) -> str:
@@ -101,144 +44,32 @@ def resume_command(command: str, world: int, device: str) -> str:
     return f"{'ACCELERATE_USE_CPU=true ' if device == 'cpu' else ''}accelerate launch {several}{command}"
 
 
-def _what_ran(method: Method, shards: ShardSet, rows: list[dict], options: Mapping, world: int) -> dict[str, object]:
-    steps = _steps(rows)
-    images = steps * options["data.batch"]
-    ran = {
-        "method": type(method).__name__,
-        "data": f"{shards.manifest.name}: {len(shards):,} images, {len(shards.manifest.classes)} classes",
-        "ranks": f"{world} x {_device(method)}",
-        "steps": f"{steps:,} of {options['data.batch']} images",
-        "images seen": f"{images:,} ({images / len(shards):.1f} epochs)",
-    }
+def _what_ran(method: Method, task: Task, steps: int, options: Mapping, world: int) -> dict[str, object]:
+    manifest, seen = task.shards.manifest, steps * options["data.batch"]
     settings = {k.removeprefix("method."): v for k, v in options.items() if k.startswith("method.")}
-    return ran | {"settings": ", ".join(f"{name} {value}" for name, value in settings.items())}
-
-
-def _steps(rows: list[dict]) -> int:
-    return max((row["step"] for row in rows), default=0)
+    return {
+        "method": type(method).__name__,
+        "data": f"{manifest.name}: {len(task.shards):,} images, {len(manifest.classes)} classes",
+        "ranks": f"{world} x {_device(method)}",
+        "steps": f"{steps:,} of {options['data.batch']} {task.unit}",
+        f"{task.unit} seen": f"{seen:,} ({seen / task.samples:.1f} epochs)",
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
+    }
 
 
 def _device(method: Method) -> str:
     return next(method.trained.parameters()).device.type
 
 
-def _pictures(
-    run: RunDir,
-    method: Method,
-    shards: ShardSet,
-    crops: ObjectCrops | None,
-    chance: Mapping[str, float],
-    options: Mapping,
-) -> Iterator[Picture]:
-    """The pictures that this method and these data allow, drawn one by one."""
-    yield _curves(run, chance)
-    if crops is not None:
-        yield from _neighbours(run, method, crops)
-    if isinstance(method.consumes, ViewSpec):    # contrastive: what counts is its features, and the views it saw
-        yield _dense(run, method, shards)
-        yield from _views(run, method.consumes, shards, options)
-
-
-def _curves(run: RunDir, chance: Mapping[str, float]) -> Picture:
-    rows = run.rows()
-    full = {row["step"]: all(v >= 1 for k, v in row.items() if k.startswith("fill/")) for row in rows}
-    last = max((step for step, is_full in full.items() if not is_full), default=0)
-    filling = min((step for step in full if step > last), default=last) if last else 0
-    pictures.curves(rows, run.report / "curves.png", chance=chance, filling=filling)
-    return Picture(
-        title="Curves",
-        file="curves.png",
-        caption="Thin: as logged. Thick: running mean. Dashed: what guessing gives. While a queue is filling, most "
-        "negatives are random vectors and the loss is lower than it will be.",
+def _curves(run: RunDir, rows: list[dict], story: Story, unit: str) -> Picture:
+    fills = {row["step"]: [v for k, v in row.items() if k.startswith("fill/")] for row in rows}
+    last = max((step for step, fill in fills.items() if any(v < 1 for v in fill)), default=0)
+    filling = min((step for step in fills if step > last), default=last) if last else 0
+    curves(rows, run.report / "curves.png", levels=story.levels, guess=story.guess, unit=unit, filling=filling)
+    caption = (
+        "Few values are points, many a thin line under their running mean. Dashed, in the colour of the value: "
+        f"{story.guess_explained}."
     )
-
-
-def _neighbours(run: RunDir, method: Method, crops: ObjectCrops) -> Iterator[Picture]:
-    shown = crops.held_out(NEIGHBOUR_CROPS)
-    features, readable = embed(method, shown, Alone(), next(method.trained.parameters()).device)
-    indices = readable.nonzero()[:, 0].tolist()
-    names = [shown.names[shown.rows[i].label] for i in indices]
-    if len(names) > 1:
-        pictures.neighbours(
-            lambda i: shown.load(indices[i]), names, features[readable], run.report / "neighbours.png"
-        )
-        yield Picture(
-            title="Nearest neighbours",
-            file="neighbours.png",
-            caption="Left: a held-out crop, one of each of up to six classes, not chosen by hand. Right: those "
-            "with the nearest features, their cosine similarity below. Green with a tick: the same class. Orange "
-            "with a cross: another.",
-        )
-
-
-def _dense(run: RunDir, method: Method, shards: ShardSet, count: int = 8) -> Picture:
-    size = 64 * max(4, round(2 * method.consumes.size / 64))    # twice the view: 14 x 14 cells at 224
-    photographs = torch.from_numpy(np.stack([_square(image, size) for image in _some_images(shards, count)]))
-    photographs = photographs.permute(0, 3, 1, 2).contiguous()    # [N, 3, size, size]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        untrained = type(method)(method.config)
-
-    def dense(extractor: Method) -> Tensor:
-        device = next(extractor.trained.parameters()).device
-        return torch.cat([extractor.dense(image[None].to(device)).cpu() for image in photographs])    # [N, C, h, w]
-
-    pictures.pca(
-        photographs, {"this network": dense(method), "untrained": dense(untrained)}, run.report / "dense.png"
-    )
-    return Picture(
-        title="Dense features",
-        file="dense.png",
-        caption="Main three directions of the last feature map over all images shown, as red, green and blue. Equal "
-        "colours mean equal features, border effects removed; compare with the same network before training.",
-    )
-
-
-def _views(run: RunDir, spec: ViewSpec, shards: ShardSet, options: Mapping) -> Iterator[Picture]:
-    indices = [index for index, _ in _readable(shards, 4)]
-    pictures.views(
-        shards, indices, spec, run.report / "views.png", backend=options["data.backend"], seed=options["run.seed"]
-    )
-    local = {
-        "none": "",
-        "patch": f" The square is the {spec.superpixels} patch that was drawn, and that both patch views show.",
-        "region": " Cells of one colour are pooled to one vector; a colour is the same superpixel in both views.",
-    }[spec.local]
-    yield Picture(
-        title="What the network sees",
-        file="views.png",
-        caption=f"Images of the data set and their augmented views in the first epoch.{local}",
-    )
-    if spec.local != "none":
-        drawn = superpixel_picture(_some_images(shards, 3))
-        cv2.imwrite(str(run.report / "superpixels.png"), drawn[..., ::-1])
-        yield Picture(
-            title="Superpixels",
-            file="superpixels.png",
-            caption="The image, Felzenszwalb's superpixels and SLIC's, as in the paper's Fig. 4.",
-        )
-
-
-def _some_images(shards: ShardSet, count: int) -> list[np.ndarray]:
-    return [image for _, image in _readable(shards, count)]
-
-
-def _readable(shards: ShardSet, count: int) -> list[tuple[int, np.ndarray]]:
-    """(index, RGB image) of at most `count` samples spread over the set; one that cannot be read is passed over."""
-    found = []
-    for i in range(min(count, len(shards))):
-        index = i * len(shards) // count if len(shards) > count else i
-        try:
-            found.append((index, decode_image(encoded_image(shards.read(index)))))
-        except ShardError:
-            continue
-    return found
-
-
-def _square(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of an image [H, W, 3], resized to [size, size, 3]."""
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=interpolation)
+    if filling:
+        caption += " While a queue is filling, most negatives are random vectors and the loss is lower than it will be."
+    return Picture(title="Curves", file="curves.png", caption=caption)

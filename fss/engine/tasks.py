@@ -1,4 +1,4 @@
-"""What a training run does beside its steps, by what its method consumes: data, measurements, facts for the weights."""
+"""What a training run does beside its steps, by what its method consumes: data, measurements, what is told of it."""
 
 import abc
 import os
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fss.data.batch import EpisodeSpec, ViewSpec
-from fss.data.crops import ObjectCrops
 from fss.data.episode_feed import EpisodeData
 from fss.data.episodes import training_source
 from fss.data.feed import DataConfig
 from fss.data.folds import fold_of
+from fss.engine import report_episodes, report_views
 from fss.engine.dist import World
+from fss.engine.page import Story
 from fss.engine.probe import probe, probe_crops
-from fss.engine.run import digest
+from fss.engine.run import RunDir, digest
 from fss.engine.validate import Validation, held_out
 from fss.methods.base import Method
 from shards.read import ShardSet
@@ -37,8 +38,8 @@ class Task(abc.ABC):
 
     selects_by: ClassVar[str | None] = None
     """The measurement whose highest value marks the best weights."""
-    crops: ObjectCrops | None = None
-    """What the report shows nearest neighbours of."""
+    unit: ClassVar[str]
+    """What a batch is counted in."""
     shards: ShardSet
     data: Any
     """What `fss.data.loader.load` takes."""
@@ -72,6 +73,10 @@ class Task(abc.ABC):
         return []
 
     @abc.abstractmethod
+    def story(self, method: Method, run: RunDir) -> Story:
+        """This task's part of the page of a finished run, its pictures drawn. For one rank."""
+
+    @abc.abstractmethod
     def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
         """What weights exported after `seen` samples and the logged `rows` should say of their training."""
 
@@ -79,18 +84,24 @@ class Task(abc.ABC):
 class ViewTask(Task):
     """Contrastive pretraining on all images; measured by a kNN probe of labelled crops."""
 
+    unit = "images"
+
     def __init__(self, job: Any, method: Method, world: World) -> None:
+        self._job = job
         self.shards = self.data = open_shards(job.data, world)
         self.samples = len(self.shards)
         self.crops = probe_crops(job.probe, self.shards)
         self.every = job.probe.every
-        self._k = job.probe.k
         self._world = world
 
     def measure(self, method: Method) -> dict[str, float]:
         if self.crops is None:
             return {}
-        return probe(method, self.crops, self._world.peers, self._world.device, k=self._k)
+        return probe(method, self.crops, self._world.peers, self._world.device, k=self._job.probe.k)
+
+    def story(self, method: Method, run: RunDir) -> Story:
+        data, seed = self._job.data, self._job.run.seed
+        return report_views.story(run.report, run.rows(), method, self.shards, self.crops, data=data, seed=seed)
 
     def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
         knn = next((row["knn/top1"] for row in reversed(rows) if "knn/top1" in row), None)
@@ -99,6 +110,8 @@ class ViewTask(Task):
 
 class EpisodeTask(Task):
     """Learning from episodes of a fold's base classes; measured by episodes of classes that are left out."""
+
+    unit = "episodes"
 
     def __init__(self, job: Any, method: Method, world: World) -> None:
         self._job = job
@@ -150,6 +163,10 @@ class EpisodeTask(Task):
             "The best weights are selected on the test classes of the fold, as the published programs do: their score "
             "there is an upper bound, not a test."
         ]
+
+    def story(self, method: Method, run: RunDir) -> Story:
+        data, seed = self._job.data, self._job.run.seed
+        return report_episodes.story(run, method, self.data, self.validation, config=data, seed=seed)
 
     def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
         e = self._job.episodes

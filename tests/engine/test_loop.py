@@ -37,7 +37,7 @@ def train(folder: str, steps: int, *, stop_at: int | None = None, poison: tuple 
     optimizer = build_optimizer(method, config)
     state = State(name="toy", method=method, optimizer=optimizer)
     checkpoints = Checkpoints(run.checkpoints, CheckpointConfig(every=100), world)
-    log = Log(run, LogConfig(every=1, wandb="off"), active=world.is_main, snapshot={}, total=steps)
+    log = Log(run, LogConfig(every=1, wandb="off"), active=world.is_main, snapshot={}, total=steps, unit="images")
     trainer = Trainer(
         method=method, optimizer=optimizer, world=world, state=state, schedule=schedule, checkpoints=checkpoints,
         log=log, bad_samples=NoBadSamples(), evidence=run.folder / "nonfinite", log_every=1, save_every=100,

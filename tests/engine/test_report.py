@@ -5,19 +5,24 @@ import math
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from fss.engine import pictures
+from fss.data.view_feed import ViewDataConfig
+from fss.engine import curves, pictures
 from fss.engine.page import Page, Picture, Verdict, speed_table, write_page
-from fss.engine.probe import ProbeConfig, probe_crops
-from fss.engine.report import report, resume_command, verdicts
+from fss.engine.probe import ProbeConfig
+from fss.engine.report import report, resume_command
+from fss.engine.report_views import verdicts
 from fss.engine.run import RunDir
+from fss.engine.tasks import ViewTask
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
+from shards.read import ShardSet
 from tests.data.labelled import rectangles
 from tests.engine.toy import Toy
 
@@ -86,6 +91,8 @@ def test_speed_leaves_the_warm_up_out():
     rows = [{"step": s, "speed": {"images_per_s": v, "data_wait": 0.5}} for s, v in ((1, 1.0), (2, 100.0), (3, 102.0))]
     images, wait = speed_table(rows)
     assert images["median"] == "101.0" and wait["median"] == "50.0"
+    assert images["what"] == "images / s, all ranks"
+    assert speed_table(rows, "episodes")[0]["what"] == "episodes / s, all ranks"
     assert speed_table([]) == []
 
 
@@ -137,13 +144,18 @@ def run_of(folder: Path, method: PriorExtractor) -> RunDir:
     return run
 
 
+def task_of(shards: ShardSet, method: PriorExtractor) -> ViewTask:
+    data = ViewDataConfig(shards=str(shards.folder), batch=4)
+    return ViewTask(SimpleNamespace(data=data, probe=ProbeConfig(size=32), run=SimpleNamespace(seed=0)), method, None)
+
+
 @pytest.mark.parametrize("local", ["patch", "region", "none"])
 def test_report_of_a_prior_run_has_all_its_pictures(tmp_path, local):
     shards = rectangles(tmp_path / "shards", [1, 2, 3] * 8)
     method = PriorExtractor(PriorConfig(**SMALL | {"local": local}))
     run = run_of(tmp_path / "run", method)
     before = torch.get_rng_state()
-    page = report(run, method, shards, probe_crops(ProbeConfig(size=32), shards))
+    page = report(run, method, task_of(shards, method))
     assert torch.equal(torch.get_rng_state(), before)
     links = Outline(page).links
     assert links == {"curves.png", "neighbours.png", "dense.png", "views.png"} | (
@@ -152,6 +164,8 @@ def test_report_of_a_prior_run_has_all_its_pictures(tmp_path, local):
     for name in links:
         picture = cv2.imread(str(page.parent / name))
         assert picture.std() > 10, f"{name} is empty"
+    text = page.read_text()
+    assert "120 (5.0 epochs)" in text and "images seen" in text and "While a queue is filling" in text
 
 
 def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
@@ -159,19 +173,21 @@ def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
     read = shards.read
     monkeypatch.setattr(shards, "read", lambda index: {"json": b"{}"} if index == 0 else read(index))
     method = PriorExtractor(PriorConfig(**SMALL))
-    page = report(run_of(tmp_path / "run", method), method, shards, None)
+    task = task_of(shards, method)
+    task.shards, task.crops = shards, None
+    page = report(run_of(tmp_path / "run", method), method, task)
     assert "neighbours.png" not in Outline(page).links
 
 
 @pytest.mark.parametrize("rows", [[], log_of(1), log_of(500), [{"step": 3, "lr": 0.1}],
                                   [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}]])    # fmt: skip
 def test_curves_of_many_few_and_odd_rows(tmp_path, rows):
-    pictures.curves(rows, tmp_path / "curves.png", chance=CHANCE, filling=10)
+    curves.curves(rows, tmp_path / "curves.png", levels=CHANCE, filling=10)
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 
 def test_series_reads_nested_speed_and_passes_over_rows_without_the_metric():
-    steps, values = pictures.series([{"step": 1, "a": 2}, {"step": 2}, {"step": 3, "speed": {"b": 5.0}}], "speed/b")
+    steps, values = curves.series([{"step": 1, "a": 2}, {"step": 2}, {"step": 3, "speed": {"b": 5.0}}], "speed/b")
     assert steps.tolist() == [3] and values.tolist() == [5]
 
 
