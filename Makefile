@@ -14,8 +14,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: setup    ## Pack the embedded data, pretrain a prior extractor on two processes, write a report.
-	$(TWO_RANKS) launch/pretrain_prior.py --run.world 2 --run.device cpu --run.dir runs/demo
+PLACE := --run.world 2 --run.device cpu
+PRIOR := runs/demo/prior/prior.safetensors
+QGNET := runs/demo/qgnet/best.safetensors
+
+demo: setup    ## QGNet on the embedded data, on two processes: pretrain the prior extractor, meta-train, evaluate.
+	$(TWO_RANKS) launch/pretrain_prior.py $(PLACE) --run.dir runs/demo/prior
+	$(TWO_RANKS) launch/meta_train.py $(PLACE) --run.dir runs/demo/qgnet \
+		--method.backbone_weights $(PRIOR) --method.prior_map on --method.heads true --method.prior_weights $(PRIOR)
+	$(TWO_RANKS) launch/evaluate.py $(PLACE) --run.dir runs/demo/evaluation --weights $(QGNET) \
+		--eval.episodes 200 --eval.seeds "[0, 1, 2]"
+	@echo "open runs/demo/evaluation/report/index.html"
 
 test: setup
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
@@ -29,6 +38,10 @@ lint: setup
 bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/views.py
+	$(BIN)/python bench/episodes.py
+	$(BIN)/python bench/qgnet.py
+	$(BIN)/python bench/evaluate.py
+	$(BIN)/python bench/cost.py
 
 lock: setup    ## Write the versions of this environment to constraints.txt.
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt

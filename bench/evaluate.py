@@ -22,9 +22,9 @@ import torch
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.folds import fold_of
 from fss.engine.dist import World
-from fss.engine.features import distinct
-from fss.engine.measure import Scoring, measure
-from fss.engine.record import Result
+from fss.engine.evaluation.features import distinct
+from fss.engine.evaluation.measure import Scoring, measure
+from fss.engine.evaluation.record import Result
 from fss.methods.prototype import Prototype
 from fss.methods.prototype_config import PrototypeConfig
 from shards.read import ShardSet

@@ -21,9 +21,9 @@ from fss.data.feed import DataConfig
 from fss.data.joint import AugmentConfig
 from fss.data.view_feed import ViewDataConfig
 from fss.engine.checkpoint import CheckpointConfig
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig
 from fss.engine.log import LogConfig
 from fss.engine.optim import OptimConfig, meta_optim
-from fss.engine.plan import EvalConfig, FoldConfig
 from fss.engine.probe import ProbeConfig
 from fss.engine.run import PlaceConfig, RunConfig, read_header
 from fss.engine.validate import ValidateConfig

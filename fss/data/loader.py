@@ -41,8 +41,8 @@ def load(
     """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
 
     `spec` is what a method `consumes`. Views are made of a ShardSet with a ViewDataConfig, episodes of an EpisodeData.
-    The samples of a step are dealt in order, first over ranks, then over a rank's micro-batches; all of them together
-    are the same whatever `world` and `accumulate` are. The workers start at once.
+    The samples of a step are cut in order into micro-batches, and each of these into the ranks' shares: a step has the
+    same samples whatever `world` and `accumulate` are, a micro-batch whatever `world` is. The workers start at once.
 
     Raises ConfigError where the batch cannot be dealt evenly, ShardError where the data lack what the spec needs,
     and while iterating where too many samples in a row, or a whole shard, cannot be read.
@@ -50,7 +50,7 @@ def load(
     batches = Batches(
         feed=FEEDS[type(spec)](spec, data, config, seed),
         share=even_share(config.batch, world, accumulate),
-        rank=rank, world=world, accumulate=accumulate,
+        rank=rank, world=world,
     )    # fmt: skip
     workers = {}
     if config.workers:
@@ -85,18 +85,16 @@ def even_share(batch: int, world: int, accumulate: int) -> int:
 
 @dataclass(kw_only=True)
 class Batches(Dataset):
-    """Micro-batches by number: item step * accumulate + a is micro-batch a of that optimizer step, on this rank."""
+    """This rank's share of micro-batches by number: step * accumulate + a is micro-batch a of that optimizer step."""
 
     feed: Feed
     share: int
     rank: int
     world: int
-    accumulate: int
 
     def __getitem__(self, number: int) -> Batch | ShardError:
         """The batch; or the error that the trainer has to raise, which would lose its one sentence on the way."""
-        step, micro = divmod(number, self.accumulate)
-        start = ((step * self.world + self.rank) * self.accumulate + micro) * self.share
+        start = (number * self.world + self.rank) * self.share
         try:
             return self.feed.batch(start, start + self.share)
         except ShardError as error:

@@ -11,13 +11,13 @@ import torch
 
 from fss.data.feed import DataConfig
 from fss.engine.dist import World, fingerprint
-from fss.engine.eval_report import report
+from fss.engine.evaluation.measure import measure
+from fss.engine.evaluation.outcome import outcome, row, tables
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig, Plan, plan
+from fss.engine.evaluation.record import Record, Result
 from fss.engine.log import Log, LogConfig
 from fss.engine.loop import StopRequest
-from fss.engine.measure import measure
-from fss.engine.outcome import outcome, row, tables
-from fss.engine.plan import EvalConfig, FoldConfig, Plan, plan
-from fss.engine.record import Record, Result
+from fss.engine.reports.evaluation import report
 from fss.engine.run import INTERRUPTED, PlaceConfig, RunDir, code_version, digest, identity_of
 from fss.engine.tasks import open_shards
 from fss.errors import ConfigError

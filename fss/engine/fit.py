@@ -13,7 +13,7 @@ from fss.engine.dist import World
 from fss.engine.log import Log
 from fss.engine.loop import Trainer
 from fss.engine.optim import Schedule, build_optimizer
-from fss.engine.report import report
+from fss.engine.reports.training import report
 from fss.engine.run import INTERRUPTED, RunDir, code_version, digest, identity_of, read_header
 from fss.engine.tasks import TASKS
 from fss.errors import ConfigError

@@ -19,14 +19,14 @@ from torch.nn.functional import interpolate
 
 from fss.data.episodes import Episode
 from fss.data.transforms import Frame, class_mask
-from fss.engine import charts
 from fss.engine.dist import World
 from fss.engine.evaluate import EvaluationJob, method_of
-from fss.engine.measure import Scoring, measure
-from fss.engine.page import Table, markdown_table, on_console
-from fss.engine.plan import plan
-from fss.engine.published import published_recall
-from fss.engine.record import Result
+from fss.engine.evaluation.measure import Scoring, measure
+from fss.engine.evaluation.plan import plan
+from fss.engine.evaluation.record import Result
+from fss.engine.reports import charts
+from fss.engine.reports.page import Table, markdown_table, on_console
+from fss.engine.reports.published import published_recall
 from fss.engine.run import digest
 from fss.engine.tasks import open_shards
 from fss.errors import ConfigError

@@ -6,7 +6,7 @@
     metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
     status.json          running, interrupted, finished or failed
     checkpoints/         of a training, see fss.engine.checkpoint
-    episodes/            of an evaluation, see fss.engine.record
+    episodes/            of an evaluation, see fss.engine.evaluation.record
     results.json         its scores, and the protocol that made them
     NAME.safetensors     the last weights of method NAME, for other jobs; best.safetensors: those that validated best
     validation/          pictures of the same few episodes at every validation

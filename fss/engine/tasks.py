@@ -11,10 +11,11 @@ from fss.data.episode_feed import EpisodeData
 from fss.data.episodes import training_source
 from fss.data.feed import DataConfig
 from fss.data.folds import fold_of
-from fss.engine import report_episodes, report_views
 from fss.engine.dist import World
-from fss.engine.page import Story
 from fss.engine.probe import probe, probe_crops
+from fss.engine.reports import episodes as episodes_page
+from fss.engine.reports import views as views_page
+from fss.engine.reports.page import Story
 from fss.engine.run import RunDir, digest
 from fss.engine.validate import Validation, held_out
 from fss.methods.base import Method
@@ -101,7 +102,7 @@ class ViewTask(Task):
 
     def story(self, method: Method, run: RunDir) -> Story:
         data, seed = self._job.data, self._job.run.seed
-        return report_views.story(run.report, run.rows(), method, self.shards, self.crops, data=data, seed=seed)
+        return views_page.story(run.report, run.rows(), method, self.shards, self.crops, data=data, seed=seed)
 
     def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
         knn = next((row["knn/top1"] for row in reversed(rows) if "knn/top1" in row), None)
@@ -166,7 +167,7 @@ class EpisodeTask(Task):
 
     def story(self, method: Method, run: RunDir) -> Story:
         data, seed = self._job.data, self._job.run.seed
-        return report_episodes.story(run, method, self.data, self.validation, config=data, seed=seed)
+        return episodes_page.story(run, method, self.data, self.validation, config=data, seed=seed)
 
     def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
         e = self._job.episodes

@@ -7,10 +7,10 @@ from typing import Literal
 
 from fss.data.episodes import EpisodeConfig, Policy, evaluation_episodes
 from fss.data.folds import Fold
-from fss.engine import overlays
 from fss.engine.dist import World
-from fss.engine.measure import Scoring, measure
-from fss.engine.metrics import scores, total
+from fss.engine.evaluation.measure import Scoring, measure
+from fss.engine.evaluation.metrics import scores, total
+from fss.engine.reports import overlays
 from fss.errors import ConfigError, at_least
 from fss.methods.base import Method
 from shards.format import Manifest, ShardError

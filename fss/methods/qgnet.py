@@ -25,7 +25,7 @@ from fss.errors import ConfigError, WeightsError
 from fss.methods.base import Features, Method, Peers, Report
 from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.backbones import make_backbone
-from fss.nn.fem import FeatureEnrichment, head, inner_loss, middle_feature, reduction, segmentation_loss
+from fss.nn.fem import IGNORE, FeatureEnrichment, head, inner_loss, middle_feature, reduction, segmentation_loss
 from fss.nn.norm import Standardise, running_statistics
 from fss.nn.region import (
     guided_region_map,
@@ -119,14 +119,22 @@ class QGNet(Method):
         return EpisodeSpec(size=self.config.size)
 
     def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
-        """Cross-entropy of the prediction plus `aux_weight` times the mean of the levels', nats."""
+        """Cross-entropy of the prediction plus `aux_weight` times the mean of the levels', nats.
+
+        Every known pixel of the batch of all ranks weighs the same: the mean over ranks of a rank's loss, gradient and
+        report is what one rank with all their episodes would have. The engine averages micro-batches as equals: with
+        accumulation a pixel weighs more the fewer are known in its own micro-batch.
+        """
+        mask = batch.query_mask
         logits, inner = self.forward(batch)
-        main, levels = segmentation_loss(logits, batch.query_mask), inner_loss(inner, batch.query_mask)
         with torch.no_grad():
-            truth, known = batch.query_mask == 1, batch.query_mask != 255
-            found = (resize(logits.float(), truth.shape[1:]).argmax(1) == 1) & known    # [B, S, S]
-            iou = (found & truth).sum() / (found | truth).sum().clamp(min=1)
-        report = {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
+            truth, known = mask == 1, mask != IGNORE
+            found = (resize(logits.float(), mask.shape[1:]).argmax(1) == 1) & known    # [B, S, S]
+            shared, either = (found & truth).sum(), (found | truth).sum()
+            totals = peers.sum(torch.stack([known.sum(), either]))
+            pixels, union = totals.clamp(min=1) / peers.world    # of a rank, on average
+        main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
+        report = {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": shared / union}
         return main + self.config.aux_weight * levels, report
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:

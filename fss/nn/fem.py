@@ -103,11 +103,17 @@ class FeatureEnrichment(nn.Module):
         return pointwise(torch.cat(sources, 1), torch.cat([of_query, of_maps], 1)) + bias[:, :, None, None]
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy, nats, of logits [B, 2, h, w] upsampled to the mask [B, S, S] of 0, 1 and 255 (left out)."""
-    return F.cross_entropy(resize(logits.float(), mask.shape[1:]), mask.long(), ignore_index=IGNORE)
+def segmentation_loss(logits: Tensor, mask: Tensor, pixels: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy, nats, of logits [B, 2, h, w] upsampled to the mask [B, S, S] of 0, 1 and 255 (left out).
+
+    pixels: the number by which the sum is divided, above 0; the mask's known pixels unless given. Without any, 0.
+    """
+    if pixels is None:
+        pixels = (mask != IGNORE).sum().clamp(min=1)
+    upsampled = resize(logits.float(), mask.shape[1:])    # [B, 2, S, S]
+    return F.cross_entropy(upsampled, mask.long(), ignore_index=IGNORE, reduction="sum") / pixels
 
 
-def inner_loss(inner: Sequence[Tensor], mask: Tensor) -> Tensor:
+def inner_loss(inner: Sequence[Tensor], mask: Tensor, pixels: Tensor | None = None) -> Tensor:
     """The mean over pyramid levels of their `segmentation_loss`."""
-    return torch.stack([segmentation_loss(logits, mask) for logits in inner]).mean()
+    return torch.stack([segmentation_loss(logits, mask, pixels) for logits in inner]).mean()

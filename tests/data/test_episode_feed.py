@@ -79,7 +79,7 @@ def test_ranks_workers_and_accumulation_share_out_the_same_episodes(shards):
     assert_same(whole, joined(batches(data, 4, workers=2)))
     for world, accumulate in [(2, 1), (2, 2), (1, 4)]:
         ranks = [batches(data, 4, rank=r, world=world, accumulate=accumulate) for r in range(world)]
-        dealt = [ranks[r][step * accumulate + a] for step in range(4) for r in range(world) for a in range(accumulate)]
+        dealt = [ranks[r][step * accumulate + a] for step in range(4) for a in range(accumulate) for r in range(world)]
         assert_same(whole, joined(dealt))
 
 

@@ -66,7 +66,7 @@ def test_accumulation_and_ranks_share_out_the_same_steps(shards):
     whole = joined(batches(shards, 5))
     for world, accumulate in [(1, 4), (2, 2), (4, 1)]:
         ranks = [batches(shards, 5, rank=r, world=world, accumulate=accumulate) for r in range(world)]
-        dealt = [ranks[r][step * accumulate + a] for step in range(5) for r in range(world) for a in range(accumulate)]
+        dealt = [ranks[r][step * accumulate + a] for step in range(5) for a in range(accumulate) for r in range(world)]
         assert_same(whole, joined(dealt))
 
 
@@ -76,7 +76,7 @@ def test_start_equals_skipping(shards, start):
     skipped = joined(batches(shards, start + 3)[start:])
     assert_same(joined(batches(shards, 3, start=start)), skipped)
     ranks = [batches(shards, 3, start=start, rank=r, world=2, accumulate=2) for r in range(2)]
-    assert_same(joined([ranks[r][2 * s + a] for s in range(3) for r in range(2) for a in range(2)]), skipped)
+    assert_same(joined([ranks[r][2 * s + a] for s in range(3) for a in range(2) for r in range(2)]), skipped)
 
 
 def test_an_epoch_that_does_not_divide_rolls_over(shards):

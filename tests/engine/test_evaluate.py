@@ -12,8 +12,8 @@ import yaml
 from fss.data.feed import DataConfig
 from fss.engine import evaluate as engine
 from fss.engine.evaluate import evaluate, method_of
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig
 from fss.engine.log import LogConfig
-from fss.engine.plan import EvalConfig, FoldConfig
 from fss.engine.run import INTERRUPTED, PlaceConfig
 from fss.errors import ConfigError, RunError
 from fss.methods import METHODS

@@ -84,8 +84,7 @@ def test_killed_and_gone_on_with_by_another_number_of_ranks(tmp_path, labelled, 
     folder = tmp_path / "run"
     started = Launched(before, *job(labelled, folder), *SLOWLY, launcher=LAUNCHER)
     until(started, folder, random.Random(before).randint(3, EPISODES // 2))
-    started.send(signal.SIGKILL, to_ranks=True)    # in sessions of their own they would outlive the launcher
-    started.wait()
+    started.kill()
     finished = recorded(folder)
     assert 0 < len(finished) < EPISODES
     run(after, *job(labelled, folder), launcher=LAUNCHER)

@@ -1,7 +1,7 @@
 """QGNet: training and evaluation agree, the maps are what they are said to be, and files bring everything along."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -176,6 +176,38 @@ def test_the_share_found_leaves_unknown_pixels_out(config):
     known = batch.query_mask != 255
     found, truth = logits.argmax(1).bool() & known, (batch.query_mask == 1) & known
     assert report["iou"].item() == pytest.approx(((found & truth).sum() / (found | truth).sum().clamp(min=1)).item())
+
+
+UNKNOWN = {
+    "uneven": [SIZE - 2, SIZE // 2, 0, 3],
+    "a rank knows nothing": [SIZE, SIZE, 0, 3],
+    "nothing is known": [SIZE] * 4,
+}
+"""Rows of each of four masks that are 255."""
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
+def test_two_ranks_learn_what_one_learns_however_the_unknown_pixels_lie(config, unknown):
+    batch = episodes(b=4)
+    for mask, rows in zip(batch.query_mask, unknown, strict=True):
+        mask[:rows] = 255
+
+    methods = [build(replace(config, aux_weight=0.25)) for _ in range(2)]    # threads share one generator
+
+    def learn(peers):
+        method = methods[peers.rank]
+        method.trained.zero_grad()
+        share = slice(peers.rank * 4 // peers.world, (peers.rank + 1) * 4 // peers.world)
+        mine = EpisodeBatch(**{f.name: getattr(batch, f.name)[share] for f in fields(batch)})
+        loss, report = method.loss(mine, peers, 0)
+        loss.backward()
+        return {"loss": loss.detach(), **report, **{n: p.grad for n, p in method.trained.named_parameters()}}
+
+    (alone,) = run_ranks(1, learn)
+    first, second = run_ranks(2, learn)
+    for name, expected in alone.items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, expected, rtol=1e-4, atol=1e-6, msg=name)
+    assert (alone["loss"] > 0) == (min(unknown) < SIZE), "without a known pixel the loss is 0"
 
 
 def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does(config):

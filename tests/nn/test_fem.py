@@ -79,6 +79,24 @@ def test_the_loss_leaves_unknown_pixels_out():
     assert inner_loss(both, mask).item() == pytest.approx((expected + math.log(2)) / 2, rel=1e-5)
 
 
+def test_the_loss_of_a_part_of_a_batch_is_divided_by_what_it_is_told():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, 5, 5)
+    mask = torch.randint(0, 2, (3, 9, 9), dtype=torch.uint8)
+    mask[0, 2:], mask[2, :, 5] = 255, 255
+    known = (mask != 255).sum()
+    parts = [segmentation_loss(logits[i : i + 1], mask[i : i + 1], known) for i in range(3)]
+    torch.testing.assert_close(sum(parts), segmentation_loss(logits, mask))
+
+
+def test_without_a_known_pixel_loss_and_gradient_are_zero():
+    logits = torch.randn(1, 2, 3, 3, requires_grad=True)
+    mask = torch.full((1, 9, 9), 255, dtype=torch.uint8)
+    loss = segmentation_loss(logits, mask) + inner_loss([logits], mask)
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.eq(0).all()
+
+
 def test_block_three_comes_first_and_sets_the_size():
     block2, block3 = torch.rand(1, 2, 9, 9), torch.rand(1, 3, 5, 5)
     middle = middle_feature(block2, block3)

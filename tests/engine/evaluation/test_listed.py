@@ -5,7 +5,7 @@ import pytest
 from fss.data.folds import VOC_CLASSES
 from fss.data.lists import read_list
 from fss.engine.dist import World
-from fss.engine.measure import Scoring, measure
+from fss.engine.evaluation.measure import Scoring, measure
 from tests.data.made import pack_listed
 from tests.engine.episode_toy import Colour
 

@@ -14,12 +14,12 @@ import torch
 
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.transforms import fit_image, read_labelled
-from fss.engine.deal import ENCODING, cut, deal, walk
 from fss.engine.dist import World
-from fss.engine.features import Kept, distinct, uses
+from fss.engine.evaluation.deal import ENCODING, cut, deal, walk
+from fss.engine.evaluation.features import Kept, distinct, uses
+from fss.engine.evaluation.measure import Scoring, measure
+from fss.engine.evaluation.record import Record, Result
 from fss.engine.loop import StopRequest
-from fss.engine.measure import Scoring, measure
-from fss.engine.record import Record, Result
 from fss.errors import RunError
 from shards.format import ShardError
 from shards.read import ShardSet

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from fss.engine.published import PUBLISHED, Cell, neighbours, published, published_recall
+from fss.engine.reports.published import PUBLISHED, Cell, neighbours, published, published_recall
 
 QGNET = Cell(method="qgnet", scheme="pascal", fold=3, shots=5, backbone="resnet50", size=473)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fss.data.lists import write_list
-from fss.engine.plan import EvalConfig, FoldConfig, plan
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig, plan
 from fss.errors import ConfigError
 from shards.format import Manifest, SampleEntry
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
-from fss.engine.pictures import COLOURS, FAINT, INK, save, tidy
+from fss.engine.reports.pictures import COLOURS, FAINT, INK, save, tidy
 
 FEW = 25    # points that are drawn as such; more make a line
 # Title, the metrics it holds (shell patterns on the names in metrics.jsonl), and how its axis goes: free, from zero, or

@@ -16,9 +16,9 @@ from torch.nn.functional import interpolate
 
 from fss.data.episodes import Episode
 from fss.data.transforms import Frame, fit_image, read_labelled
-from fss.engine.measure import Scoring, evaluating
-from fss.engine.metrics import counts, known, ratio
-from fss.engine.pictures import INK, save, show
+from fss.engine.evaluation.measure import Scoring, evaluating
+from fss.engine.evaluation.metrics import counts, known, ratio
+from fss.engine.reports.pictures import INK, save, show
 from fss.methods.base import Features, Method
 from shards.read import ShardSet
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fss.engine.curves import curves
-from fss.engine.page import Page, Picture, Story, write_page
+from fss.engine.reports.curves import curves
+from fss.engine.reports.page import Page, Picture, Story, write_page
 from fss.engine.run import RunDir
 from fss.engine.tasks import Task
 from fss.methods.base import Method

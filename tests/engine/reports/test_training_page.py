@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from fss.data.view_feed import ViewDataConfig
-from fss.engine import curves, pictures
-from fss.engine.page import Page, Picture, Verdict, speed_table, write_page
 from fss.engine.probe import ProbeConfig
-from fss.engine.report import report, resume_command
-from fss.engine.report_views import verdicts
+from fss.engine.reports import curves, pictures
+from fss.engine.reports.page import Page, Picture, Verdict, speed_table, write_page
+from fss.engine.reports.training import report, resume_command
+from fss.engine.reports.views import verdicts
 from fss.engine.run import RunDir
 from fss.engine.tasks import ViewTask
 from fss.methods.prior import PriorExtractor

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from fss.data.batch import EpisodeSpec
 from fss.data.episode_feed import EpisodeData, EpisodeFeed
 from fss.data.feed import DataConfig
-from fss.engine.curves import series
-from fss.engine.page import Picture, Story, Verdict
+from fss.engine.reports.curves import series
+from fss.engine.reports.page import Picture, Story, Verdict
 from fss.engine.run import RunDir, read_header
 from fss.engine.validate import SHOWN, Validation
 from fss.methods.base import Method

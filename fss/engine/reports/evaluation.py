@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from fss.data.episodes import Episode
-from fss.engine import charts, overlays
-from fss.engine.measure import Scoring
-from fss.engine.outcome import in_words, outcome, percent, scores_by_seed
-from fss.engine.page import Page, Picture, Table, write_page
-from fss.engine.plan import Plan
-from fss.engine.published import METRICS, Cell, Published, neighbours, published
-from fss.engine.record import Result
-from fss.engine.report import resume_command
+from fss.engine.evaluation.measure import Scoring
+from fss.engine.evaluation.outcome import in_words, outcome, percent, scores_by_seed
+from fss.engine.evaluation.plan import Plan
+from fss.engine.evaluation.record import Result
+from fss.engine.reports import charts, overlays
+from fss.engine.reports.page import Page, Picture, Table, write_page
+from fss.engine.reports.published import METRICS, Cell, Published, neighbours, published
+from fss.engine.reports.training import resume_command
 from fss.engine.run import RunDir
 from fss.methods.base import Method
 from shards.format import Manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from fss.engine.pictures import COLOURS, INK, save, tidy
+from fss.engine.reports.pictures import COLOURS, INK, save, tidy
 
 LINES = 60    # classes in a column of bars
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fss.engine.metrics import counts, known, scores, total
+from fss.engine.evaluation.metrics import counts, known, scores, total
 
 
 def plain_counts(prediction: np.ndarray, truth: np.ndarray) -> list[list[int]]:

@@ -10,7 +10,7 @@ from fss.data.folds import SCHEMES, Fold, SchemeName, fold_of
 from fss.data.lists import read_list
 from fss.data.protocol import Protocol, ProtocolName, Resize, protocol_of
 from fss.data.transforms import Resolution
-from fss.engine.measure import Scoring
+from fss.engine.evaluation.measure import Scoring
 from fss.errors import ConfigError, at_least
 from shards.format import Manifest
 

@@ -11,13 +11,13 @@ import torch
 from fss.data.episodes import Episode, Labels
 from fss.data.protocol import Resize
 from fss.data.transforms import Frame, Resolution
-from fss.engine import metrics
-from fss.engine.deal import deal
 from fss.engine.dist import World
-from fss.engine.features import Kept, uses
+from fss.engine.evaluation import metrics
+from fss.engine.evaluation.deal import deal
+from fss.engine.evaluation.features import Kept, uses
+from fss.engine.evaluation.reader import Reader
+from fss.engine.evaluation.record import Record, Result
 from fss.engine.loop import StopRequest
-from fss.engine.reader import Reader
-from fss.engine.record import Record, Result
 from fss.errors import RunError, UserError
 from fss.methods.base import Features, Method
 from shards.format import ShardError

@@ -11,7 +11,7 @@ import numpy as np
 import rich.box
 import rich.table
 
-from fss.engine.curves import series
+from fss.engine.reports.curves import series
 from shards.format import write_whole
 
 

@@ -24,7 +24,7 @@ class Result:
     """Key of the query image."""
     supports: tuple[str, ...]
     counts: Counts
-    """((background intersection, union), (foreground intersection, union)) in pixels, see fss.engine.metrics.counts."""
+    """((background intersection, union), (foreground intersection, union)) in pixels: fss.engine.evaluation.metrics."""
     encoded: int = field(default=0, compare=False)
     """Images that went through the encoder for this episode; the others were still known."""
     seconds: float = field(default=0.0, compare=False)

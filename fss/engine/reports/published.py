@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-PUBLISHED = Path(__file__).resolve().parent.parent.parent / "configs" / "published.yaml"
+PUBLISHED = Path(__file__).resolve().parents[3] / "configs" / "published.yaml"
 SCHEMES = {"pascal": "pascal", "coco": "coco", "fss": "fss"}    # fold scheme -> data; no paper used any other scheme
 METRICS = {"miou": "mIoU", "fb_iou": "FB-IoU"}
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tests.engine.reports.test_training_page import Outline
 from torch import nn
 
 from fss.data.batch import EpisodeSpec
@@ -17,8 +18,8 @@ from fss.data.feed import DataConfig
 from fss.data.joint import AugmentConfig
 from fss.data.loader import load
 from fss.engine.dist import World
-from fss.engine.report import report
-from fss.engine.report_episodes import SAMPLE, constant_losses, constant_scores, object_share, verdicts
+from fss.engine.reports.episodes import SAMPLE, constant_losses, constant_scores, object_share, verdicts
+from fss.engine.reports.training import report
 from fss.engine.run import RunDir
 from fss.engine.tasks import EpisodeTask
 from fss.engine.validate import ValidateConfig
@@ -26,7 +27,6 @@ from fss.nn.weights import save_export
 from shards.read import ShardSet
 from tests.data.labelled import rectangles
 from tests.engine.episode_toy import Colour
-from tests.engine.test_report import Outline
 
 COIN = math.log(2)
 LEVELS = {"loss/main": 0.5, "iou": 0.2, "val/miou": 0.1, "val/fb_iou": 0.45}

@@ -8,8 +8,8 @@ from itertools import chain
 
 from rich.table import Table
 
-from fss.engine.metrics import Scores, scores, total
-from fss.engine.record import Result
+from fss.engine.evaluation.metrics import Scores, scores, total
+from fss.engine.evaluation.record import Result
 
 SHOWN = 30    # classes that a terminal has room for; the files have all
 

@@ -9,27 +9,27 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tests.engine.reports.test_training_page import Outline
 from torch import Tensor
 
 from fss.data.episodes import Episode
 from fss.data.folds import Fold
-from fss.engine import overlays
-from fss.engine.charts import Bar, class_bars
 from fss.engine.dist import World
-from fss.engine.eval_report import cautions, cell_of, choose, headline, report
-from fss.engine.measure import measure
-from fss.engine.outcome import outcome
-from fss.engine.overlays import Shown, look
-from fss.engine.page import Page, Table, markdown_table, on_console, write_page
-from fss.engine.plan import EvalConfig, FoldConfig, Plan, plan
-from fss.engine.published import Cell
-from fss.engine.record import Result
+from fss.engine.evaluation.measure import measure
+from fss.engine.evaluation.outcome import outcome
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig, Plan, plan
+from fss.engine.evaluation.record import Result
+from fss.engine.reports import overlays
+from fss.engine.reports.charts import Bar, class_bars
+from fss.engine.reports.evaluation import cautions, cell_of, choose, headline, report
+from fss.engine.reports.overlays import Shown, look
+from fss.engine.reports.page import Page, Table, markdown_table, on_console, write_page
+from fss.engine.reports.published import Cell
 from fss.engine.run import RunDir
 from fss.methods.base import Features
 from shards.read import ShardSet
 from tests.data.labelled import HEIGHT, WIDTH, rectangles
 from tests.engine.episode_toy import Colour
-from tests.engine.test_report import Outline
 
 CPU = torch.device("cpu")
 QGNET = Cell(method="qgnet", scheme="pascal", fold=0, shots=1, backbone="resnet50", size=473)

@@ -1,0 +1,1 @@
+"""What people look at: the pages of trainings and evaluations, and the pictures on them."""
