@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -77,3 +78,20 @@ def run(world: int, *words: str, launcher: Path = LAUNCHER) -> str:
     code, output = Launched(world, *words, launcher=launcher).wait()
     assert code == 0, output
     return output
+
+
+def called(main: Callable[[list[str]], int], capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a launcher's `main(argv)` in this process."""
+    capsys.readouterr()
+    code = main(list(argv))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refusal(main: Callable[[list[str]], int], capsys, *argv: str) -> str:
+    """The one sentence with which a launcher refuses."""
+    code, _, err = called(main, capsys, *argv)
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    return lines[0]

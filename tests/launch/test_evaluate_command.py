@@ -3,12 +3,12 @@
 import json
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
 from tests.launch.conftest import ROOT, Launched, run
@@ -33,16 +33,6 @@ def job(labelled: Path, folder: Path, method: list[str] = METHOD) -> list[str]:
         *method, "--data.shards", str(labelled), "--run.dir", str(folder), "--run.device", "cpu", "--data.workers", "1",
         "--eval.episodes", str(EPISODES), "--eval.seeds", "[7]", "--log.wandb", "off",
     ]    # fmt: skip
-
-
-def main(argv: list[str]) -> int:
-    """The launcher in this process."""
-    sys.path.insert(0, str(LAUNCHER.parent))
-    try:
-        import evaluate
-    finally:
-        sys.path.pop(0)
-    return evaluate.main(argv)
 
 
 def recorded(folder: Path) -> dict[tuple[int, int], list]:

@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fss.config import CONFIGS
+from launch.meta_train import main
 from tests.data.labelled import rectangles
-from tests.launch.conftest import ROOT, Launched, run
+from tests.launch.conftest import ROOT, Launched, called, refusal, run
 from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
 from tests.wandb_file import history
 
@@ -32,25 +33,7 @@ def coloured(tmp_path_factory) -> Path:
     return rectangles(tmp_path_factory.mktemp("coloured") / "rectangles", [1, 2, 3, 4] * 4).folder
 
 
-def launch(capsys, *argv: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `main(argv)` in this process."""
-    sys.path.insert(0, str(LAUNCHER.parent))
-    try:
-        import meta_train
-    finally:
-        sys.path.pop(0)
-    capsys.readouterr()
-    code = meta_train.main(list(argv))
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys, *argv: str) -> str:
-    code, _, err = launch(capsys, *argv)
-    assert code == 2, err
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    return lines[0]
+launch, refused = partial(called, main), partial(refusal, main)
 
 
 def job(folder: Path, run_dir: Path, *words: str) -> list[str]:

@@ -3,39 +3,22 @@
 import json
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from fss.config import CONFIGS
+from launch.pretrain_prior import main
 from shards.format import MANIFEST, Manifest
-from tests.launch.conftest import LAUNCHER, SMALL, Launched, run
+from tests.launch.conftest import SMALL, Launched, called, refusal, run
 from tests.wandb_file import config, history
 
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
 
 
-def launch(capsys, *argv: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `main(argv)` in this process."""
-    sys.path.insert(0, str(LAUNCHER.parent))
-    try:
-        import pretrain_prior
-    finally:
-        sys.path.pop(0)
-    capsys.readouterr()
-    code = pretrain_prior.main(list(argv))
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys, *argv: str) -> str:
-    code, _, err = launch(capsys, *argv)
-    assert code == 2
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    return lines[0]
+launch, refused = partial(called, main), partial(refusal, main)
 
 
 def job(folder: Path, tmp_path: Path, *words: str) -> list[str]:

@@ -15,6 +15,14 @@ from fss.errors import ConfigError, at_least
 from shards.format import Manifest
 
 
+CHOSEN = {
+    "none": "nothing: those of the last step",
+    "base": "their score on base classes held out from training",
+    "novel": "their score on the novel classes of the fold: the test",
+}
+"""`validate.on` of a training -> how its weights were chosen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FoldConfig:
     """Which classes are novel and how many supports an episode has; null: as the weights were trained."""
@@ -184,7 +192,7 @@ def _training(header: Mapping[str, str]) -> dict[str, str]:
         "trained on": f"{header.get('data', 'unknown data')}, scheme {header['scheme']}, fold {header.get('fold')}, "
         f"{header.get('shots', '?')} shot(s); images with novel classes {kept}",
         "training length": f"{header.get('steps', '?')} steps, {header.get('episodes_seen', '?')} episodes",
-        "weights chosen on": f"{header.get('selected_on', 'none')} classes",
+        "weights chosen by": CHOSEN[header.get("selected_on", "none")],
     }
     prior = json.loads(header.get("prior") or "{}")
     if prior:

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.engine.reports.test_training_page import Outline
 from torch import nn
 
 from fss.data.batch import EpisodeSpec
@@ -27,6 +26,7 @@ from fss.nn.weights import save_export
 from shards.read import ShardSet
 from tests.data.labelled import rectangles
 from tests.engine.episode_toy import Colour
+from tests.engine.reports.test_training_page import Outline
 
 COIN = math.log(2)
 LEVELS = {"loss/main": 0.5, "iou": 0.2, "val/miou": 0.1, "val/fb_iou": 0.45}

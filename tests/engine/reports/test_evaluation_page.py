@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.engine.reports.test_training_page import Outline
 from torch import Tensor
 
 from fss.data.episodes import Episode
@@ -30,6 +29,7 @@ from fss.methods.base import Features
 from shards.read import ShardSet
 from tests.data.labelled import HEIGHT, WIDTH, rectangles
 from tests.engine.episode_toy import Colour
+from tests.engine.reports.test_training_page import Outline
 
 CPU = torch.device("cpu")
 QGNET = Cell(method="qgnet", scheme="pascal", fold=0, shots=1, backbone="resnet50", size=473)
