@@ -83,7 +83,9 @@ def recall(job: RecallJob) -> int:
         facts |= {f"caution {number}": text for number, text in enumerate(said, start=1)}
         path = world.on_main(lambda: write_recall(Path(job.out), found, facts))
         if world.is_main:
-            Console().print(on_console(recall_table(found)), f"written: {path}", sep="\n")
+            console = Console()
+            console.print(on_console(recall_table(found)))
+            console.print(f"written: {path}", soft_wrap=True)
     finally:
         world.close()
     return 0

@@ -28,14 +28,14 @@ class Colour(Toy):
         super().__init__()
         self.batches: list[int] = []
 
-    def encode(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
         self.batches.append(len(image))
         # the batch leaks into the features a little, as it does on real hardware
         return image[:, :, 12:20, 12:20].float().mean((2, 3)) + 1e-3 * image.float().mean()    # [B, 3]
 
 
 class Blind(Toy):
-    def encode(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
         return torch.ones(len(image), 5)
 
 

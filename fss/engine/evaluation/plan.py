@@ -14,7 +14,6 @@ from fss.engine.evaluation.measure import Scoring
 from fss.errors import ConfigError, at_least
 from shards.format import Manifest
 
-
 CHOSEN = {
     "none": "nothing: those of the last step",
     "base": "their score on base classes held out from training",

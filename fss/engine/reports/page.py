@@ -153,7 +153,7 @@ def on_console(table: Table) -> rich.table.Table:
         collapse_padding=True, pad_edge=False, show_edge=False,
     )    # fmt: skip
     for place, word in enumerate(table.header):
-        shown.add_column(word, justify="right" if place else "left", no_wrap=True)
+        shown.add_column(word, justify="right" if place else "left", no_wrap=place > 0)    # words give way to numbers
     for row in table.rows:
         shown.add_row(*row)
     return shown
