@@ -127,10 +127,19 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str)
         if namespace.run.dir is None:
             weights = namespace.get("weights") and Path(namespace.weights)
             of = f"{weights.parent.name}_{weights.stem}" if weights else Path(str(files[-1])).stem
-            namespace.run.dir = f"runs/{schema.run_prefix}{of}"
+            namespace.run.dir = f"runs/{schema.run_prefix}{of}{_variant(namespace)}"
         return schema(**vars(parser.instantiate(namespace)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(_sentence(str(error), _keys(parser))) from None
+
+
+def _variant(namespace: Any) -> str:
+    """What tells runs of one recipe apart in the default run.dir: fold, shots and protocol, where not the usual."""
+    episodes, evaluation = namespace.get("episodes"), namespace.get("eval")
+    words = [f"_fold{episodes.fold}"] if episodes and episodes.fold else []
+    words += [f"_{episodes.shots}shot"] if episodes and episodes.shots not in (None, 1) else []
+    words += [f"_{evaluation.protocol}"] if evaluation and evaluation.protocol != "default" else []
+    return "".join(words)
 
 
 def snapshot(job: object) -> str:

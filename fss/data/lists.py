@@ -62,6 +62,8 @@ def read_list(path: str | Path, manifest: Manifest, shots: int) -> list[Episode]
             raise ShardError(f"line {line} of {path} {error}") from None
         episodes.append(Episode(seed, numbers[seed], class_id, query, supports))
         numbers[seed] += 1
+    if not episodes:
+        raise ShardError(f"{path} lists no episode: give a list with rows of class, query and supports")
     return episodes
 
 

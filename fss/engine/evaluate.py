@@ -91,7 +91,10 @@ class _Evaluation:
 
     def _identity(self) -> dict:
         """Everything that decides the counts of an episode, and which episodes there are."""
-        named = identity_of(asdict(self.job), manifest=digest(asdict(self.manifest)))
+        config = asdict(self.job)
+        if self.job.weights:    # they hold the frozen networks too: the files that training took these from may be gone
+            config["method"] = {key: value for key, value in config["method"].items() if not key.endswith("_weights")}
+        named = identity_of(config, manifest=digest(asdict(self.manifest)))
         parts = {"trained": self.method.trained, "replica": self.method.replica}
         tensors = {
             f"{part}.{name}": fingerprint(tensor)
@@ -99,6 +102,7 @@ class _Evaluation:
             for name, tensor in module.state_dict().items()
         }
         return {key: value for key, value in named.items() if key not in FREE} | {
+            "code": code_version(),    # counts of two versions must not be added
             "weights": digest(tensors),
             "episodes": digest([asdict(episode) for episode in self.plan.episodes]),
             "run.threads": torch.get_num_threads(),
@@ -206,6 +210,10 @@ def method_of(job: EvaluationJob) -> tuple[Method, dict[str, str], list[str]]:
     method, header = load_method(Path(job.weights))
     asked, trained = asdict(job.method), asdict(method.config)
     changed = [key for key in asked if asked[key] != trained.get(key)]
+    if files := [key for key in changed if key.endswith("_weights")]:
+        raise ConfigError(
+            f"method.{files[0]} is given beside weights {job.weights}, which hold that network already: leave it out"
+        )
     if changed:
         tensors, _ = load_export(Path(job.weights))
         method = METHODS[name].restore(tensors, {**header, "config": json.dumps(asked)})

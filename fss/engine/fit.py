@@ -109,11 +109,11 @@ class _Fit:
         world.on_main(lambda: self.run.set_status("running"))
         for text in (*self._opening(start), *self.notes, *notes):
             log.say(text)
-        if start >= self.schedule.steps:
-            return start
         measured = world.on_main(lambda: {row["step"] for row in self.run.rows() if "loss" not in row})
         if self._due(start) and start not in measured:    # a signal does not wait for it, but it must not be lost
             self._measure(log, start)
+        if start >= self.schedule.steps:
+            return start
         loader = load(
             self.method.consumes, self.task.data, job.data, seed=job.run.seed, rank=world.rank, world=world.size,
             accumulate=job.optim.accumulate, start=start,
@@ -149,7 +149,6 @@ class _Fit:
         row = self.task.measure(self.method)
         if not row:
             return
-        log.row({"step": done, **row})
         score = row.get(self.task.selects_by)
 
         def keep() -> Path | None:
@@ -159,7 +158,9 @@ class _Fit:
                 self._export(self.best, done, score=score, scored_by=self.task.selects_by)
             return self.task.picture(self.method, self.run.folder, done)
 
-        if picture := self.world.on_main(keep):
+        picture = self.world.on_main(keep)
+        log.row({"step": done, **row})    # last: a measurement without its row is made again
+        if picture:
             log.picture("validation", picture, step=done)
 
     def _export(self, path: Path, done: int, **known: object) -> None:

@@ -85,11 +85,11 @@ class Trainer:
                 self.log.at(done)
                 if self.check_every and done % self.check_every == 0:
                     self._check_equal()
-                if not stopping or done == total:    # whoever asked to stop will not wait for a probe
-                    with self.meter.aside():
-                        after(done)
                 if stopping or done == total or done % self.save_every == 0:
                     self.checkpoints.save(self.state, done)
+                if not stopping or done == total:    # whoever asked to stop will not wait for a measurement
+                    with self.meter.aside():
+                        after(done)
                 if stopping:
                     return done
         return total

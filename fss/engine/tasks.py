@@ -124,10 +124,11 @@ class EpisodeTask(Task):
         self.data = EpisodeData(shards=self.shards, source=self.source, augment=job.augment)
         self.validation = None
         self.every = 0
-        if job.validate.on != "none":
+        if job.validate.split != "none":
             self.validation = Validation(
-                job.validate, self.fold, self.shards, episodes, size=method.config.size, world=world
-            )
+                job.validate, self.fold, self.shards, episodes, size=method.config.size, world=world,
+                cache=job.data.cache,
+            )    # fmt: skip
             self.every = job.validate.every
             self.selects_by = "val/miou"
 
@@ -152,13 +153,13 @@ class EpisodeTask(Task):
         ]
         if self.validation:
             said.append(
-                f"validation on {len(self.validation.episodes)} episodes of {self._job.validate.on} classes "
+                f"validation on {len(self.validation.episodes)} episodes of {self._job.validate.split} classes "
                 f"{', '.join(names[c] for c in self.validation.classes)}"
             )
         return said + self.cautions()
 
     def cautions(self) -> list[str]:
-        if self._job.validate.on != "novel":
+        if self._job.validate.split != "novel":
             return []
         return [
             "The best weights are selected on the test classes of the fold, as the published programs do: their score "
@@ -179,7 +180,7 @@ class EpisodeTask(Task):
             "held_out": held_out(self._job.validate, self.fold),
             "shots": e.shots,
             "novel_in_training": e.novel_in_training,
-            "selected_on": self._job.validate.on,
+            "selected_on": self._job.validate.split,
         }
 
 

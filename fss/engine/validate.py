@@ -23,7 +23,7 @@ SHOWN = 4    # episodes drawn at a validation
 class ValidateConfig:
     """Episodes by which the best weights of a run are chosen."""
 
-    on: Literal["base", "novel", "none"] = "base"
+    split: Literal["base", "novel", "none"] = "base"
     """base: on base classes that training leaves out. novel: on the test classes of the fold, as the published programs
     do, which tunes the weights to the test; report and weights say so. none: the last weights are all there is."""
     shards: str | None = None
@@ -46,14 +46,14 @@ def held_out(config: ValidateConfig, fold: Fold) -> tuple[int, ...]:
 
     Raises ConfigError where none would be left to learn from.
     """
-    if config.on != "base":
+    if config.split != "base":
         return ()
     base = sorted(fold.base)
     count = config.classes or max(1, len(base) // 5)
     if count >= len(base):
         raise ConfigError(
             f"validate.classes is {count} but fold {fold.fold} has {len(base)} base classes: leave some to learn from, "
-            "or set validate.on to none"
+            "or set validate.split to none"
         )
     return tuple(base[(2 * i + 1) * len(base) // (2 * count)] for i in range(count))    # the middle of each share
 
@@ -65,11 +65,12 @@ class Validation:
     """
 
     def __init__(
-        self, config: ValidateConfig, fold: Fold, training: ShardSet, episodes: EpisodeConfig, size: int, world: World
-    ) -> None:
+        self, config: ValidateConfig, fold: Fold, training: ShardSet, episodes: EpisodeConfig, size: int, world: World,
+        cache: str | None = None,
+    ) -> None:    # fmt: skip
         self.config = config
         self.classes = held_out(config, fold) or fold.novel
-        self.shards = ShardSet(config.shards) if config.shards else training
+        self.shards = ShardSet(config.shards, cache=cache) if config.shards else training
         _check_names(self.classes, training.manifest, self.shards)
         policy = Policy(draw="round_robin", min_area=episodes.min_area, labels=episodes.labels)
         self.episodes = evaluation_episodes(

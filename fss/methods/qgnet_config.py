@@ -81,7 +81,7 @@ class QGNetConfig:
                 said.append(f"The prior extractor is far from the paper's: {'; '.join(short)}.")
         if episodes < 0.5 * PAPER_EPISODES:
             said.append(
-                f"Trained on {episodes:,} episodes, {episodes / PAPER_EPISODES:.2%} of the paper's 200 epochs on VOC: "
-                "not to be compared with its figures."
+                f"Trained on {episodes:,} episodes; the paper's are about {PAPER_EPISODES:,} on PASCAL and more on "
+                "COCO: not to be compared with its figures."
             )
         return said

@@ -48,8 +48,8 @@ def fold(base: int) -> Fold:
         (15, {"classes": 1}, (8,)),
         (60, {}, tuple(range(3, 60, 5))),
         (3, {}, (2,)),
-        (15, {"on": "novel"}, ()),
-        (15, {"on": "none"}, ()),
+        (15, {"split": "novel"}, ()),
+        (15, {"split": "none"}, ()),
     ],
 )
 def test_a_fifth_of_the_base_classes_is_held_out_evenly(base, options, expected):
@@ -71,7 +71,7 @@ def test_training_never_meets_a_class_that_validates(shards, world):
 
 
 def test_on_novel_it_scores_the_classes_of_the_test(shards, world):
-    assert validation(shards, world, on="novel").classes == (1,)
+    assert validation(shards, world, split="novel").classes == (1,)
 
 
 def test_it_scores_alike_every_time_and_draws_from_no_generator(shards, world):

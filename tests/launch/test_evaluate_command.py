@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fss.methods.qgnet import QGNet
+from fss.methods.qgnet_config import QGNetConfig
+from fss.nn.backbones import make_backbone
+from fss.nn.weights import save_export
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.launch.conftest import ROOT, Launched, run
+from tests.launch.conftest import ROOT, Launched, refusal, run
 
 LAUNCHER = ROOT / "launch" / "evaluate.py"
 EPISODES = 60
@@ -116,3 +120,15 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, labelled, capsys):
     assert "qgnet learns" in refused(capsys, *job(labelled, tmp_path, QGNET))
     assert "run.world promises 2 ranks but 1 started" in refused(capsys, *words, "--run.world", "2")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_hold_all_their_networks(labelled, tmp_path, capsys):
+    backbone = tmp_path / "backbone.safetensors"
+    save_export(backbone, make_backbone("resnet18").state_dict(), {})
+    config = QGNetConfig(size=33, backbone="resnet18", prior_map="off", dim=8, backbone_weights=str(backbone))
+    weights = tmp_path / "qgnet.safetensors"
+    save_export(weights, *QGNet(config).export())
+    backbone.unlink()
+    words = [*job(labelled, tmp_path / "run", ["--weights", str(weights)]), "--eval.episodes", "3"]
+    assert main(words) == 0
+    assert "leave it out" in refusal(main, capsys, *words, "--method.backbone_weights", "other.pth")

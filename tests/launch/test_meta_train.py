@@ -96,7 +96,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
 
 
 def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, coloured):
-    code, out, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.on", "novel", "--optim.steps", "1"))
+    code, out, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.split", "novel", "--optim.steps", "1"))
     assert code == 0, err
     assert "selected on the test classes" in out
     with safe_open(tmp_path / "run" / "best.safetensors", framework="pt") as weights:
@@ -104,7 +104,7 @@ def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, colo
 
 
 def test_without_validation_there_is_no_best(capsys, tmp_path, coloured):
-    code, _, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.on", "none", "--optim.steps", "1"))
+    code, _, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.split", "none", "--optim.steps", "1"))
     assert code == 0, err
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
@@ -186,7 +186,7 @@ def test_a_validation_that_a_signal_cut_is_made_up_for(capsys, tmp_path, coloure
 
 
 def test_a_loss_that_is_not_finite_leaves_its_episodes(capsys, tmp_path, coloured):
-    text = refused(capsys, *job(coloured, tmp_path / "run", "--optim.lr", "1e30", "--validate.on", "none"))
+    text = refused(capsys, *job(coloured, tmp_path / "run", "--optim.lr", "1e30", "--validate.split", "none"))
     assert "is not finite on rank 0: r00" in text
     (evidence,) = (tmp_path / "run" / "nonfinite").glob("*/batch_0.safetensors")
     assert load_file(evidence)["support"].shape == (4, 1, 3, 33, 33)
@@ -227,7 +227,8 @@ def test_a_run_knows_its_weights_by_what_they_hold(capsys, tmp_path, coloured):
     here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
     save_export(here, tensors, header | {"images_seen": "1"})
     shutil.copy(here, there)
-    words = job(coloured, tmp_path / "run", "--optim.steps", "1", "--validate.on", "none", "--method.prior_map", "on")
+    words = job(coloured, tmp_path / "run", "--optim.steps", "1", "--validate.split", "none")
+    words += ["--method.prior_map", "on"]
     assert launch(capsys, *words, "--method.prior_weights", str(here))[0] == 0
     code, out, err = launch(capsys, *words, "--method.prior_weights", str(there))
     assert code == 0 and "resumed at step 1" in out, err

@@ -1,6 +1,7 @@
 """A method on episodes, on any number of ranks: each gives integers, whose sum does not know who added them."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ def measure(
                     break
         if record:
             record.close()
-    except (UserError, ShardError, OSError) as error:
-        failure = error
+    except Exception as error:
+        expected = isinstance(error, UserError | ShardError | OSError)
+        failure = error if expected else RunError(f"rank {world.rank} failed: {error!r}")
+        if not expected:
+            traceback.print_exc()    # the others only hear of it
         with suppress(OSError):    # on a full disk the others are told when they are through
             if record:
                 record.halt()

@@ -19,7 +19,7 @@ CHOSEN = {
     "base": "their score on base classes held out from training",
     "novel": "their score on the novel classes of the fold: the test",
 }
-"""`validate.on` of a training -> how its weights were chosen."""
+"""`validate.split` of a training -> how its weights were chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class EvalConfig:
 
     protocol: ProtocolName = "default"
     """Whose rules: episodes, seeds, policy, resize rule and resolution as docs/protocols.md lists them."""
-    on: Literal["novel", "base"] = "novel"
+    split: Literal["novel", "base"] = "novel"
     """Which classes of the fold the episodes are of."""
     episode_list: str | None = None
     """A file of episodes (class, query, supports) to evaluate as it is, in place of drawn ones."""
@@ -89,7 +89,9 @@ class EvalConfig:
         own = {name: value for name in names - {"protocol"} if (value := getattr(self, name)) is not None}
         if self.seeds is not None:
             own["seeds"] = tuple(self.seeds)
-        return replace(protocol, **own)
+        changed = sorted(key for key, value in own.items() if value != getattr(protocol, key))
+        note = f"{protocol.note}; changed here: {', '.join(changed)}" if changed else protocol.note
+        return replace(protocol, **own, note=note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Plan:
     """What an evaluation does, decided."""
 
     fold: Fold
-    on: Literal["novel", "base"]
+    split: Literal["novel", "base"]
     classes: tuple[int, ...]
     """The classes that the mean is over."""
     shots: int
@@ -122,10 +124,10 @@ class Plan:
         resolution = self.how.resolution
         masks = {"own": "overlapping objects keep all their pixels", "flat": "later classes cover earlier ones"}
         return {
-            "protocol": f"{protocol.name}: {protocol.note}",
+            "protocol": f"{protocol.name}: {'the frame alone; episodes of a list' if self.source else protocol.note}",
             "data": f"{manifest.name}, {len(manifest.samples):,} images",
             "fold": f"{fold.fold} of scheme {fold.scheme} ({SCHEMES[fold.scheme].rule})",
-            "classes": f"{self.on}: " + ", ".join(manifest.classes[class_id] for class_id in self.classes),
+            "classes": f"{self.split}: " + ", ".join(manifest.classes[class_id] for class_id in self.classes),
             "episodes": drawn,
             "policy": policy,
             "shots": str(self.shots),
@@ -149,15 +151,15 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
     shots = config.shots or int(header.get("shots", 1))
     fold = fold_of(scheme, number, manifest, [str(name) for name in novel])
     _check_unseen(evaluation, fold, header)
-    classes = fold.novel if evaluation.on == "novel" else fold.base
+    classes = fold.novel if evaluation.split == "novel" else fold.base
     protocol = evaluation.protocol_for(scheme)
     if evaluation.episode_list:
         episodes = read_list(evaluation.episode_list, manifest, shots)
         if strange := {episode.class_id for episode in episodes} - {*classes}:
             raise ConfigError(
                 f"eval.episode_list {evaluation.episode_list} has episodes of {manifest.classes[min(strange)]}, which "
-                f"is none of the {evaluation.on} classes of fold {number} of scheme {scheme}: set episodes.fold, "
-                "episodes.scheme or eval.on"
+                f"is none of the {evaluation.split} classes of fold {number} of scheme {scheme}: set episodes.fold, "
+                "episodes.scheme or eval.split"
             )
     else:
         episodes = evaluation_episodes(
@@ -168,14 +170,14 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
         ignore_255=protocol.ignore_255,
     )    # fmt: skip
     return Plan(
-        fold=fold, on=evaluation.on, classes=classes, shots=shots, protocol=protocol, episodes=episodes, how=how,
+        fold=fold, split=evaluation.split, classes=classes, shots=shots, protocol=protocol, episodes=episodes, how=how,
         source=evaluation.episode_list,
     )    # fmt: skip
 
 
 def _check_unseen(evaluation: EvalConfig, fold: Fold, header: Mapping[str, str]) -> None:
     """Weights that learned the novel classes of this fold would be measured on what they were trained for."""
-    if evaluation.on == "novel" and header.get("scheme") == fold.scheme and int(header["fold"]) != fold.fold:
+    if evaluation.split == "novel" and header.get("scheme") == fold.scheme and int(header["fold"]) != fold.fold:
         raise ConfigError(
             f"episodes.fold is {fold.fold} but the weights were trained on fold {header['fold']} of scheme "
             f"{fold.scheme}, and have learned this fold's novel classes: leave episodes.fold out"

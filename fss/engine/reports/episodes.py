@@ -117,14 +117,14 @@ def _error(score: float, episodes: int) -> float:
 def _best(run: RunDir, rows: list[dict], validation: Validation | None) -> str:
     """Which weights are the best, and how they were chosen."""
     if validation is None:
-        return "none chosen, as validate.on is none: the last weights are all there is"
+        return "none chosen, as validate.split is none: the last weights are all there is"
     best = run.folder / "best.safetensors"
     if not best.exists():
         return "best.safetensors is no longer there"
     known = read_header(best)
     count = len(series(rows, known["scored_by"])[1])
     names = ", ".join(validation.shards.manifest.classes[class_id] for class_id in validation.classes)
-    kind = "novel classes, those of the test" if validation.config.on == "novel" else "base classes not learned from"
+    kind = "novel classes, those of the test" if validation.config.split == "novel" else "base classes not learned from"
     return (
         f"of step {int(known['steps']):,}: the highest {known['scored_by']}, {float(known['score']):.1%}, of {count} "
         f"validations on {len(validation.episodes):,} episodes of {kind}: {names}"

@@ -49,7 +49,7 @@ def report(
     environment = json.loads((run.folder / "environment.jsonl").read_text().splitlines()[-1])
     page = Page(
         title=f"{cell.method}, {cell.shots}-shot, on {manifest.name}, {cell.scheme} fold {cell.fold}",
-        tables=[headline(found, results, cell if plan.on == "novel" else None)],
+        tables=[headline(found, results, cell if plan.split == "novel" else None)],
         ran=_what_ran(method, found, f"{environment['world']} x {device.type}"),
         cautions=cautions(method, manifest, results, plan, header),
         appendix=[_every_class(found)],
@@ -60,7 +60,7 @@ def report(
         resume=resume_command(environment["command"], environment["world"], device.type),
         figures={"cell": asdict(cell), "scoring": asdict(plan.how), **found},
     )    # fmt: skip
-    if plan.on == "novel" and (beside := _in_print(cell)):
+    if plan.split == "novel" and (beside := _in_print(cell)):
         page.tables.append(beside)
     statement = plan.statement(manifest, header)
     page.tables.append(Table(title="How it was made", header=(), rows=list(statement.items())))
@@ -118,7 +118,7 @@ def cautions(
     learned = [c for c in plan.classes if c not in unlearned] if "novel" in header else []
     if learned and header.get("data") == manifest.name:
         said.append(f"The weights have learned {_named(learned, manifest)}: this is no test on novel classes.")
-    elif plan.on == "base":
+    elif plan.split == "base":
         said.append("These are the base classes of the fold: a method trained on it has learned them.")
     met = {result.class_id for result in results}
     if missing := [c for c in plan.classes if c not in met]:

@@ -38,7 +38,7 @@ def test_weights_are_evaluated_as_they_were_trained(manifest):
     assert (made.fold.fold, made.shots, made.classes) == (2, 5, (3, 7))
     assert {len(episode.supports) for episode in made.episodes} == {5}
     assert plan(FoldConfig(shots=1), EvalConfig(episodes=4), TRAINED, manifest, size=33).shots == 1
-    base = plan(FoldConfig(), EvalConfig(episodes=4, on="base"), TRAINED, manifest, size=33)
+    base = plan(FoldConfig(), EvalConfig(episodes=4, split="base"), TRAINED, manifest, size=33)
     assert base.classes == (1, 2, 4, 5, 6, 8)
 
 

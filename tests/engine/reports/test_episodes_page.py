@@ -138,7 +138,7 @@ def finished(folder: Path, rows: list[dict]) -> RunDir:
 
 
 def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(shards, world, tmp_path):
-    task, method = task_of(shards, world, on="novel"), Learner()
+    task, method = task_of(shards, world, split="novel"), Learner()
     run = finished(tmp_path / "run", log_of(20))
     for step in (0, 20):
         task.picture(method, run.folder, step)
@@ -157,7 +157,8 @@ def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(sh
 
 
 def test_the_page_of_a_run_without_validation(shards, world, tmp_path):
-    page = report(finished(tmp_path / "run", log_of(3, validated=False)), Learner(), task_of(shards, world, on="none"))
+    run = finished(tmp_path / "run", log_of(3, validated=False))
+    page = report(run, Learner(), task_of(shards, world, split="none"))
     assert Outline(page).links == {"curves.png"}
     text = page.read_text()
-    assert "validate.on is none" in text and "val/miou" not in text
+    assert "validate.split is none" in text and "val/miou" not in text

@@ -143,7 +143,8 @@ def test_cautions_say_what_a_score_is_not(shards):
     trained = {"data": names.name, "held_out": "[1]"}
     assert "have learned blue: this is no test" in said(novel="[2]", **trained)
     assert said(novel="[2, 3]", **trained) == said(novel="[2]", **{**trained, "data": "other"}) == said()
-    assert "base classes of the fold" in said(replace(what, on="base", classes=(1, 4)), [result(), result(class_id=4)])
+    of_base = replace(what, split="base", classes=(1, 4))
+    assert "base classes of the fold" in said(of_base, [result(), result(class_id=4)])
 
 
 def test_a_set_that_is_not_the_published_test_set_is_called_so(shards):
