@@ -24,7 +24,7 @@ def load_method(path: Path) -> tuple[Method, dict[str, str]]:
     """
     tensors, header = load_export(path)
     name = header.get("method")
-    able = [known for known, method in METHODS.items() if "restore" in vars(method)]
+    able = [known for known, method in METHODS.items() if method.predict is not Method.predict and method.learns]
     if name not in able:
         raise WeightsError(
             f"{path} holds {name or 'weights without the name of a method'}, which is not evaluated on episodes: give "

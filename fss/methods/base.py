@@ -114,6 +114,13 @@ class Method(abc.ABC):
         """Sentences on what keeps a run over `images_seen` images from being compared with the paper's figures."""
         return []
 
+    def learnt(self) -> dict[int, str]:
+        """Class id -> name of the classes that a part of this method was trained on beforehand, with their labels.
+
+        None of them may be novel; where there are any, they must be the base classes that training may learn from.
+        """
+        return {}
+
     def start_from(self, path: Path) -> list[str]:
         """Warm start: take over the weights in a file; gives sentences that say what was taken and what starts anew.
 

@@ -4,22 +4,19 @@ Prototypes are masked averages of frozen features and nearness is the cosine, as
 predicts; there the features are trained.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss.data.batch import EpisodeBatch, EpisodeSpec
-from fss.methods.base import Features, Method, Peers, Report
+from fss.data.batch import EpisodeBatch
+from fss.methods.base import Features, Peers, Report
+from fss.methods.episodic import Episodic, imagenet_backbone
 from fss.methods.prototype_config import PrototypeConfig
-from fss.nn.backbones import make_backbone
 from fss.nn.fem import middle_feature
 from fss.nn.region import masked_average, resize, small_mask
-from fss.nn.weights import load_backbone
 
 
-class Prototype(Method):
+class Prototype(Episodic):
     """See the module. `trained` is empty, `replica` has the frozen backbone."""
 
     Config = PrototypeConfig
@@ -27,22 +24,12 @@ class Prototype(Method):
 
     def __init__(self, config: PrototypeConfig):
         """Raises WeightsError where the file of weights does not fit."""
-        self.config = c = config
-        backbone = make_backbone(c.backbone, stem=c.stem)
-        if c.backbone_weights:
-            backbone.load_state_dict(load_backbone(Path(c.backbone_weights), c.backbone, c.stem))
+        self.config = config
         self.trained = nn.ModuleDict()
-        self.replica = nn.ModuleDict({"backbone": backbone})
-
-    @property
-    def consumes(self) -> EpisodeSpec:
-        return EpisodeSpec(size=self.config.size)
+        self.replica = nn.ModuleDict({"backbone": imagenet_backbone(config)})
 
     def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
         raise TypeError("the prototype baseline learns nothing: evaluate it with launch/evaluate.py")
-
-    def after_step(self, peers: Peers) -> None:
-        pass
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Features:
@@ -73,6 +60,4 @@ class Prototype(Method):
         return resize(logits, (int(query["size"]),) * 2)
 
     def cautions(self, images_seen: int) -> list[str]:
-        if self.config.backbone_weights is None:
-            return ["The backbone has random weights: its scores show that the parts fit together and no more."]
-        return []
+        return self.config.untrained()

@@ -11,21 +11,20 @@ Training and evaluation compute the same function in two orders: `loss` encodes 
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fss.data.batch import EpisodeBatch, EpisodeSpec
-from fss.errors import ConfigError, WeightsError
-from fss.methods.base import Features, Method, Peers, Report
+from fss.data.batch import EpisodeBatch
+from fss.errors import ConfigError
+from fss.methods.base import Features, Peers, Report
+from fss.methods.episodic import Episodic, imagenet_backbone, tally
 from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.backbones import make_backbone
-from fss.nn.fem import IGNORE, FeatureEnrichment, head, inner_loss, middle_feature, reduction, segmentation_loss
+from fss.nn.fem import FeatureEnrichment, head, inner_loss, middle_feature, reduction, segmentation_loss
 from fss.nn.norm import Standardise, running_statistics
 from fss.nn.region import (
     guided_region_map,
@@ -37,7 +36,7 @@ from fss.nn.region import (
     small_mask,
     unit_rows,
 )
-from fss.nn.weights import load_backbone, load_export, load_prior
+from fss.nn.weights import load_prior
 
 PRIOR_MAP, GUIDED_MAP = "prior region map", "guided region map"
 
@@ -59,7 +58,7 @@ class Frozen(NamedTuple):
     """[B, C, h', w'] block 4 of the prior extractor."""
 
 
-class QGNet(Method):
+class QGNet(Episodic):
     """See the module. `trained` has reductions, decoder and heads; `replica` both frozen networks."""
 
     Config = QGNetConfig
@@ -70,9 +69,7 @@ class QGNet(Method):
         Raises ConfigError or WeightsError where a file is missing or does not fit.
         """
         self.config = c = config
-        backbone = make_backbone(c.backbone, stem=c.stem, bn=c.bn)
-        if header is None and c.backbone_weights:
-            backbone.load_state_dict(load_backbone(Path(c.backbone_weights), c.backbone, c.stem))
+        backbone = imagenet_backbone(c, header, bn=c.bn)
         self.replica = nn.ModuleDict({"standardise": Standardise(), "backbone": backbone})
         self.trained = nn.ModuleDict()
         width = backbone.channels[2] + backbone.channels[3]
@@ -114,10 +111,6 @@ class QGNet(Method):
                 "networks of one width"
             )
 
-    @property
-    def consumes(self) -> EpisodeSpec:
-        return EpisodeSpec(size=self.config.size)
-
     def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
         """Cross-entropy of the prediction plus `aux_weight` times the mean of the levels', nats.
 
@@ -127,14 +120,9 @@ class QGNet(Method):
         """
         mask = batch.query_mask
         logits, inner = self.forward(batch)
-        with torch.no_grad():
-            truth, known = mask == 1, mask != IGNORE
-            found = (resize(logits.float(), mask.shape[1:]).argmax(1) == 1) & known    # [B, S, S]
-            shared, either = (found & truth).sum(), (found | truth).sum()
-            totals = peers.sum(torch.stack([known.sum(), either]))
-            pixels, union = totals.clamp(min=1) / peers.world    # of a rank, on average
+        pixels, iou = tally(logits, mask, peers)
         main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
-        report = {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": shared / union}
+        report = {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
         return main + self.config.aux_weight * levels, report
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
@@ -190,19 +178,6 @@ class QGNet(Method):
     def after_step(self, peers: Peers) -> None:
         if self.config.bn == "reference":
             peers.mean_(running_statistics(self.replica))
-
-    @contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        """Without dropout and batch statistics, whatever mode the training left."""
-        parts = [part for part in (self.trained, self.replica) if part.training]
-        for part in parts:
-            part.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for part in parts:
-                part.train()
 
     def encode(self, image: Tensor) -> Features:
         """At 473 px with ResNets-50: 7 MB of reduced features, 15 MB of block 3 and 29 MB of block 4."""
@@ -261,44 +236,5 @@ class QGNet(Method):
     def cautions(self, images_seen: int) -> list[str]:
         return self.config.far_from_paper(images_seen, self.prior_header)
 
-    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """All that an evaluation needs, frozen networks included, and the configuration."""
-        return self._state(), {
-            "format": "pt",
-            "method": "qgnet",
-            "config": json.dumps(asdict(self.config), sort_keys=True),
-            "prior": json.dumps(self.prior_header, sort_keys=True),
-        }
-
-    def _state(self) -> dict[str, Tensor]:
-        parts = {"trained": self.trained, "replica": self.replica}
-        return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
-
-    @classmethod
-    def restore(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Self:
-        method = cls(QGNetConfig(**json.loads(header["config"])), header=header)
-        method._load(tensors)
-        return method
-
-    def start_from(self, path: Path) -> list[str]:
-        """Begin from an export of a QGNet of the same shape, its frozen networks included."""
-        tensors, header = load_export(path)
-        if header.get("method") != "qgnet":
-            held = header.get("method", "something else")
-            raise WeightsError(f"{path} holds {held}, not qgnet: start from the export of a run of meta_train.py")
-        try:
-            self._load(tensors)
-        except WeightsError as error:
-            raise WeightsError(f"{path} does not fit: {error}") from None
-        return [f"all weights, those of the frozen networks included, start from {path}"]
-
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self._state()
-        odd = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
-        if odd:
-            raise WeightsError(
-                f"{odd[0]} and {len(odd) - 1} other tensors are missing, unknown or of another shape: take the options "
-                "of method from the run that wrote it"
-            )
-        for part, module in (("trained.", self.trained), ("replica.", self.replica)):
-            module.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
+    def facts(self) -> dict[str, Any]:
+        return {"prior": self.prior_header}

@@ -6,26 +6,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fss.errors import ConfigError, at_least
+from fss.methods.episodic_config import ImageNetConfig
 from fss.methods.prior_config import PriorConfig
-from fss.nn.backbones import BackboneName, BatchNorm, Stem
+from fss.nn.backbones import BatchNorm
 
 PAPER_EPISODES = 1_000_000    # 200 epochs of the roughly 5,000 PASCAL images that have a base class; COCO has more
 
 
 @dataclass(frozen=True, kw_only=True)
-class QGNetConfig:
+class QGNetConfig(ImageNetConfig):
     """QGNet: the defaults are the paper's network (473 px, ResNet-50, both region maps, PFENet's decoder)."""
 
     name: Literal["qgnet"] = "qgnet"
     """The method."""
-    size: int = 473
-    """Side of the training crops and, unless another is asked for, of evaluated images, pixels: 8k + 1."""
-    backbone: BackboneName = "resnet50"
-    """The frozen feature extractor F; ResNets are dilated to output stride 8."""
-    stem: Stem = "torchvision"
-    """How a ResNet begins and where it strides; published few-shot results use 'deep'."""
-    backbone_weights: str | None = None
-    """File of the backbone's weights, of its `stem`; none: random weights."""
     prior_map: Literal["on", "off", "shuffled"] = "on"
     """The prior region map. 'shuffled', an ablation: its positions are permuted, always the same way for a map size, so
     that it keeps its values and says nothing about the image."""
@@ -52,10 +45,8 @@ class QGNetConfig:
     the running ones drift, as in the published code."""
 
     def __post_init__(self) -> None:
-        at_least("method", self, size=33, dim=1, aux_weight=0)
-        if self.size % 8 != 1:
-            near = round((self.size - 1) / 8) * 8 + 1
-            raise ConfigError(f"method.size is {self.size}: give a multiple of 8 plus 1, such as {near}")
+        super().__post_init__()
+        at_least("method", self, dim=1, aux_weight=0)
         if not self.bins or min(self.bins) <= 0 or any(b > 1 and b != int(b) for b in self.bins):
             raise ConfigError(
                 f"method.bins is {self.bins}: give levels that are each a fraction up to 1 or a whole number of cells"
@@ -70,9 +61,7 @@ class QGNetConfig:
 
     def far_from_paper(self, episodes: int, prior: Mapping[str, str]) -> list[str]:
         """What keeps a run over `episodes` from the paper's figures; `prior`: the prior extractor's header, if any."""
-        said = []
-        if self.backbone_weights is None:
-            said.append("The backbone has random weights: its scores show that the parts fit together and no more.")
+        said = self.untrained()
         if prior.get("method") == "moco":
             said.append("The prior extractor is an official MoCo checkpoint: trained elsewhere, and not on patches.")
         elif prior:

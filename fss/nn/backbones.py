@@ -4,11 +4,12 @@ A backbone gives the maps after blocks 2, 3 and 4. Its parameters never have a g
 names, so that a state dict from `fss.nn.weights` loads as it is.
 """
 
+import abc
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
 from fss.errors import ConfigError
@@ -33,7 +34,16 @@ class Blocks(NamedTuple):
     block4: Tensor
 
 
-class Backbone(nn.Module):
+class Layers(NamedTuple):
+    """An image seen layer by layer."""
+
+    blocks: Blocks
+    inner: dict[int, list[Tensor]]
+    """Block number (2, 3, 4) -> what its layers give before their non-linearity, [B, C, h, w] each: of a ResNet the sums
+    that end its residual blocks, of a VGG its convolutions' outputs."""
+
+
+class Backbone(nn.Module, abc.ABC):
     """What a few-shot method asks of a frozen network. Images are standardised RGB, float [B, 3, H, W].
 
     Square images of side 8k + 1 give dilated ResNets maps of side k + 1 at all three blocks.
@@ -43,9 +53,12 @@ class Backbone(nn.Module):
     """Block number (2, 3, 4) -> channels of its map."""
     bn: BatchNorm
 
-    def stage(self, number: int, x: Tensor) -> Tensor:
-        """Stage 0 takes the image, stage n the map of stage n - 1; stages 2, 3 and 4 end in the blocks of that name."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def stage(self, number: int, x: Tensor, inner: list[Tensor] | None = None) -> Tensor:
+        """Stage 0 takes the image, stage n the map of stage n - 1; stages 2, 3 and 4 end in the blocks of that name.
+
+        What `Layers.inner` has of stages 1 to 4 is appended to `inner`.
+        """
 
     @torch.no_grad()
     def middle(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +76,15 @@ class Backbone(nn.Module):
         """All three maps of an image."""
         block2, block3 = self.middle(image)
         return Blocks(block2, block3, self.block4(block3))
+
+    @torch.no_grad()
+    def layers(self, image: Tensor) -> Layers:
+        """The three maps of an image, and what the layers of their blocks gave on the way."""
+        x = image.contiguous(memory_format=torch.channels_last)
+        x = self.stage(1, self.stage(0, x))
+        inner: dict[int, list[Tensor]] = {2: [], 3: [], 4: []}
+        maps = [x := self.stage(number, x, found) for number, found in inner.items()]
+        return Layers(Blocks(*maps), inner)
 
     forward = blocks    # a call must not reach the classifier that torchvision's networks end in
 
@@ -109,15 +131,27 @@ class ResNetBackbone(Backbone, ResNet):
             if isinstance(conv, nn.Conv2d):
                 _draw(conv)
 
-    def stage(self, number: int, x: Tensor) -> Tensor:
+    def stage(self, number: int, x: Tensor, inner: list[Tensor] | None = None) -> Tensor:
         if number == 0:
             x = self.relu(self.bn1(self.conv1(x)))    # [B, 64, H/2, W/2]
             if self.deep:
                 x = self.relu(self.bn3(self.conv3(self.relu(self.bn2(self.conv2(x))))))    # [B, 128, H/2, W/2]
             return self.maxpool(x)
         for block in getattr(self, f"layer{number}"):
-            x = block(x)
+            if inner is None:
+                x = block(x)
+            else:
+                inner.append(_residual_sum(block, x))
+                x = inner[-1].relu()
         return x
+
+
+def _residual_sum(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    """What torchvision's `block` computes of x, without the ReLU that ends it."""
+    out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    if isinstance(block, Bottleneck):
+        out = block.bn3(block.conv3(block.relu(out)))
+    return out.add_(x if block.downsample is None else block.downsample(x))
 
 
 def _draw(conv: nn.Conv2d) -> None:
@@ -165,9 +199,11 @@ class VGGBackbone(Backbone):
         self.channels = {2: 256, 3: 512, 4: 512}
         self._freeze(bn)
 
-    def stage(self, number: int, x: Tensor) -> Tensor:
+    def stage(self, number: int, x: Tensor, inner: list[Tensor] | None = None) -> Tensor:
         for layer in self.features[self.ends[number] : self.ends[number + 1]]:
             x = layer(x)
+            if inner is not None and isinstance(layer, nn.Conv2d):
+                inner.append(x.clone())    # the ReLU behind it works in place
         return x
 
 

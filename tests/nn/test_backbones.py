@@ -234,3 +234,35 @@ def test_real_weights_find_an_object_in_another_photograph(shared):
             scores[name].append(auc(nearness[truth].tolist(), nearness[~truth].tolist()))
     assert min(scores["trained"]) > 0.85
     assert np.mean(scores["trained"]) > np.mean(scores["random"]) + 0.1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_layers_are_the_sums_before_the_last_relu_of_every_residual_block(name):
+    backbone = make_backbone(name)
+    image = torch.randn(2, 3, 33, 33)
+    outputs = []
+    for number in (2, 3, 4):
+        for block in getattr(backbone, f"layer{number}"):
+            block.register_forward_hook(lambda _, given, out: outputs.append(out))
+    plain = backbone.blocks(image)
+    found = backbone.layers(image)
+    assert [len(found.inner[n]) for n in (2, 3, 4)] == [len(getattr(backbone, f"layer{n}")) for n in (2, 3, 4)]
+    for ours, torchvisions in zip([t for n in (2, 3, 4) for t in found.inner[n]], outputs, strict=True):
+        torch.testing.assert_close(ours.relu(), torchvisions, rtol=1e-5, atol=1e-5)
+        assert ours.min() < 0
+    for ours, theirs in zip(found.blocks, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_a_vgg_are_its_convolutions_outputs():
+    backbone = make_backbone("vgg16_bn")
+    image = torch.randn(1, 3, 33, 33)
+    outputs = []
+    for layer in backbone.features[backbone.ends[2] :]:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _, given, out: outputs.append(out.clone()))
+    found = backbone.layers(image)
+    ours = [t for number in (2, 3, 4) for t in found.inner[number]]
+    assert len(ours) == 9
+    for a, b in zip(ours, outputs, strict=True):
+        torch.testing.assert_close(a, b)
