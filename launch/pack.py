@@ -3,6 +3,7 @@
     python launch/pack.py voc --root VOC2012 --ids VOC2012/ImageSets/Segmentation/train.txt --out packed/voc
     python launch/pack.py coco --images train2017 --annotations annotations/instances_train2017.json --out packed/coco
     python launch/pack.py fss1000 --root fewshot_data --out packed/fss1000
+    python launch/pack.py lvis --images coco --annotations lvis_v1_val.json --out packed/lvis
     python launch/pack.py folder --root photos --out packed/photos
     python launch/pack.py synthetic --out packed/synthetic
 
@@ -22,8 +23,14 @@ from rich.table import Table
 from shards.format import Manifest, ShardError
 from shards.sources import Source
 from shards.sources.coco import coco
+from shards.sources.deepglobe import deepglobe
 from shards.sources.folder import folder
 from shards.sources.fss1000 import fss1000
+from shards.sources.isaid import isaid
+from shards.sources.isic import isic
+from shards.sources.lvis import lvis
+from shards.sources.paco import paco
+from shards.sources.pascal_part import pascal_part
 from shards.sources.voc import voc
 from shards.superpixels import ALGORITHMS
 from shards.synthetic import synthetic
@@ -34,6 +41,12 @@ SOURCES = {
     "voc": lambda a: voc(a.root, a.ids, a.masks),
     "coco": lambda a: coco(a.images, a.annotations),
     "fss1000": lambda a: fss1000(a.root),
+    "lvis": lambda a: lvis(a.images, a.annotations),
+    "paco": lambda a: paco(a.images, a.annotations, a.train),
+    "pascal_part": lambda a: pascal_part(a.root, a.split),
+    "deepglobe": lambda a: deepglobe(a.root),
+    "isic": lambda a: isic(a.root, a.classes),
+    "isaid": lambda a: isaid(a.root),
     "folder": lambda a: folder(a.root),
     "synthetic": lambda a: synthetic(a.count, a.seed),
 }
@@ -78,6 +91,23 @@ def parser() -> Parser:
     kind.add_argument("--annotations", type=Path, required=True, help="instances_*.json")
     kind = add("fss1000", "FSS-1000 (class/N.jpg + class/N.png)")
     kind.add_argument("--root", type=Path, required=True, help="folder that holds one folder a class")
+    kind = add("lvis", "LVIS v1 from the official JSON")
+    kind.add_argument("--images", type=Path, required=True, help="folder that holds COCO's train2017 and val2017")
+    kind.add_argument("--annotations", type=Path, required=True, help="lvis_v1_train.json or lvis_v1_val.json")
+    kind = add("paco", "PACO-Part from the official PACO-LVIS JSON, cut to objects")
+    kind.add_argument("--images", type=Path, required=True, help="folder that holds COCO's train2017 and val2017")
+    kind.add_argument("--annotations", type=Path, required=True, help="paco_lvis_v1_*.json of the part to pack")
+    kind.add_argument("--train", type=Path, required=True, help="paco_lvis_v1_train.json: the classes are those in it")
+    kind = add("pascal_part", "PASCAL-Part with merged part classes (JSON), cut to objects")
+    kind.add_argument("--root", type=Path, required=True, help="VOCdevkit/VOC2010")
+    kind.add_argument("--split", choices=("train", "val"), default="val", help="default: %(default)s")
+    kind = add("deepglobe", "DeepGlobe land cover, a folder a class ({1..6}/test/origin, {1..6}/test/groundtruth)")
+    kind.add_argument("--root", type=Path, required=True, help="folder that holds 1 to 6")
+    kind = add("isic", "ISIC 2018, task 1, with a table of classes")
+    kind.add_argument("--root", type=Path, required=True, help="folder that holds ISIC2018_Task1-2_Training_Input")
+    kind.add_argument("--classes", type=Path, required=True, help="class_id.csv, with the columns ID and Class")
+    kind = add("isaid", "iSAID in patches (images/NAME.png, semantic_png/NAME_instance_color_RGB.png)")
+    kind.add_argument("--root", type=Path, required=True, help="folder that holds images and semantic_png")
     kind = add("folder", "unlabelled JPEG and PNG images, searched recursively")
     kind.add_argument("--root", type=Path, required=True, help="folder that holds the images")
     kind = add("synthetic", "a procedural set of 24 classes; needs no data")

@@ -97,6 +97,8 @@ def _check_sample(row: SampleEntry, raw: bytes, job: _Job) -> Iterator[str]:
         return
     if not size == (meta.height, meta.width) == (row.height, row.width):
         yield f"image is {size}, its metadata say {(meta.height, meta.width)}, the manifest {(row.height, row.width)}"
+    if meta.crop_of != row.crop_of:
+        yield f"its metadata call it a crop of {meta.crop_of!r}, the manifest of {row.crop_of!r}"
     yield from _check_masks(row, meta, members, size, job.classes)
     yield from _check_superpixels(meta, members, size, job.superpixels)
 

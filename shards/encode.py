@@ -50,6 +50,7 @@ def encode_sample(sample: Sample, source: str, superpixels: Sequence[str]) -> tu
         classes={class_id: int(np.count_nonzero(mask)) for class_id, mask in sorted(sample.masks.items())},
         paint=sample.paint,
         instances=sample.instances,
+        crop_of=sample.crop_of,
     )
     members = {image_suffix(sample.image): sample.image}
     members |= {f"mask.{class_id}.png": encode_mask(mask) for class_id, mask in sample.masks.items()}

@@ -49,6 +49,8 @@ class Meta:
     """Optional, one an object: ``{"class": id, "box": [x, y, width, height], "crowd": bool}`` in pixels."""
     superpixels: dict[str, dict] = field(default_factory=dict)
     """Algorithm -> ``{"count": segments, "fallback": true if a regular grid stands in for a collapsed map}``."""
+    crop_of: str = ""
+    """The photograph that the image was cut from, where one gives several samples: no episode has two of the same."""
 
     def encode(self) -> bytes:
         """The bytes of ``KEY.json``."""
@@ -75,6 +77,8 @@ class SampleEntry:
     height: int
     width: int
     classes: dict[int, int]
+    crop_of: str = ""
+    """As in :class:`Meta`."""
 
 
 @dataclass(kw_only=True)

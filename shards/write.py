@@ -212,6 +212,7 @@ def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: 
                         height=sample.meta.height,
                         width=sample.meta.width,
                         classes=sample.meta.classes,
+                        crop_of=sample.meta.crop_of,
                     ))
             file.flush()
             os.fsync(file.fileno())

@@ -53,8 +53,8 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeConfig(Policy):
-    """Which classes are novel, and how training episodes are drawn from the others."""
+class SplitConfig:
+    """Which classes are novel."""
 
     scheme: SchemeName = "interleaved"
     """Convention of the folds. 'coco' is interleaved COCO-20i; 'interleaved' takes every 4th class of any set; 'list'
@@ -63,6 +63,15 @@ class EpisodeConfig(Policy):
     """Which fold is held out, from 0."""
     novel: list[str] = field(default_factory=list)
     """Names or ids of the novel classes (scheme 'list')."""
+
+    def __post_init__(self) -> None:
+        at_least("episodes", self, fold=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeConfig(SplitConfig, Policy):
+    """Which classes are novel, and how training episodes are drawn from the others."""
+
     shots: int = 1
     """K, the support images of an episode."""
     draw: Draw = "image_class"
@@ -73,14 +82,19 @@ class EpisodeConfig(Policy):
     """Train on a random choice of at most so many images of each class (MSHNet: 750); null: on all."""
 
     def __post_init__(self) -> None:
-        at_least("episodes", self, fold=0, shots=1, min_area=0, images_per_class=2)
+        super().__post_init__()
+        at_least("episodes", self, shots=1, min_area=0, images_per_class=2)
 
 
 class EpisodeSource:
     """Endless episodes over the images of `classes` that show enough of them.
 
     `images` are the eligible images, as manifest indices in the order of their keys; "in order" in a policy means that
-    order. `len()` is the number of episodes of one pass: of images, or of (image, class) pairs ('every_pair').
+    order. `len()` is the number of episodes of one pass: of images, of (image, class) pairs ('every_pair') or of
+    (photograph, class) pairs ('round_robin').
+
+    No episode has two crops of one photograph (shards.format.Meta.crop_of): an image of a class is drawn as a
+    photograph and then a crop of it that shows the class. Elsewhere every image is its own photograph.
 
     others_apart: leave out images that hold any class but `classes`.
     images_per_class: keep a random choice, by `seed`, of so many images of each class; a class with fewer keeps all.
@@ -96,12 +110,7 @@ class EpisodeSource:
         self.policy = policy
         self.shots = shots
         self.seed = seed
-        samples = manifest.samples
-        pairs = np.array([
-            (index, class_id, area)
-            for index in sorted(range(len(samples)), key=lambda index: samples[index].key)
-            for class_id, area in sorted(samples[index].classes.items())
-        ], np.int64).reshape(-1, 3)    # fmt: skip
+        pairs = _pairs(manifest)    # [all pairs, 4]
         ours = np.isin(pairs[:, 1], self.classes)
         kept = ours & (pairs[:, 2] >= policy.min_area)
         if others_apart:
@@ -110,14 +119,20 @@ class EpisodeSource:
         if images_per_class is not None:
             eligible = _subset(eligible, images_per_class, seed)
         self._image, self._class = eligible[:, 0], eligible[:, 1]    # [pairs]
-        self._pairs_of = {class_id: np.flatnonzero(self._class == class_id) for class_id in self.classes}
-        self._require_enough(manifest, pairs[ours, 1], others_apart)
+        self._shown = {class_id: _Shown.of(eligible, class_id) for class_id in self.classes}
+        self._require_enough(manifest, pairs[ours], others_apart)
         first = np.flatnonzero(np.diff(self._image, prepend=-1))    # where each image's pairs begin
         self.images = self._image[first]
         self._bounds = np.append(first, len(self._image))
 
     def __len__(self) -> int:
-        return len(self._image if self.policy.draw == "every_pair" else self.images)
+        match self.policy.draw:
+            case "every_pair":
+                return len(self._image)
+            case "round_robin":
+                return sum(map(len, self._shown.values()))
+            case _:
+                return len(self.images)
 
     def reseeded(self, seed: int) -> "EpisodeSource":
         """The same images with the episodes of another seed."""
@@ -130,14 +145,14 @@ class EpisodeSource:
         rng = np.random.default_rng([EPISODE, self.seed, number])
         query = self._query(number, rng)
         class_id = int(self._class[query])
-        pairs = self._pairs_of[class_id]
-        others = len(pairs) - 1
+        shown = self._shown[class_id]
+        others = len(shown) - 1
         if self.policy.repeat_supports:
             chosen = rng.integers(others, size=self.shots)
         else:
             chosen = rng.choice(others, self.shots, replace=False)
-        chosen += chosen >= np.searchsorted(pairs, query)    # pass over the query
-        supports = tuple(self._image[pairs[chosen]].tolist())
+        chosen += chosen >= shown.place(query)    # pass over the query's photograph
+        supports = tuple(self._image[shown.draw(chosen, rng)].tolist())
         return Episode(self.seed, number, class_id, int(self._image[query]), supports)
 
     def _query(self, number: int, rng: np.random.Generator) -> int:
@@ -145,9 +160,9 @@ class EpisodeSource:
         turn, place = divmod(number, len(self))
         match self.policy.draw:
             case "class_image":
-                return rng.choice(self._pairs_of[self.classes[rng.integers(len(self.classes))]])
+                return self._any(self.classes[rng.integers(len(self.classes))], rng)
             case "round_robin":
-                return rng.choice(self._pairs_of[self.classes[number % len(self.classes)]])
+                return self._any(self.classes[number % len(self.classes)], rng)
             case "image_class":
                 image = _permutation(len(self), self.seed, turn)[place]
                 return rng.integers(self._bounds[image], self._bounds[image + 1])
@@ -156,16 +171,24 @@ class EpisodeSource:
             case "every_pair":
                 return place
 
+    def _any(self, class_id: int, rng: np.random.Generator) -> int:
+        """A pair of the class: a photograph, then a crop of it."""
+        shown = self._shown[class_id]
+        return shown.draw(rng.integers(len(shown)), rng)
+
     def _require_enough(self, manifest: Manifest, held: np.ndarray, others_apart: bool) -> None:
-        """held: the class of every (image, class) pair, eligible or not."""
+        """held: the pairs of our classes, eligible or not."""
         if not self.classes:
-            raise ShardError(f"no class of set {manifest.name} is left to draw episodes from: hold fewer of them out")
+            raise ShardError(
+                f"no class of set {manifest.name} is left to draw episodes from: hold fewer of them out, or choose an "
+                "episodes.scheme that has base classes"
+            )
         need = 2 if self.policy.repeat_supports else self.shots + 1
-        short = [class_id for class_id in self.classes if len(self._pairs_of[class_id]) < need]
+        short = [class_id for class_id in self.classes if len(self._shown[class_id]) < need]
         if short:
             counts = [
-                f"{manifest.classes[class_id]} has {len(self._pairs_of[class_id])} of its "
-                f"{np.count_nonzero(held == class_id)} images"
+                f"{manifest.classes[class_id]} has {len(self._shown[class_id])} of its "
+                f"{len(_Shown.of(held, class_id))} images"
                 for class_id in short[:NAMED]
             ]
             counts += [f"{len(short) - NAMED} more classes fall short"] if len(short) > NAMED else []
@@ -175,6 +198,34 @@ class EpisodeSource:
                 f"pixels of it{apart}; in set {manifest.name} {', '.join(counts)}: lower min_area or shots, or choose "
                 f"another fold{', set or novel_in_training' if others_apart else ' or set'}"
             )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Where a class is shown: pairs grouped by photograph, of which a part data set has several crops."""
+
+    pairs: np.ndarray
+    """[pairs of the class] rows."""
+    bounds: np.ndarray
+    """[photographs + 1] where the pairs of each begin, and the end."""
+
+    @classmethod
+    def of(cls, pairs: np.ndarray, class_id: int) -> "_Shown":
+        """Of rows as `_pairs` gives them."""
+        rows = np.flatnonzero(pairs[:, 1] == class_id)
+        return cls(rows, np.append(np.flatnonzero(np.diff(pairs[rows, 3], prepend=-1)), len(rows)))
+
+    def __len__(self) -> int:
+        """Photographs."""
+        return len(self.bounds) - 1
+
+    def place(self, pair: int) -> int:
+        """The photograph, counted from 0, that `pair` is of."""
+        return np.searchsorted(self.bounds, np.searchsorted(self.pairs, pair), side="right") - 1
+
+    def draw(self, photograph: np.ndarray | int, rng: np.random.Generator) -> np.ndarray | int:
+        """A pair of the photograph, or one of each; where it has only one, nothing is taken from `rng`."""
+        return self.pairs[rng.integers(self.bounds[photograph], self.bounds[photograph + 1])]
 
 
 def training_source(
@@ -200,8 +251,24 @@ def evaluation_episodes(
     return [source.draw(number) for source in map(source.reseeded, seeds) for number in range(count)]
 
 
+def _pairs(manifest: Manifest) -> np.ndarray:
+    """Every (image, class) pair as a row: image, class id, area, photograph.
+
+    In the order of the images' keys; the crops of a photograph stand together, in the place of its key.
+    """
+    samples = manifest.samples
+    photograph = [sample.crop_of or sample.key for sample in samples]
+    numbers = {name: number for number, name in enumerate(sorted(set(photograph)))}
+    rows = [
+        (index, class_id, area, numbers[photograph[index]])
+        for index in sorted(range(len(samples)), key=lambda index: (photograph[index], samples[index].key))
+        for class_id, area in sorted(samples[index].classes.items())
+    ]
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
 def _subset(pairs: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most `most` rows of each class of `pairs` [n, 3], in their order."""
+    """At most `most` rows of each class of `pairs` [n, 4], in their order."""
     kept = np.zeros(len(pairs), bool)
     for class_id in np.unique(pairs[:, 1]):
         rows = np.flatnonzero(pairs[:, 1] == class_id)

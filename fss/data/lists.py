@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fss.data.episodes import Episode
+from fss.data.folds import class_named
 from shards.format import Manifest, ShardError, write_whole
 from shards.sources import read_file, unique_keys
 
@@ -129,8 +130,7 @@ class _Samples:
         )
 
     def named_class(self, name: str) -> int:
-        class_id = self.ids.get(name, int(name) if name.isdecimal() else None)
-        if class_id not in self.manifest.classes:
+        if (class_id := class_named(name, self.manifest.classes)) is None:
             raise ShardError(f"names the class {name!r}, which set {self.manifest.name} does not have")
         return class_id
 

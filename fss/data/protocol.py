@@ -8,8 +8,7 @@ from typing import Literal
 
 from fss.data.episodes import Policy
 from fss.data.folds import SchemeName
-from fss.data.transforms import Resolution
-from fss.data.transforms import Rule as Resize
+from fss.data.transforms import Resize, Resolution
 from fss.errors import ConfigError
 
 ProtocolName = Literal["default", "pfenet", "bam", "hsnet", "mshnet", "hdmnet", "gfsam"]
@@ -39,6 +38,9 @@ class Protocol(Policy):
 
 
 NOT_THE_SAME_EPISODES = "episodes of the same distribution, not the same ones: the published draws "
+
+UNLISTED = NOT_THE_SAME_EPISODES + "come from NumPy's global generator and no list of them is published"
+COUNTED = UNLISTED + "; images are counted in the official JSON, there in an extract of it, "
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "default": Protocol(
@@ -77,20 +79,51 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
 }  # fmt: skip
 """As on PASCAL-5i."""
 
+BINARY = {"labels": "own", "ignore_255": False, "min_area": 0}    # sets of one mask a class, without unknown pixels
+SMALL: tuple[SchemeName, ...] = (
+    "fss", "lvis", "paco", "pascal_part", "deepglobe", "isic", "isaid", "interleaved", "list",
+)    # images or objects are small, or may be
+
 ELSEWHERE: dict[tuple[ProtocolName, SchemeName], dict] = {
     ("pfenet", "coco"): {"episodes": 20000, "passes": None},
     ("hdmnet", "coco"): {"episodes": 10000},
     ("hsnet", "coco"): {"draw": "class_image", "ignore_255": False},
     ("gfsam", "coco"): {"draw": "class_image", "ignore_255": False},
-    ("default", "fss"): {"min_area": 0},
     ("hsnet", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
     ("gfsam", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
-    ("default", "interleaved"): {"min_area": 0},
-    ("default", "list"): {"min_area": 0},
+    ("gfsam", "lvis"): BINARY | {
+        "draw": "round_robin", "episodes": 2300,
+        "note": COUNTED + "so a class near K images may be in or out, and those after it in other folds",
+    },
+    ("gfsam", "paco"): BINARY | {
+        "draw": "class_image", "episodes": 2500,
+        "note": COUNTED + "so a class near K images may be in or out",
+    },
+    ("gfsam", "pascal_part"): BINARY | {
+        "draw": "round_robin", "episodes": 2500, "passes": 1, "repeat_supports": False,
+        "note": UNLISTED + ", and prefer photographs most of whose objects show the part",
+    },
+    ("gfsam", "deepglobe"): BINARY | {"draw": "round_robin", "episodes": 600, "note": UNLISTED},
+    ("gfsam", "isic"): BINARY | {"draw": "round_robin", "episodes": 600, "note": UNLISTED},
+    ("gfsam", "isaid"): {
+        "episodes": 5000, "passes": 1, "min_area": 0,
+        "note": "each patch once for each of its classes, in the order of the keys; the published runs have the order, "
+        "the patches and the supports of their lists: evaluate these to have them",
+    },
+    **{("default", scheme): {"min_area": 0} for scheme in SMALL},
 }
 """What changes on another data set."""
 
-ON_FSS = ("default", "hsnet", "gfsam")
+USED_ON: dict[SchemeName, tuple[str, tuple[ProtocolName, ...]]] = {
+    "fss": ("FSS-1000", ("default", "hsnet", "gfsam")),
+    "lvis": ("LVIS-92i", ("default", "gfsam")),
+    "paco": ("PACO-Part", ("default", "gfsam")),
+    "pascal_part": ("PASCAL-Part", ("default", "gfsam")),
+    "deepglobe": ("DeepGlobe", ("default", "gfsam")),
+    "isic": ("ISIC 2018", ("default", "gfsam")),
+    "isaid": ("iSAID-5i", ("default", "gfsam")),
+}
+"""Data sets on which few protocols were used: their names, and which."""
 
 
 def protocol_of(name: ProtocolName, scheme: SchemeName) -> Protocol:
@@ -98,7 +131,8 @@ def protocol_of(name: ProtocolName, scheme: SchemeName) -> Protocol:
 
     Raises ConfigError where nothing was published for that data set.
     """
-    if scheme == "fss" and name not in ON_FSS:
-        raise ConfigError(f"eval.protocol {name} was never used on FSS-1000: choose {', '.join(ON_FSS)}")
+    data_set, used = USED_ON.get(scheme, ("", (name,)))
+    if name not in used:
+        raise ConfigError(f"eval.protocol {name} was never used on {data_set}: choose {', '.join(used)}")
     data = "coco" if scheme == "coco_contiguous" else scheme
     return replace(PROTOCOLS[name], **ELSEWHERE.get((name, data), {}))

@@ -6,6 +6,7 @@ in a worker process and therefore belongs to a small, picklable object.
 """
 
 import hashlib
+import io
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from shards.format import ShardError
 
@@ -36,6 +38,8 @@ class Sample:
     labels: np.ndarray | None = None
     """The exact flattened map [H, W], where the source defines one that painting whole masks may not give."""
     instances: list[dict] = field(default_factory=list)
+    """As in shards.format.Meta."""
+    crop_of: str = ""
     """As in shards.format.Meta."""
 
 
@@ -93,6 +97,17 @@ def require_folder(path: Path, what: str) -> Path:
     if not path.is_dir():
         raise ShardError(f"{path} is not a folder: {what}")
     return path.resolve()
+
+
+def read_index_map(path: Path) -> np.ndarray:
+    """Read a palette or grey PNG of class indices, uint8 [H, W]. Raises ShardError where it is anything else."""
+    try:
+        with Image.open(io.BytesIO(read_file(path))) as image:
+            if image.mode not in ("P", "L"):
+                raise ShardError(f"{path} is a PNG of mode {image.mode}: class indices need a palette or grey PNG")
+            return np.array(image)
+    except (OSError, SyntaxError):
+        raise ShardError(f"{path} is not a whole PNG") from None
 
 
 def index_masks(labels: np.ndarray, classes: dict[int, str], ignored: int) -> tuple[dict, np.ndarray | None]:

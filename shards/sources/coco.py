@@ -11,17 +11,16 @@ ones, over the crowd regions. That is an order of objects; the nearest order of 
 order, and where it does not give the same map (about one image in twelve) the map itself is stored as well.
 """
 
-import hashlib
-import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as rle
 
 from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, read_file, require_folder, unique_keys
+from shards.sources.annotations import draw, read_document, union
 
 
 @dataclass(frozen=True)
@@ -37,21 +36,17 @@ class CocoItem:
     """Annotations as in the JSON, with the contiguous class id under "class"."""
 
     def read(self) -> Sample:
-        sizes = {}    # class id -> annotated area of its largest object
         masks: dict[int, np.ndarray] = {}
         crowds: dict[int, np.ndarray] = {}
-        labels = np.zeros(self.size, np.uint8)    # [H, W]
+        labels = np.zeros(self.size, np.uint16)    # [H, W]
         instances = []
         # Crowds first and then falling area; sorting is stable, so equal areas keep the order of the file.
-        for annotation in sorted(self.objects, key=lambda a: (not a.get("iscrowd"), -a["area"])):
-            class_id, crowd = annotation["class"], bool(annotation.get("iscrowd"))
-            mask = _decode(annotation, self.size)
+        for annotation in sorted(self.objects, key=lambda a: (not a["iscrowd"], -a["area"])):
+            class_id, crowd = annotation["class"], bool(annotation["iscrowd"])
+            mask = draw(annotation["segmentation"], self.size, f"annotation {annotation['id']}")
             labels[mask] = IGNORE_LABEL if crowd else class_id
             instances.append({"class": class_id, "box": annotation["bbox"], "crowd": crowd})
-            if mask.any():
-                group = crowds if crowd else masks
-                group[class_id] = group[class_id] | mask if class_id in group else mask
-                sizes[class_id] = max(sizes.get(class_id, 0), annotation["area"])
+            union(crowds if crowd else masks, class_id, mask)
         ignore = np.zeros(self.size, bool)
         for class_id, crowd in crowds.items():
             ignore |= crowd & ~masks[class_id] if class_id in masks else crowd
@@ -72,26 +67,28 @@ def coco(images: Path, annotations: Path) -> Source:
     regions and painting order.
     """
     images = require_folder(images, "--images is the folder that holds the photographs")
-    raw = read_file(annotations)
+    return photographs("coco", images, annotations, lambda record: record["file_name"], "instances_*.json")
+
+
+def photographs(name: str, images: Path, annotations: Path, file_of: Callable[[dict], str], official: str) -> Source:
+    """Every photograph of a JSON in COCO's form.
+
+    file_of: record of an image -> its path below `images`. official: the name that the right file has.
+    """
+    document, digest = read_document(annotations)
     try:
-        document = json.loads(raw)
-    except ValueError as error:
-        raise ShardError(f"{annotations} is not JSON ({error})") from None
-    try:
-        classes, items = _items(images, document)
+        classes, items = _items(images, document, file_of)
     except (KeyError, TypeError) as error:
         raise ShardError(
-            f"{annotations} is no COCO instances file ({type(error).__name__}: {error}): give instances_*.json"
+            f"{annotations} is no {official} as {name.upper()} has it ({type(error).__name__}: {error}): give the "
+            "official file"
         ) from None
     return Source(
-        name="coco",
-        classes=classes,
-        items=items,
-        arguments={"images": str(images), "annotations": hashlib.sha256(raw).hexdigest()},
+        name=name, classes=classes, items=items, arguments={"images": str(images), "annotations": digest}
     )
 
 
-def _items(images: Path, document: dict) -> tuple[dict[int, str], list[CocoItem]]:
+def _items(images: Path, document: dict, file_of: Callable[[dict], str]) -> tuple[dict[int, str], list[CocoItem]]:
     categories = sorted(document["categories"], key=lambda category: category["id"])
     class_ids = {category["id"]: class_id for class_id, category in enumerate(categories, start=1)}
     objects = defaultdict(list)
@@ -100,49 +97,23 @@ def _items(images: Path, document: dict) -> tuple[dict[int, str], list[CocoItem]
         kept |= {"iscrowd": annotation.get("iscrowd", 0), "class": class_ids[annotation["category_id"]]}
         objects[annotation["image_id"]].append(kept)
     records = sorted(document["images"], key=lambda record: record["id"])
-    names = [record["file_name"] for record in records]
-    keys = unique_keys([Path(name).stem for name in names], names)
+    files = [file_of(record) for record in records]
+    keys = unique_keys([Path(file).stem for file in files], files)
     items = [
-        CocoItem(
-            key,
-            record["file_name"],
-            images / record["file_name"],
-            (record["height"], record["width"]),
-            tuple(objects[record["id"]]),
-        )
-        for key, record in zip(keys, records, strict=True)
+        CocoItem(key, file, images / file, (record["height"], record["width"]), tuple(objects[record["id"]]))
+        for key, file, record in zip(keys, files, records, strict=True)
     ]
     return {class_ids[category["id"]]: category["name"] for category in categories}, items
 
 
-def _decode(annotation: dict, size: tuple[int, int]) -> np.ndarray:
-    """Draw one annotation, polygons or RLE, as bool [H, W]."""
-    segmentation = annotation["segmentation"]
-    try:
-        if isinstance(segmentation, list):
-            # pycocotools would read four numbers as a box and crash on fewer.
-            if not segmentation or min(map(len, segmentation)) < 6:
-                raise ValueError("a polygon needs at least 6 numbers")
-            encoded = rle.merge(rle.frPyObjects(segmentation, *size))
-        elif tuple(segmentation["size"]) != size:
-            raise ValueError(f"RLE of size {segmentation['size']} for an image of {list(size)}")
-        elif isinstance(segmentation["counts"], list):
-            encoded = rle.frPyObjects(segmentation, *size)
-        else:
-            encoded = segmentation
-        return rle.decode(encoded).astype(bool)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ShardError(f"annotation {annotation['id']} cannot be drawn ({error})") from None
-
-
 def _paint_order(masks: dict[int, np.ndarray], labels: np.ndarray) -> list[int]:
     """The order of whole classes that comes nearest to `labels`: the class that lies most beneath the others first."""
-    covered = {    # (a, b) -> pixels where both are and a is seen
-        (a, b): np.count_nonzero(masks[b] & (labels == a)) for a in masks for b in masks if a != b
+    seen = {    # b -> pixels of b's mask where class a is seen, by a
+        b: np.bincount(labels[mask], minlength=max(masks) + 1).tolist() for b, mask in masks.items()
     }
     order, left = [], sorted(masks)
     while left:
-        lowest = min(left, key=lambda a: sum(covered[a, b] - covered[b, a] for b in left if b != a))
+        lowest = min(left, key=lambda a: sum(seen[b][a] - seen[a][b] for b in left if b != a))
         order.append(lowest)
         left.remove(lowest)
     return order

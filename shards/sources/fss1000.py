@@ -1,28 +1,10 @@
 """FSS-1000: a folder a class, photographs ``N.jpg`` beside binary masks ``N.png``."""
 
-import io
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from shards.format import ShardError
-from shards.sources import Sample, Source, read_file, require_folder, unique_keys
-
-
-@dataclass(frozen=True)
-class FssItem:
-    """A photograph of one class and its mask."""
-
-    key: str
-    source: str
-    class_id: int
-    image: Path
-
-    def read(self) -> Sample:
-        mask = read_mask(self.image.with_suffix(".png"))
-        return Sample(image=read_file(self.image), masks={self.class_id: mask}, paint=[self.class_id])
+from shards.sources import Source, require_folder, unique_keys
+from shards.sources.binary import BinaryItem
 
 
 def fss1000(root: Path) -> Source:
@@ -47,27 +29,11 @@ def fss1000(root: Path) -> Source:
         name="fss1000",
         classes=classes,
         items=[
-            FssItem(key, source, class_id, image)
+            BinaryItem(key, source, class_id, image, image.with_suffix(".png"))
             for key, source, (class_id, image) in zip(keys, sources, found, strict=True)
         ],
         arguments={"root": str(root)},
     )
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Read a binary mask to bool [H, W].
-
-    The set mixes encodings: 0..255 with soft edges (cut at 128) and 0/1, which looks black but is not (cut above 0).
-    """
-    try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            pixels = np.array(image.convert("RGB")).max(axis=2)    # [H, W]; drops an alpha channel
-    except (OSError, SyntaxError):
-        raise ShardError(f"{path} is not a whole PNG") from None
-    mask = pixels >= 128 if pixels.max() > 1 else pixels > 0
-    if not mask.any():
-        raise ShardError(f"{path} marks no pixel")
-    return mask
 
 
 def _natural(stem: str) -> tuple:

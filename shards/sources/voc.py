@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
 
 from shards.format import IGNORE_LABEL, ShardError
-from shards.sources import Sample, Source, index_masks, read_file, require_folder, unique_keys
+from shards.sources import Sample, Source, index_masks, read_file, read_index_map, require_folder, unique_keys
 
 CLASSES = dict(enumerate((
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -30,7 +29,7 @@ class VocItem:
     mask: Path
 
     def read(self) -> Sample:
-        labels = _read_mat(self.mask) if self.mask.suffix == ".mat" else _read_png(self.mask)
+        labels = _read_mat(self.mask) if self.mask.suffix == ".mat" else read_index_map(self.mask)
         masks, ignore = index_masks(labels, CLASSES, IGNORE_LABEL)
         return Sample(image=read_file(self.image), masks=masks, paint=sorted(masks), ignore=ignore)
 
@@ -82,16 +81,6 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
         if (root / name).is_dir():
             return root / name
     raise ShardError(f"{root} holds none of the folders {', '.join(names)}: is it the VOCdevkit/VOC2012 folder?")
-
-
-def _read_png(path: Path) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            if image.mode not in ("P", "L"):
-                raise ShardError(f"{path} is a PNG of mode {image.mode}: class indices need a palette or grey PNG")
-            return np.array(image)
-    except (OSError, SyntaxError):
-        raise ShardError(f"{path} is not a whole PNG") from None
 
 
 def _read_mat(path: Path) -> np.ndarray:

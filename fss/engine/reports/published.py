@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "configs" / "published.yaml"
-SCHEMES = {"pascal": "pascal", "coco": "coco", "fss": "fss"}    # fold scheme -> data; no paper used any other scheme
 METRICS = {"miou": "mIoU", "fb_iou": "FB-IoU"}
 
 
@@ -67,7 +66,7 @@ def neighbours(cell: Cell, metric: str) -> list[Published]:
     rows = [
         row
         for row in _table()[0]
-        if row.data == SCHEMES.get(cell.scheme)
+        if row.data == cell.scheme
         and row.backbone == (cell.backbone or "").removesuffix("_bn")
         and row.size in (None, cell.size)
         and (row.shots, row.metric) == (cell.shots, metric)

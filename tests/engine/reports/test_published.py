@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from fss.data.folds import SCHEMES
 from fss.engine.reports.published import PUBLISHED, Cell, neighbours, published, published_recall
 
 QGNET = Cell(method="qgnet", scheme="pascal", fold=3, shots=5, backbone="resnet50", size=473)
@@ -19,9 +20,9 @@ def test_every_cell_is_complete_and_stands_once():
             for row in rows()]    # fmt: skip
     assert len(set(keys)) == len(keys)
     for row in rows():
-        assert row["data"] in ("pascal", "coco", "fss") and row["metric"] in ("miou", "fb_iou"), row
+        assert row["data"] in SCHEMES and row["metric"] in ("miou", "fb_iou"), row
         assert row["shots"] in (1, 5) and row["source"], row
-        assert len(row.get("folds", [])) in ((0, 1) if row["data"] == "fss" else (0, 4)), row
+        assert len(row.get("folds", [])) in (0, SCHEMES[row["data"]].folds), row
 
 
 def test_means_are_those_of_the_folds_but_for_rounding_and_two_that_the_papers_print_otherwise():
@@ -40,6 +41,14 @@ def test_a_cell_finds_the_papers_figure_of_its_fold():
     assert vgg.fold(0) == 58.6
     msanet = published(replace(QGNET, method="msanet", scheme="coco"), "miou")    # the paper names no size
     assert msanet.fold(1) == 60.89
+
+
+@pytest.mark.parametrize("scheme, shots, fold, figure", [
+    ("lvis", 5, 9, 48.4), ("pascal_part", 1, 1, 59.6), ("isaid", 1, 2, 51.2), ("isic", 5, 0, 55.2),
+])  # fmt: skip
+def test_the_further_data_sets_of_gfsam(scheme, shots, fold, figure):
+    cell = Cell(method="gfsam", scheme=scheme, fold=fold, shots=shots, backbone="dinov2_vitl14", size=1024)
+    assert published(cell, "miou").fold(fold) == figure
 
 
 @pytest.mark.parametrize("change", [

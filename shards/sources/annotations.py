@@ -1,0 +1,48 @@
+"""What the annotation files of COCO and its relatives (LVIS, PACO, PASCAL-Part) have in common."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as rle
+
+from shards.format import ShardError
+from shards.sources import read_file
+
+
+def read_document(path: Path) -> tuple[dict, str]:
+    """The JSON in `path` and the SHA-256 of its bytes; raises ShardError where it is missing or damaged."""
+    raw = read_file(path)
+    try:
+        return json.loads(raw), hashlib.sha256(raw).hexdigest()
+    except ValueError as error:
+        raise ShardError(f"{path} is not JSON ({error})") from None
+
+
+def draw(segmentation: list | dict, size: tuple[int, int], name: str) -> np.ndarray:
+    """Draw polygons or an RLE as bool [H, W].
+
+    size: (height, width) of the image. name: what the ShardError calls it where it cannot be drawn.
+    """
+    try:
+        if isinstance(segmentation, list):
+            # pycocotools would read four numbers as a box and crash on fewer.
+            if not segmentation or min(map(len, segmentation)) < 6:
+                raise ValueError("a polygon needs at least 6 numbers")
+            encoded = rle.merge(rle.frPyObjects(segmentation, *size))
+        elif tuple(segmentation["size"]) != size:
+            raise ValueError(f"RLE of size {segmentation['size']} for an image of {list(size)}")
+        elif isinstance(segmentation["counts"], list):
+            encoded = rle.frPyObjects(segmentation, *size)
+        else:
+            encoded = segmentation
+        return rle.decode(encoded).astype(bool)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ShardError(f"{name} cannot be drawn ({error})") from None
+
+
+def union(masks: dict[int, np.ndarray], class_id: int, mask: np.ndarray) -> None:
+    """Add the pixels of `mask` to those of its class, unless it has none."""
+    if mask.any():
+        masks[class_id] = masks[class_id] | mask if class_id in masks else mask
