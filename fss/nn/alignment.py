@@ -1,0 +1,151 @@
+"""Positive-negative alignment: features and reference masks -> similarity maps and point prompts (GF-SAM, section 4.1).
+
+Everything here is a function of patch features and masks; no network is involved. Means over a reference are linear in
+the target's features, so that one vector a side stands for all of its positions, and the maximum needs only those that
+the object touches: `describe` keeps that much of a reference.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fss.nn.gfsam_rules import Rules
+from fss.nn.region import max_cosine, small_mask
+
+EPSILON = 1e-6    # in the denominator of M of Eq. 3; a map whose values span less is constant but for rounding
+AREA = 1e-7    # added for every position to the area of a mask
+SQUARE = 14    # side of the square, pixels, that stands for the object where every reference mask is empty
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the references say about a target of g x g positions; the maps are float32 [g, g], means over references."""
+
+    mean: Tensor
+    """S+ mean of Eq. 2."""
+    max: Tensor
+    """S+ max of Eq. 2."""
+    negative: Tensor
+    """S- mean, the similarity with the references' background."""
+    select: Tensor
+    """S p of Eq. 3: what points are chosen by."""
+    points: Tensor
+    """The chosen positions (x, y), int64 [N, 2], by x and then y, which decides ties in what follows."""
+
+    @property
+    def grid(self) -> int:
+        """g."""
+        return len(self.mean)
+
+
+def unit_features(tokens: Tensor, rules: Rules) -> Tensor:
+    """Patch tokens of one image [g g, C] -> float32 unit vectors [g g, C], zeros for a token without finite values.
+
+    With `rules.channel_norm` every channel is scaled to unit length over the image first.
+    """
+    features = tokens.float().nan_to_num(0, 0, 0)
+    if rules.channel_norm:
+        features = features / features.square().sum(0).sqrt().clamp(min=1e-12)    # F.normalize is slow here
+    return F.normalize(features, dim=1)
+
+
+def describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
+    """What `align` needs of a reference: its unit features [g g, C] under a mask uint8 [1, S, S] (1 the object).
+
+    Every tensor has a leading dimension of 1. Anything but 1 in the mask is background. An empty mask also gets, under
+    names with 'spare_', what it says where all references are empty: a square in the centre.
+    """
+    description = _describe(features, mask, rules)
+    if not description["columns"].any() and not (mask == 1).any():
+        square = torch.zeros_like(mask)
+        start = (mask.shape[-1] - SQUARE) // 2
+        square[:, start : start + SQUARE, start : start + SQUARE] = 1
+        description |= {f"spare_{name}": tensor for name, tensor in _describe(features, square, rules).items()}
+    return description
+
+
+def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
+    grid = math.isqrt(len(features))
+    weight = small_mask(mask, (grid, grid)).flatten()    # [g g]
+    if not rules.soft_mask:
+        weight = (weight >= 0.5).float()
+    sides = torch.stack([weight, 1 - weight])    # [2, g g]: object, background
+    sides = sides / (sides.sum(1, keepdim=True) + AREA * len(features))
+    touched = weight > 0
+    columns = features[touched] * weight[touched, None]    # the larger the share of the object, the larger the cosine
+    if rules.relu or not touched.all():
+        columns = torch.cat([columns, torch.zeros_like(features[:1])])    # a position outside counts with cosine 0
+    description = {"columns": columns, "means": sides @ features}
+    if rules.relu:    # which is not linear: the means take every position
+        description |= {"features": features, "sides": sides}
+    return {name: tensor[None] for name, tensor in description.items()}
+
+
+def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> Alignment:
+    """The maps and points of a target, unit features [g g, C], given K >= 1 descriptions from `describe`.
+
+    The maps of the references are averaged. No point is chosen where nothing stands out, or where `rules.presence`
+    says that the object is not there.
+    """
+    if all("spare_columns" in reference for reference in references):
+        names = [name.removeprefix("spare_") for name in references[0] if name.startswith("spare_")]
+        references = [{name: r[f"spare_{name}"] for name in names} for r in references]
+    means = torch.stack([r["means"][0] for r in references])    # [K, 2, C]
+    if rules.relu:
+        both = torch.stack([r["sides"][0] @ (r["features"][0] @ target.T).relu() for r in references]).mean(0)
+    else:
+        both = means.mean(0) @ target.T
+    mean, negative = both    # [g g] each
+    largest = torch.cat([max_cosine(target[None], r["columns"]) for r in references]).mean(0)
+    positive = {"mix": mean * largest, "mean": mean, "max": largest}[rules.similarity]
+    select = aligned(positive, negative, rules)
+    # A reference's own object lies at |p|^2 and its background at p n of the positive map; absent: below half-way.
+    absent = rules.presence and mean.max() < (means[:, :1] * means).sum(2).mean()
+    points = select.new_zeros(0, 2, dtype=torch.int64) if absent else choose(select, rules)
+    grid = math.isqrt(len(target))
+    maps = (x.view(grid, grid) for x in (mean, largest, negative, select))
+    return Alignment(*maps, points=points)
+
+
+def aligned(positive: Tensor, negative: Tensor, rules: Rules) -> Tensor:
+    """S p of Eq. 3 from similarity maps [n]: M(positive), and 0 where M(negative) outweighs it."""
+    positive = stretched(positive)
+    if not rules.negative:
+        return positive
+    negative = stretched(negative)
+    outweighed = negative > positive if rules.keep_ties else negative >= positive
+    return positive.masked_fill(outweighed, 0)
+
+
+def stretched(x: Tensor) -> Tensor:
+    """M of Eq. 3: values [n] shifted and scaled to 0..1; zeros where all are equal but for rounding."""
+    low, high = x.aminmax()
+    span = high - low
+    return (x - low) / (span + EPSILON) * (span >= EPSILON)
+
+
+def choose(select: Tensor, rules: Rules) -> Tensor:
+    """The points of a map [g g], as many as its values sum to: (x, y) int64 [N, 2] by x, then y.
+
+    Among equal values the first positions count.
+    """
+    grid = math.isqrt(len(select))
+    total = select.double().sum().item()
+    count = int(total) if rules.selection == "sum" else int((select > 0).sum())
+    if rules.one_point and total > 0:
+        count = max(count, 1)
+    if rules.limit:
+        count = min(count, rules.limit)
+    best = select.sort(descending=True, stable=True).indices[:count]
+    columns_first = (best % grid * grid + best // grid).sort().values
+    return torch.stack([columns_first // grid, columns_first % grid], 1)
+
+
+def prompts(points: Tensor, grid: int, size: int, rules: Rules) -> Tensor:
+    """The pixels (x, y) [N, 2] of an image of side `size` that stand for points on the grid, SAM's point prompts."""
+    if rules.prompt == "center":
+        return (2 * points + 1) * size // (2 * grid)
+    return points * size // grid

@@ -1,0 +1,198 @@
+"""From points and their masks to one mask: clusters, positive and overshooting gating (GF-SAM, sections 4.2 and 4.3).
+
+Masks stay logits of a low resolution; the graph reads them at the prompts, the gates where the feature grid needs them,
+and only the final union is made at full size. What is small is decided on the CPU, in float64.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torch.nn import functional as F
+
+from fss.nn.alignment import AREA, Alignment, prompts
+from fss.nn.gfsam_rules import Rules
+from fss.nn.mask_logits import at_pixels, on_grid, shares, union
+
+ROUNDING = 1e-6
+"""What growth must add, in grid positions: masks that are covered already leave up to 1e-8 of rounding, whose sign is
+chance. The published code lets it decide."""
+CENTRES = 10    # of k-means++ in Table 4
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What positive gating says of N masks."""
+
+    accepted: Tensor
+    """P+, bool [N]."""
+    margin: Tensor
+    """Positive minus negative positions (or scores) of what each mask was judged by, float64 [N]."""
+    score: Tensor
+    """The margin of the mask that its cluster judged last, float64 [N]: by it the fallback chooses."""
+    order: Tensor
+    """The masks in the order in which they were judged, int64 [N]."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The mask of a target, and how it came about; all but `mask` is on the CPU."""
+
+    mask: Tensor
+    """The prediction, bool [size, size], on the device of the logits."""
+    clusters: Tensor
+    """The cluster of every point, int64 [N]."""
+    gating: Gating
+    """Positive gating."""
+    consistent: Tensor
+    """P sc after the majority rule, bool [N]."""
+    chosen: Tensor
+    """The masks that were merged, bool [N]."""
+    fallback: bool
+    """Whether the gates left nothing and the one mask of the fallback was taken."""
+
+
+def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rules: Rules) -> Outcome:
+    """The mask of a target from its unit features [g g, C] and the mask logits [N, s, s] of its N points' prompts.
+
+    s divides `size`, the side of the image. N = 0 gives an empty mask.
+    """
+    points = alignment.points.cpu()
+    assert len(points) == len(logits), f"{len(points)} points, {len(logits)} masks"
+    x, y = prompts(alignment.points, alignment.grid, size, rules).to(logits.device).unbind(1)
+    clusters = cluster(at_pixels(logits, y, x, size).cpu(), points, rules)
+    bits = on_grid(logits, alignment.grid, size).cpu()    # [N, 2g, 2g]
+    gating = gate(bits, clusters, *scores(alignment, rules), size, rules)
+    areas = cluster_areas(bits, clusters, size)
+    consistent = self_consistent(target, points, clusters, areas, rules)
+    chosen = gating.accepted & consistent
+    mask = union(logits, chosen.nonzero()[:, 0].to(logits.device), size)
+    fallback = rules.fallback and len(points) > 0 and not mask.any()
+    if fallback:
+        # The others count with score 0, so that where all candidates are negative a point that is none may win.
+        best = torch.where(gating.accepted ^ consistent, gating.score, 0).argmax()
+        chosen = torch.zeros_like(chosen).index_fill_(0, best, True)
+        mask = union(logits, best[None].to(logits.device), size)
+    return Outcome(mask, clusters, gating, consistent, chosen, fallback)
+
+
+def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
+    """The cluster of each of N points int64 [N], from 0; `covers` [N, N]: whether the mask of the row covers the point
+    of the column."""
+    if len(points) == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if rules.clusters == "kmeans":
+        places = points.double().numpy()
+        _, labels = kmeans2(places, min(CENTRES, len(points)), minit="++", rng=np.random.default_rng(0))
+        labels = np.unique(labels, return_inverse=True)[1]    # a centre may have lost all its points
+    else:
+        _, labels = connected_components(covers.numpy(), connection=rules.clusters)
+    return torch.from_numpy(labels).long()
+
+
+def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
+    """The positive and the negative score of every position, float64 [g g]: the sides of the comparison in Eq. 4."""
+    positive, negative = alignment.mean.flatten().double().cpu(), alignment.negative.flatten().double().cpu()
+    middle = sum(positive.aminmax()) / 2
+    match rules.pivot:
+        case "product":
+            return positive**2, negative * middle
+        case "sum":
+            return positive * 2, negative + middle
+        case "middle":
+            return positive, middle.expand_as(positive)
+        case "negative":
+            return positive, negative
+
+
+def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:
+    """Positive gating of masks [N, 2g, 2g] (see `on_grid`) by the scores [g g] of the positions that they cover."""
+    soft = shares(bits, size)    # [N, g g]
+    polarity = torch.where(positive > negative, 1.0, -1.0).double()    # Eq. 4
+    worth = polarity if rules.count == "num" else positive - negative
+    margin, score = soft @ worth, torch.zeros(len(bits), dtype=torch.float64)
+    order = torch.arange(len(bits))
+    match rules.gate:
+        case "each":
+            score = margin
+        case "union":
+            score = margin = (cluster_areas(bits, clusters, size) @ worth)[clusters]
+        case "growth":
+            rank_by = positive - negative if rules.order == "margin" else (polarity > 0).double()
+            mean = (soft @ rank_by) / (soft.sum(1) + 1e-6)
+            order = mean.float().argsort(descending=True, stable=True)    # float32: equal masks tie, first point first
+            margin, score = grow(bits, soft, clusters, order, worth, size, rules)
+    accepted = torch.ones(len(bits), dtype=torch.bool) if rules.gate == "none" else margin > ROUNDING
+    return Gating(accepted, margin, score, order)
+
+
+def grow(
+    bits: Tensor, soft: Tensor, clusters: Tensor, order: Tensor, worth: Tensor, size: int, rules: Rules
+) -> tuple[Tensor, Tensor]:
+    """Mask growth (Alg. 1): what each mask adds to those of its cluster accepted before, and the last such margin.
+
+    bits [N, 2g, 2g] and soft [N, g g] are the masks before and after resizing. Gives margins and scores, [N] each.
+    """
+    masks = soft if rules.overlap == "soft" else bits
+    covered = masks.new_zeros(len(clusters.unique()), *masks.shape[1:])
+    margin, last, home = [0.0] * len(bits), [0.0] * len(covered), clusters.tolist()
+    for i in order.tolist():
+        p = home[i]
+        if rules.overlap == "soft":
+            new = added = masks[i] * (1 - covered[p])
+        else:
+            new = masks[i] & ~covered[p]
+            added = shares(new[None], size)[0]
+        last[p] = margin[i] = float(added @ worth)
+        if margin[i] > ROUNDING:
+            covered[p] += new
+    return torch.tensor(margin, dtype=torch.float64), torch.tensor(last, dtype=torch.float64)[clusters]
+
+
+def cluster_areas(bits: Tensor, clusters: Tensor, size: int) -> Tensor:
+    """The unions of all masks of each cluster on the feature grid, float64 [clusters, g g]."""
+    unions = bits.new_zeros(len(clusters.unique()), *bits.shape[1:])
+    for p in range(len(unions)):
+        unions[p] = bits[clusters == p].any(0)
+    return shares(unions, size)
+
+
+def self_consistent(target: Tensor, points: Tensor, clusters: Tensor, areas: Tensor, rules: Rules) -> Tensor:
+    """Overshooting gating (Eq. 6): whether each point is most like its own cluster, bool [N].
+
+    target: unit features [g g, C]; areas [clusters, g g]. The first of equally similar clusters counts.
+    """
+    if rules.consistency == "none" or len(points) == 0:
+        return torch.ones(len(points), dtype=torch.bool)
+    own = similarity_to_clusters(target, points, clusters, areas, rules).cpu()    # [N, clusters]
+    if rules.distance:
+        apart = torch.cdist(points.double(), points.double())
+        nearest = torch.full(own.shape, torch.inf, dtype=torch.float64)
+        nearest.scatter_reduce_(1, clusters.expand(len(points), -1), apart, "amin")
+        own = own / nearest.masked_fill(nearest == 0, 1)
+    consistent = own.argmax(1) == clusters
+    if rules.majority:
+        share = torch.bincount(clusters, consistent.double()) / torch.bincount(clusters)
+        consistent &= (share >= 0.5)[clusters]
+    return consistent
+
+
+def similarity_to_clusters(target: Tensor, points: Tensor, clusters: Tensor, areas: Tensor, rules: Rules) -> Tensor:
+    """How similar each of N points is to each cluster by `rules.consistency`, float64 [N, clusters]."""
+    x, y = points.unbind(1)
+    index = y * round(len(target) ** 0.5) + x
+    if rules.consistency == "points":
+        areas = torch.zeros_like(areas)
+        areas[clusters, index] = 1
+    areas = (areas / (areas.sum(1, keepdim=True) + AREA * len(target))).to(target)
+    at_points = target[index.to(target.device)]    # [N, C]
+    if rules.consistency == "prototype":
+        similarity = at_points @ F.normalize(areas @ target, dim=1).T
+    elif rules.relu:    # of each cosine before the mean
+        similarity = (at_points @ target.T).relu() @ areas.T
+    else:
+        similarity = at_points @ (areas @ target).T
+    return similarity.double()
