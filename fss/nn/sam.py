@@ -1,0 +1,85 @@
+"""Segment Anything (Kirillov et al. 2023): masks of many points of an image that is encoded once.
+
+Networks are those of the package segment_anything; its ViT-T of MobileSAM is fss.nn.tinyvit, its mask decoder runs in
+fss.nn.point_decoder.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+
+from fss.nn.point_decoder import decode_points
+from fss.nn.published import fill, read_published, recognise
+from fss.nn.tinyvit import TinyViT
+
+SamName = Literal["vit_b", "vit_l", "vit_h", "vit_t"]
+
+NATIVE = 1024    # pixels a side of the images that SAM was trained on
+STRIDE = 16    # pixels a cell of an embedding
+WIDTH = 256    # channels of an embedding
+WIDTHS: dict[int, SamName] = {768: "vit_b", 1024: "vit_l", 1280: "vit_h", 64: "vit_t"}
+"""Channels behind the patch embedding -> name, as the official checkpoints are called; vit_t is MobileSAM's."""
+
+UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")    # of the classifier that MobileSAM's encoder once was
+
+
+class Sam(nn.Module):
+    """SAM of `name` with random weights, for images of 1024 pixels a side; vit_t takes any multiple of 16."""
+
+    def __init__(self, name: SamName) -> None:
+        super().__init__()
+        if name == "vit_t":
+            self.image_encoder = TinyViT()
+            self.prompt_encoder = PromptEncoder(WIDTH, (NATIVE // STRIDE,) * 2, (NATIVE,) * 2, mask_in_chans=16)
+            transformer = TwoWayTransformer(depth=2, embedding_dim=WIDTH, num_heads=8, mlp_dim=2048)
+            self.mask_decoder = MaskDecoder(transformer_dim=WIDTH, transformer=transformer)
+        else:
+            whole = sam_model_registry[name]()
+            self.image_encoder = whole.image_encoder
+            self.prompt_encoder = whole.prompt_encoder
+            self.mask_decoder = whole.mask_decoder
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Images [B, 3, S, S], standardised with ImageNet's mean and deviation -> embeddings [B, 256, S/16, S/16]."""
+        return self.image_encoder(image)
+
+    def masks(self, embedding: Tensor, points: Tensor) -> Tensor:
+        """The mask of each point (SAM's first, the one for prompts without doubt), as logits [N, S/4, S/4], float32.
+
+        embedding: [1, 256, S/16, S/16] of `encode`. points: [N, 2] x and y in pixels of the image, whose centres are
+        half a pixel further. A pixel belongs to a mask where the logits, brought to S x S, exceed 0.
+        """
+        grid = embedding.shape[2:]
+        self.prompt_encoder.image_embedding_size = tuple(grid)
+        self.prompt_encoder.input_image_size = tuple(STRIDE * side for side in grid)
+        with torch.autocast(points.device.type, enabled=False):    # positions turn into angles of many periods
+            labels = torch.ones(len(points), 1, dtype=torch.int64, device=points.device)
+            prompts, no_mask = self.prompt_encoder((points[:, None].float(), labels), None, None)    # [N, 2, 256]
+            position = self.prompt_encoder.get_dense_pe()    # [1, 256, S/16, S/16]
+        return decode_points(self.mask_decoder, embedding + no_mask[:1], position, prompts).float()
+
+
+def load_sam(name: SamName, path: Path | None) -> Sam:
+    """SAM of `name` with the weights in `path`: an official .pth, MobileSAM's, or a .safetensors of the same names.
+
+    Without a path the weights are random. Raises WeightsError, saying what the file holds, where it does not fit.
+    """
+    if path is None:
+        return Sam(name)
+    tensors = {key: t for key, t in read_published(path).items() if not key.startswith(UNUSED)}
+    recognise(path, tensors, _width, WIDTHS, "SAM", "method.sam", name)
+    network = Sam(name)
+    fill(network, tensors, path, f"SAM {name}")
+    return network
+
+
+def _width(tensors: dict[str, Tensor]) -> int | None:
+    """The channels of the image encoder's first features."""
+    for patches in ("image_encoder.patch_embed.proj.weight", "image_encoder.patch_embed.seq.2.c.weight"):
+        if patches in tensors and "mask_decoder.iou_token.weight" in tensors:
+            return len(tensors[patches])
+    return None

@@ -1,0 +1,179 @@
+"""GF-SAM as a method: what it does with images, masks and options; its decisions are tested in tests/nn."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fss.engine.evaluation.measure import evaluating
+from fss.errors import ConfigError
+from fss.methods.base import Features
+from fss.methods.gfsam import FALLBACK, GFSAM, NO_POINT
+from fss.methods.gfsam_config import GFSAMConfig
+from tests.methods.tiny_gfsam import GRID, SIZE, tiny
+
+
+@pytest.fixture
+def image() -> Tensor:
+    """A blue ground whose brightness varies, and a red square of 2 x 2 cells, [1, 3, S, S]."""
+    image = torch.zeros(1, 3, SIZE, SIZE)
+    image[:, 2] = torch.linspace(0.8, 1, SIZE)
+    image[:, :, 16:48, 16:48] = torch.tensor([1.0, 0.1, 0]).view(3, 1, 1)
+    return image
+
+
+@pytest.fixture
+def mask() -> Tensor:
+    """Of the square, uint8 [1, S, S]."""
+    mask = torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)
+    mask[:, 16:48, 16:48] = 1
+    return mask
+
+
+def supported(method: GFSAM, image: Tensor, *masks: Tensor) -> list[Features]:
+    return [method.describe(method.encode(image), mask) for mask in masks]
+
+
+def predicted(method: GFSAM, query: Tensor, supports: list[Features]) -> Tensor:
+    """bool [S, S]."""
+    logits = method.predict(method.encode(query) | method.encode_query(query), supports)
+    assert logits.shape == (1, 2, SIZE, SIZE)
+    return logits.argmax(1)[0] == 1
+
+
+def alike(found: Tensor, mask: Tensor) -> bool:
+    """Are they the same but for the corners, which interpolation rounds off?"""
+    return int((found != (mask[0] == 1)).sum()) <= 4 * 3
+
+
+def test_the_object_is_found_where_it_is(image, mask):
+    method = tiny()
+    moved = image.roll((16, -16), (2, 3))
+    found = predicted(method, moved, supported(method, image, mask))
+    assert alike(found, mask.roll((16, -16), (1, 2)))
+    assert method.remarks() == ()
+
+
+def test_shots_are_joined(image, mask):
+    method = tiny()
+    supports = supported(method, image, mask, mask)
+    assert alike(predicted(method, image, supports), mask)
+
+
+def test_no_point_is_an_empty_mask_and_is_told(image, mask):
+    method = tiny()
+    supports = supported(method, image, mask)
+    assert not predicted(method, torch.ones_like(image), supports).any()    # nothing stands out
+    assert method.remarks() == (NO_POINT,)
+    predicted(method, image, supports)
+    assert method.remarks() == ()
+
+
+def test_a_mask_taken_alone_is_told(image, mask, monkeypatch):
+    method = tiny()
+    sam = method.replica["sam"]
+    monkeypatch.setattr(sam, "masks", lambda embedding, points: -torch.ones(len(points), 16, 16))
+    assert not predicted(method, image, supported(method, image, mask)).any()
+    assert method.remarks() == (FALLBACK,)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_support_without_a_pixel_of_the_class(image, mask, value):
+    method = tiny()
+    empty = torch.full_like(mask, value)
+    found = predicted(method, image, supported(method, image, empty))    # a square in the centre stands in
+    assert found.shape == (SIZE, SIZE)
+    both = predicted(method, image, supported(method, image, mask, empty))
+    assert alike(both, mask)
+
+
+def test_a_support_that_is_all_object(image, mask):
+    method = tiny()
+    assert predicted(method, image, supported(method, image, torch.ones_like(mask))).shape == (SIZE, SIZE)
+
+
+def test_sam_alone_looks_once(image, mask):
+    method = tiny(features="sam")
+    assert not method.encodes_queries and "dino" not in method.replica
+    features = method.encode(image)
+    assert method.replica["sam"].calls == 1
+    method.predict(features, [method.describe(features, mask)])
+    assert method.replica["sam"].calls == 1
+
+
+def test_maps_are_of_what_encode_gives(image, mask):
+    method = tiny()
+    maps = method.maps(method.encode(image), supported(method, image, mask))
+    assert method.replica["sam"].calls == 0
+    for found in maps.values():
+        assert found.shape == (GRID, GRID) and found.min() >= 0 and found.max() <= 1
+    inside = torch.zeros(GRID, GRID, dtype=torch.bool)
+    inside[1:3, 1:3] = True
+    assert maps["mean similarity"][inside].min() > maps["mean similarity"][~inside].max()
+    assert maps["background similarity"][inside].max() < maps["background similarity"][~inside].min()
+
+
+def test_decisions_are_taken_in_float32(image, mask):
+    method = tiny()
+    supports = supported(method, image, mask)
+    exact = method.maps(method.encode(image), supports)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = method.encode(image)
+        rough = method.maps(features, supported(method, image, mask))
+        assert alike(predicted(method, image, supports), mask)
+    for name, found in exact.items():
+        torch.testing.assert_close(rough[name], found, rtol=0, atol=1e-4)
+
+
+def test_switches_reach_the_decisions(image, mask):
+    """The paper's cosine is no less than 0 and its channels are not scaled: other maps; no gates: every mask."""
+    supports = {}
+    for reading in ("reference", "paper"):
+        method = tiny(reading=reading)
+        supports[reading] = supported(method, image, mask)[0]["means"]
+    assert not torch.allclose(supports["reference"], supports["paper"])
+
+
+def test_both_encoders_are_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    tiny(compile=True)
+    assert compiled == ["Identity", "Patches"]
+
+
+def test_real_networks_fit_together(image, mask):
+    """Random weights: MobileSAM at 64 pixels, and the smallest DINOv2."""
+    torch.manual_seed(0)
+    method = GFSAM(GFSAMConfig(sam="vit_t", size=SIZE, dino="vits14", dino_size=56))
+    with evaluating(method):
+        first = predicted(method, image, supported(method, image, mask))
+        assert torch.equal(first, predicted(method, image, supported(method, image, mask)))
+    said = method.cautions(0)
+    assert len(said) == 3 and said[0].startswith("SAM has random weights")
+    assert not any(parameter.requires_grad for parameter in method.replica.parameters())
+
+
+def test_it_learns_nothing():
+    with pytest.raises(TypeError, match="learns nothing"):
+        tiny().loss(None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 512}, "method.size is 512 but SAM vit_h takes 1024 alone"),
+        ({"size": 1000, "sam": "vit_t"}, "method.size is 1000: give a multiple of 16, such as 992"),
+        ({"dino_size": 500}, "method.dino_size is 500: give a multiple of 14, such as 504"),
+        ({"limit": -1}, "method.limit is -1: give at least 0"),
+    ],
+)
+def test_options_that_make_no_sense(options, words):
+    with pytest.raises(ConfigError, match=words):
+        GFSAMConfig(**options)
+
+
+def test_the_reading_settles_what_is_not_given():
+    config = GFSAMConfig(reading="paper", majority=True)
+    assert (config.limit, config.majority, config.fallback) == (0, True, False)
+    assert replace(config, size=1024) == config
