@@ -1,0 +1,184 @@
+"""MSHNet: few-shot segmentation from similarities alone (MSHNet, section 4).
+
+At every layer of a frozen ResNet's last three stages a query is compared with the object in each support, in two ways:
+by its prototype and pixel by pixel. What is learned sees only how similar they are, never the features themselves: the
+symmetric merging blocks join layers, shots and similarities, and an inverted pyramid joins the scales.
+
+Training and evaluation compute the same function in two orders: `loss` compares a whole batch, `encode`, `describe` and
+`predict` go image by image, so that an evaluation can keep what belongs to an image. docs/mshnet.md says what the paper
+leaves open and what is done about it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fss.data.batch import EpisodeBatch
+from fss.methods.base import Alone, Features, Peers, Report
+from fss.methods.episodic import Episodic, imagenet_backbone, tally
+from fss.methods.mshnet_config import MSHNetConfig
+from fss.nn.fem import inner_loss, segmentation_loss
+from fss.nn.hyperrelation import GenerativeSimilarity, ObjectPixels, object_pixels, object_positions, relate
+from fss.nn.merging import InvertedPyramid
+from fss.nn.norm import Standardise, synchronise
+from fss.nn.region import resize, stretch, unit_rows
+from fss.nn.resnet import LAYOUTS
+from fss.nn.similarity import averages, relu_cosine_mean
+
+BLOCKS = (2, 3, 4)    # of the backbone, fine to coarse: conv3_x to conv5_x of He et al.
+
+Similarities = dict[str, Tensor]
+"""Maps [B, K, L, h, w] of a block's L layers by the name of the similarity."""
+
+
+class MSHNet(Episodic):
+    """See the module. `trained` has the W of Eq. 4 and all that merges similarities, `replica` the backbone."""
+
+    Config = MSHNetConfig
+
+    def __init__(self, config: MSHNetConfig, *, header: Mapping[str, str] | None = None):
+        """With the `header` of an export, no file that `config` names is read: `restore` loads the weights.
+
+        Raises ConfigError or WeightsError where a file is missing or does not fit.
+        """
+        self.config = c = config
+        self._peers: Peers = Alone()
+        backbone = imagenet_backbone(c, header, dilated=False)
+        self.replica = nn.ModuleDict({"standardise": Standardise(), "backbone": backbone})
+        _, depths = LAYOUTS[c.backbone]
+        layers = depths[1:]    # of blocks 2, 3 and 4
+        self.trained = nn.ModuleDict()
+        if "prototype" in c.names:
+            self.trained["generative"] = nn.ModuleList(
+                GenerativeSimilarity(n, backbone.channels[block]) for n, block in zip(layers, BLOCKS, strict=True)
+            )
+        self.trained["pyramid"] = InvertedPyramid(c.names, layers, c.width, c.dilations)
+        synchronise(self.trained, lambda x: self._peers.sum(x))
+
+    def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
+        """Cross-entropy of the prediction plus the mean of the three levels' (Eq. 1), nats, at the size of the mask.
+
+        Every known pixel of the batch of all ranks weighs the same, and batch norm takes its statistics over all ranks:
+        the mean over ranks of a rank's loss, gradient and report is what one rank with all their episodes would have.
+        """
+        self._peers = peers
+        mask = batch.query_mask
+        logits, inner = self.forward(batch)
+        pixels, iou = tally(logits, mask, peers)
+        main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
+        return main + levels, {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
+
+    def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
+        """Logits [B, 2, h, w] of the queries and those of the levels, fine to coarse."""
+        return self.trained["pyramid"](self.similarities(batch))
+
+    def similarities(self, batch: EpisodeBatch) -> list[Similarities]:
+        """For each block what all its layers say of a batch; W of Eq. 4 has a gradient."""
+        names = self.config.names
+        query = self._layers(batch.query)
+        # Shot by shot, so that there is never more than one of them beside the pixels of their objects.
+        supports = zip(batch.support.unbind(1), batch.support_mask.unbind(1), strict=True)
+        shots = [self._objects(*support) for support in supports]
+        found = []
+        for i, block in enumerate(BLOCKS):
+            relation = relate(query[block], [shot.pop(block) for shot in shots], cosine="cosine" in names)
+            maps = {}
+            if "prototype" in names:
+                generative = self.trained["generative"][i]
+                queries = generative.of_queries(query[block])    # [B, L, h, w]
+                maps["prototype"] = generative(generative.of_prototypes(relation.prototypes), queries)
+            if relation.cosine is not None:
+                maps["cosine"] = relation.cosine
+            found.append(maps)
+        return found
+
+    def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
+        """Block -> its L layers of images [B, 3, S, S], before their ReLU: [B, C, h, w] each."""
+        return self.replica["backbone"].layers(self.replica["standardise"](image)).inner
+
+    def _objects(self, support: Tensor, mask: Tensor) -> dict[int, ObjectPixels]:
+        """Block -> what its layers show of the object in supports [B, 3, S, S] with masks [B, S, S]."""
+        layers = self._layers(support)
+        return {
+            block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()
+        }
+
+    def after_step(self, peers: Peers) -> None:
+        """Nothing: batch norm is synchronised in the forward pass."""
+
+    def encode(self, image: Tensor) -> Features:
+        """At 473 px 57 MB with a ResNet-50 and 120 MB with a ResNet-101, all but 0.3 MB of them the unit vectors that
+        cosine similarity is made of; prototype similarity alone keeps no more than the projections that it adds up."""
+        with self._evaluation():
+            inner = self._layers(image)
+            features = {"size": torch.tensor([image.shape[-1]])}
+            for i, block in enumerate(BLOCKS):
+                layers = inner.pop(block)
+                h, w = layers[0].shape[2:]
+                if "prototype" in self.config.names:
+                    generative = self.trained["generative"][i]
+                    features[f"query {block}"] = generative.of_queries(layers)    # [1, L, h, w]
+                    features[f"support {block}"] = generative.of_supports(layers)    # [1, L, h, w]
+                if "cosine" in self.config.names:
+                    pixels = torch.stack([unit_rows(x) for x in layers], 1)    # [1, L, h w, C]
+                    features[f"pixels {block}"] = pixels.unflatten(2, (h, w))
+            return features
+
+    def describe(self, features: Features, mask: Tensor) -> Features:
+        """The unit vectors at the n positions of the object, and what W of Eq. 4 says of their prototype."""
+        description = {}
+        for block in BLOCKS:
+            if "prototype" in self.config.names:
+                projected = features[f"support {block}"]    # [1, L, h, w]
+                index = object_positions(mask, projected.shape[2:])[0].nonzero()[:, 0]    # [n]
+                share = averages([len(index)], index.device)[0]    # [n]
+                description[f"prototype {block}"] = projected.flatten(2)[:, :, index] @ share    # [1, L]
+            if "cosine" in self.config.names:
+                pixels = features[f"pixels {block}"]    # [1, L, h, w, C]
+                index = object_positions(mask, pixels.shape[2:4])[0].nonzero()[:, 0]
+                description[f"columns {block}"] = pixels.flatten(2, 3)[:, :, index]    # [1, L, n, C]
+        return description
+
+    def predict(self, query: Features, supports: list[Features]) -> Tensor:
+        size = int(query["size"])
+        with self._evaluation():
+            logits, _ = self.trained["pyramid"](self._compare(query, supports))
+            return resize(logits.float(), (size, size))
+
+    def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
+        """The energy maps of section 6.1: for each similarity and block the mean over layers and shots, stretched."""
+        with self._evaluation():
+            found = self._compare(query, supports)
+        return {
+            f"{name} similarity, block {block}": stretch(maps[name].mean((1, 2)).flatten(1)).view(maps[name].shape[3:])
+            for name in self.config.names
+            for block, maps in zip(BLOCKS, found, strict=True)
+        }
+
+    def _compare(self, query: Features, supports: Sequence[Features]) -> list[Similarities]:
+        """`similarities` of one query and what its supports' descriptions say."""
+        found = []
+        for i, block in enumerate(BLOCKS):
+            maps = {}
+            if "prototype" in self.config.names:
+                halves = torch.stack([s[f"prototype {block}"] for s in supports], 1)    # [1, K, L]
+                maps["prototype"] = self.trained["generative"][i](halves, query[f"query {block}"])
+            if "cosine" in self.config.names:
+                pixels = query[f"pixels {block}"]    # [1, L, h, w, C]
+                columns = [s[f"columns {block}"][0] for s in supports]    # K of [L, n, C]
+                share = averages([c.shape[1] for c in columns], pixels.device)    # [K, n]
+                cosine = relu_cosine_mean(pixels[0].flatten(1, 2).mT, torch.cat(columns, 1), share)    # [L, K, h w]
+                maps["cosine"] = cosine.transpose(0, 1).unflatten(2, pixels.shape[2:4])[None]
+            found.append(maps)
+        return found
+
+    def briefing(self, images: int, global_batch: int) -> list[str]:
+        return ["loss/main and loss/inner start near 0.69 = ln 2, that of a coin: staying there, nothing is learned"]
+
+    def chance(self) -> dict[str, float]:
+        return {"loss/main": math.log(2), "loss/inner": math.log(2)}
+
+    def cautions(self, images_seen: int) -> list[str]:
+        return self.config.far_from_paper()

@@ -1,0 +1,33 @@
+"""How alike query positions are to the pixels of an object: the mean positive cosine (MSHNet, Eq. 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PRODUCTS = 1 << 20    # products held at a time: 4 MB, which a core's cache takes
+
+
+def averages(counts: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """The matrix [K, n] that averages K groups of consecutive rows, of `counts` rows each; an empty group gives 0."""
+    group = torch.repeat_interleave(torch.tensor(counts, device=device))    # [n], the group of every row
+    size = torch.tensor(counts, device=device, dtype=torch.float32)
+    return (group == torch.arange(len(counts), device=device)[:, None]) / size.clamp(min=1)[:, None]
+
+
+@torch.no_grad()
+def relu_cosine_mean(query: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """weights @ relu(columns @ query), float32 [..., K, N]: with `averages`, the mean positive cosine for each shot.
+
+    query: unit vectors [..., C, N] of N positions; columns: unit vectors [..., n, C] of object pixels, of all shots;
+    weights: at least 0, [K, n]. A length of the query's vectors may as well be divided out of the result. No more than
+    `PRODUCTS` cosines exist at a time, and autocast does not touch them: three digits would blur their mean.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, columns = query.float(), columns.float()
+        lead = torch.broadcast_shapes(query.shape[:-2], columns.shape[:-2])
+        found = query.new_zeros(*lead, len(weights), query.shape[-1])    # [..., K, N]
+        rows = max(1, PRODUCTS // (lead.numel() * query.shape[-1]))
+        for some, share in zip(columns.split(rows, dim=-2), weights.split(rows, dim=-1), strict=True):
+            found += share @ (some @ query).relu_()
+        return found
