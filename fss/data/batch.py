@@ -78,6 +78,24 @@ class ViewBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelSpec:
+    """What a method that segments classes it knows by name wants of labelled images."""
+
+    size: int = 417
+    """Side of the square crops, pixels."""
+
+
+@dataclass(kw_only=True)
+class LabelBatch(Batch):
+    """B images and their label maps: 0 background, 1, 2, ... the classes to learn by ascending id, 255 unknown."""
+
+    image: Tensor
+    """[B, 3, S, S] uint8 RGB."""
+    labels: Tensor
+    """[B, S, S] uint8."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
     """What a method that learns from episodes wants of them."""
 

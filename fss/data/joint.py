@@ -6,13 +6,15 @@ a crop shows is looked up in a table of counts instead of cutting it out. Where 
 corners that turning moves out of the image's frame stay visible.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from fss.data.transforms import UNKNOWN, Frame, resize
+from fss.data.transforms import Frame, resize
 from fss.errors import ConfigError
+from shards.format import IGNORE_LABEL
 
 MEAN_COLOUR = (124, 116, 104)    # of ImageNet, rounded: becomes about 0 when standardised
 BLUR = 5    # pixels, the side of the kernel
@@ -21,7 +23,7 @@ DRAWS = 32    # crops tried for one that keeps enough
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training episodes are varied; the query and every support each by themselves."""
+    """How training images are varied; the query and every support of an episode each by themselves."""
 
     fit: bool = False
     """First resize every image so that its longer side is the training size, as the evaluation does. The literature
@@ -37,7 +39,8 @@ class AugmentConfig:
     flip: float = 0.5
     """Chance of being mirrored."""
     keep: float = 0.85
-    """Share of the object that the crop to the training size must show, where one of 32 random crops does."""
+    """Share of the object (of a label map: of all that is labelled) that the crop to the training size must show, where
+    one of 32 random crops does. In label maps 0 takes any crop; an object is never lost altogether."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -50,13 +53,20 @@ class AugmentConfig:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}: give a share between 0 and 1")
 
 
-def augment(
-    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, config: AugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vary an image uint8 [H, W, 3] and its mask uint8 [H, W] of 0, 1 and 255: uint8 [3, S, S] and [S, S].
+def is_class(mask: np.ndarray) -> np.ndarray:
+    """Where a class mask shows the class."""
+    return mask == 1
 
-    Outside the image the mean colour and 255 are seen. A mask with a pixel set keeps one: an object too small to
-    survive a resize is spared it, and where no random crop shows any of it, one is cut around it.
+
+def augment(
+    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, config: AugmentConfig,
+    foreground: Callable[[np.ndarray], np.ndarray] = is_class,
+) -> tuple[np.ndarray, np.ndarray]:    # fmt: skip
+    """Vary an image uint8 [H, W, 3] and its mask or label map uint8 [H, W]: uint8 [3, S, S] and [S, S].
+
+    Outside the image the mean colour and 255 are seen. A mask with a pixel of the `foreground` (mask -> bool) keeps
+    one: an object too small to survive a resize is spared it, and where no random crop shows any of it, one is cut
+    around it.
     """
     scale = rng.uniform(*config.scale)
     degrees = rng.uniform(-config.degrees, config.degrees) if rng.random() < config.rotate else 0.0
@@ -64,11 +74,11 @@ def augment(
     corners = rng.random((DRAWS, 2))
 
     if config.fit:
-        image, mask = fit(image, mask, size)
+        image, mask = fit(image, mask, size, foreground)
     matrix, varied = warp_mask(mask, size, scale, degrees)
-    if not (varied == 1).any():
+    if foreground(mask).any() and not foreground(varied).any():
         matrix, varied = warp_mask(mask, size, 1.0, 0.0)
-    top, left = choose_crop(varied == 1, size, corners, config.keep)
+    top, left = choose_crop(foreground(varied), size, corners, config.keep)
     cut = varied[top : top + size, left : left + size]    # [S, S]
 
     matrix[:, 2] -= left, top
@@ -83,11 +93,13 @@ def augment(
     return planes[:3], np.ascontiguousarray(cut)
 
 
-def fit(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def fit(
+    image: np.ndarray, mask: np.ndarray, size: int, foreground: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 [h, w, 3] and mask uint8 [h, w] of longer side `size`; as they were where that loses the object."""
     frame = Frame.fit(*mask.shape, size, "exact")
     small = cv2.resize(mask, (frame.valid_w, frame.valid_h), interpolation=cv2.INTER_NEAREST_EXACT)
-    if not (small == 1).any():
+    if foreground(mask).any() and not foreground(small).any():
         return image, mask
     planes = resize(image, frame.valid_h, frame.valid_w)    # [3, h, w]
     return np.ascontiguousarray(planes.permute(1, 2, 0).numpy()), small
@@ -104,7 +116,7 @@ def warp_mask(mask: np.ndarray, size: int, scale: float, degrees: float) -> tupl
     canvas = np.maximum(scaled, size)
     matrix = cv2.getRotationMatrix2D((extent - 1) / 2, degrees, scale)    # about the centre, which stays in place
     matrix[:, 2] += (scale - 1) * extent / 2 + (canvas - scaled) // 2
-    return matrix, cv2.warpAffine(mask, matrix, canvas.tolist(), flags=cv2.INTER_NEAREST, borderValue=UNKNOWN)
+    return matrix, cv2.warpAffine(mask, matrix, canvas.tolist(), flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL)
 
 
 def choose_crop(foreground: np.ndarray, size: int, corners: np.ndarray, keep: float) -> tuple[int, int]:

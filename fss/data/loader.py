@@ -18,9 +18,10 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fss.data.batch import Batch, EpisodeSpec, ViewSpec
+from fss.data.batch import Batch, EpisodeSpec, LabelSpec, ViewSpec
 from fss.data.episode_feed import EpisodeData, EpisodeFeed
 from fss.data.feed import DataConfig, Feed
+from fss.data.label_feed import LabelData, LabelFeed
 from fss.data.view_feed import ViewFeed
 from fss.errors import ConfigError
 from shards.format import ShardError
@@ -30,17 +31,18 @@ GRACE = 10    # unreadable samples before their share is judged
 NAMED = 20    # unreadable samples that are named one by one
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)    # meant for the trainer, but sent to all its process group
 
-FEEDS: dict[type, Callable[..., Feed]] = {ViewSpec: ViewFeed, EpisodeSpec: EpisodeFeed}
+FEEDS: dict[type, Callable[..., Feed]] = {ViewSpec: ViewFeed, EpisodeSpec: EpisodeFeed, LabelSpec: LabelFeed}
 """What a method consumes -> what makes it of (spec, data, config, seed)."""
 
 
 def load(
-    spec: ViewSpec | EpisodeSpec, data: ShardSet | EpisodeData, config: DataConfig,
+    spec: ViewSpec | EpisodeSpec | LabelSpec, data: ShardSet | EpisodeData | LabelData, config: DataConfig,
     *, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0,
 ) -> Iterator[Batch]:    # fmt: skip
     """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
 
-    `spec` is what a method `consumes`. Views are made of a ShardSet with a ViewDataConfig, episodes of an EpisodeData.
+    `spec` is what a method `consumes`. Views are made of a ShardSet with a ViewDataConfig, episodes of an
+    EpisodeData, label maps of a LabelData.
     The samples of a step are cut in order into micro-batches, and each of these into the ranks' shares: a step has the
     same samples whatever `world` and `accumulate` are, a micro-batch whatever `world` is. The workers start at once.
 

@@ -53,6 +53,10 @@ meta_optim = partial(OptimConfig, lr=0.025, lr_batch=4, schedule="poly", granula
 weights: the published file says 0.0025, and the published loop multiplies it by 10."""
 
 
+base_optim = partial(OptimConfig, epochs=100, lr=2.5e-4, lr_batch=12, schedule="poly", granularity="step")
+"""The defaults of training a base learner: BAM's recipe for PASCAL-5i."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Where step t of a run stands: its epoch and its learning rate. A pure function of t, so nothing needs saving."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from fss.data.episodes import EpisodeConfig, Policy, evaluation_episodes
 from fss.data.folds import Fold
@@ -41,7 +41,14 @@ class ValidateConfig:
         at_least("validate", self, every=1, episodes=1, classes=1, seed=0)
 
 
-def held_out(config: ValidateConfig, fold: Fold) -> tuple[int, ...]:
+class HoldsOut(Protocol):
+    """How many classes validation keeps from training; options of `validate` have both fields."""
+
+    split: Literal["base", "novel", "none"]
+    classes: int | None
+
+
+def held_out(config: HoldsOut, fold: Fold) -> tuple[int, ...]:
     """The base classes that validation keeps from training: evenly spread over the sorted ids, none unless on 'base'.
 
     Raises ConfigError where none would be left to learn from.
@@ -71,7 +78,7 @@ class Validation:
         self.config = config
         self.classes = held_out(config, fold) or fold.novel
         self.shards = ShardSet(config.shards, cache=cache) if config.shards else training
-        _check_names(self.classes, training.manifest, self.shards)
+        check_names(self.classes, training.manifest, self.shards)
         policy = Policy(draw="round_robin", min_area=episodes.min_area, labels=episodes.labels)
         self.episodes = evaluation_episodes(
             self.shards.manifest, self.classes, policy, episodes.shots, config.episodes, [config.seed]
@@ -97,7 +104,7 @@ class Validation:
         return path
 
 
-def _check_names(classes: Sequence[int], training: Manifest, validation: ShardSet) -> None:
+def check_names(classes: Sequence[int], training: Manifest, validation: ShardSet) -> None:
     """The sets must mean the same by a class id."""
     for class_id in classes:
         here, there = training.classes[class_id], validation.manifest.classes.get(class_id)

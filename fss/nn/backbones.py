@@ -39,7 +39,7 @@ class Layers(NamedTuple):
 
     blocks: Blocks
     inner: dict[int, list[Tensor]]
-    """Block number (2, 3, 4) -> what its layers give before their non-linearity, [B, C, h, w] each: of a ResNet the sums
+    """Block number (2, 3, 4) -> what its layers give before their ReLU, [B, C, h, w] each: of a ResNet the sums
     that end its residual blocks, of a VGG its convolutions' outputs."""
 
 

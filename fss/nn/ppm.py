@@ -20,8 +20,12 @@ class PPM(nn.Module):
         self.channels = channels + len(self.bins) * width
         """Channels of the output."""
 
+    def grids(self, x: Tensor) -> list[Tensor]:
+        """The reduced averages of a map [B, C, h, w] before they are scaled back: [B, width, bin, bin] of each bin."""
+        return [reduce(F.adaptive_avg_pool2d(x, bin)) for bin, reduce in zip(self.bins, self.reduce, strict=True)]
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C + len(bins) * width, h, w], the input's channels first."""
-        pooled = (reduce(F.adaptive_avg_pool2d(x, bin)) for bin, reduce in zip(self.bins, self.reduce, strict=True))
         size = x.shape[2:]
-        return torch.cat([x, *(F.interpolate(p, size, mode="bilinear", align_corners=True) for p in pooled)], dim=1)
+        scaled = [F.interpolate(grid, size, mode="bilinear", align_corners=True) for grid in self.grids(x)]
+        return torch.cat([x, *scaled], dim=1)

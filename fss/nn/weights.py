@@ -1,6 +1,7 @@
 """Files of network weights: ours to write, and every published layout that a network may start from."""
 
 import functools
+import json
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fss.errors import WeightsError
 from fss.nn.backbones import BACKBONES, Backbone, Stem, make_backbone
+from fss.nn.pspnet import PSPNet
 from fss.nn.resnet import HEAD, LAYOUTS
 
 NOT_THE_TRUNK = (HEAD, "classifier.")
@@ -170,6 +172,29 @@ def load_prior(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if kind.deep or kind.name not in LAYOUTS:
         raise WeightsError(f"{path} holds the weights of {kind}, but a prior extractor is a ResNet with a 7x7 stem")
     return trunk, {"method": "moco", "backbone": kind.name} if moco else header | {"backbone": kind.name}
+
+
+def load_base(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A trained base learner: the state dict of its PSPNet, and the header that tells of its training.
+
+    The header has `backbone`, `stem` and `classes`, JSON {id: name} of what the outputs 1, 2, ... stand for.
+    Raises WeightsError for a file of anything else, or whose tensors are not those that its header speaks of.
+    """
+    tensors, header = load_export(path)
+    if header.get("method") != "base":
+        what = f"an export of the method {header['method']}" if "method" in header else "no export of a base learner"
+        raise WeightsError(
+            f"{path} is {what}: give the base.safetensors or best.safetensors that launch/train_base.py leaves in its "
+            "run directory"
+        )
+    with torch.device("meta"):
+        expected = PSPNet(header["backbone"], header["stem"], len(json.loads(header["classes"])))
+    if odd := _shapes(tensors).items() ^ _shapes(expected.state_dict()).items():
+        raise WeightsError(
+            f"{path} has {len({name for name, _ in odd})} tensors that are missing, unknown or of another shape for "
+            f"the {header['backbone']} of its header, {min(odd)[0]} first: give a complete file"
+        )
+    return tensors, header
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import ceil
 from pathlib import Path
 
@@ -24,10 +25,11 @@ class Bar:
     """Over all seeds."""
 
 
-def class_bars(bars: Sequence[Bar], path: Path, *, mean: float) -> None:
+def class_bars(bars: Sequence[Bar], path: Path, *, mean: float, unit: str = "episodes") -> None:
     """Intersection over union by class, the best on top: a bar to the mean over seeds, a dot for every seed.
 
-    mean: the mean over classes, drawn as a line. Many classes go on in further columns.
+    mean: the mean over classes, drawn as a line. unit: what `Bar.episodes` counts. Many classes go on in further
+    columns.
     """
     bars = sorted(bars, key=lambda bar: -float(np.mean(bar.values)))
     columns = max(ceil(len(bars) / LINES), 1)
@@ -52,7 +54,29 @@ def class_bars(bars: Sequence[Bar], path: Path, *, mean: float) -> None:
         axes.text(mean, -0.65, f"mIoU {mean:.1f}", ha="center", va="bottom", fontsize=6 if small else 7.5, color=INK)
         axes.set_yticks(range(len(part)), [_short(bar.name) for bar in part], fontsize=6 if small else 8)
         axes.set(ylim=(max(lines, 1) - 0.4, -0.6), xlim=(0, 100), xticks=range(0, 101, 20))
-        axes.set_xlabel("IoU, % (episodes)", fontsize=8, color=INK)
+        axes.set_xlabel(f"IoU, % ({unit})", fontsize=8, color=INK)
+    save(figure, path)
+
+
+def class_dots(values: Mapping[str, Mapping[str, float]], labels: Sequence[str], path: Path) -> None:
+    """Intersection over union of every class in per cent, a dot for each of `labels`; the hardest class at the bottom.
+
+    values: class -> label -> figure; a label may be missing.
+    """
+    names = sorted(values, key=lambda name: float(np.mean([*values[name].values()])))
+    figure = Figure(figsize=(7, 0.28 * len(names) + 0.35 * len(labels) + 1), layout="constrained")
+    axes = figure.add_subplot()
+    tidy(axes, "")
+    for label, colour, mark in zip(labels, cycle(COLOURS), cycle("osD^vPX*"), strict=False):
+        places = [place for place, name in enumerate(names) if label in values[name]]
+        axes.plot(
+            [values[names[place]][label] for place in places], places, ls="none", marker=mark, ms=5, color=colour,
+            alpha=0.85, label=label,
+        )    # fmt: skip
+    axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8 if len(names) <= 30 else 6)
+    axes.set(xlim=(0, 100), ylim=(-0.6, len(names) - 0.4))
+    axes.set_xlabel("IoU, %", fontsize=8, color=INK)
+    axes.legend(fontsize=7.5, labelcolor=INK, edgecolor="none", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     save(figure, path)
 
 

@@ -21,6 +21,7 @@ PANELS = (
     ("kNN top-1 on held-out crops", ("knn/top1",), "share"),
     ("validation", ("val/miou", "val/fb_iou"), "share"),
     ("IoU of training queries", ("iou",), "share"),
+    ("training pixels that are right", ("accuracy",), "share"),
     ("cosine similarity of pairs", ("positive/*", "negative/*"), "free"),
     ("spread of embeddings (0: collapsed)", ("spread/*",), "zero"),
     ("gradient norm", ("grad_norm",), "zero"),

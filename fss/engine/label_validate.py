@@ -1,0 +1,192 @@
+"""Validation while a base learner trains: intersection over union of the classes it learns, on images left out."""
+
+import copy
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fss.data.label_feed import LabelReader
+from fss.data.transforms import Frame, fit_image
+from fss.engine.dist import World
+from fss.engine.evaluation.measure import evaluating
+from fss.engine.reports import label_maps
+from fss.engine.validate import check_names
+from fss.errors import ConfigError, UserError, at_least
+from fss.methods.base import Method
+from shards.format import IGNORE_LABEL, Manifest, ShardError
+from shards.read import ShardSet
+
+SHOWN = 6    # images drawn at a validation
+THREADS = 2    # that read ahead of the network
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelValidateConfig:
+    """Which base classes are learned, and on which images the best weights of a run are chosen."""
+
+    split: Literal["base", "novel", "none"] = "base"
+    """The validate.split of the meta-training that this is for. base: the base classes that it holds out are not
+    learned here either. novel, none: all base classes are learned, as the published program does."""
+    classes: int | None = None
+    """The validate.classes of that meta-training: base classes held out ('base'); null: a fifth of them."""
+    shards: str | None = None
+    """Packed set to validate on; null: a share of the training shards."""
+    share: float = 0.1
+    """Share of the images that is kept from training where `shards` is null, chosen by a hash of their keys; 0: the
+    last weights are all there is."""
+    every: int | None = None
+    """Optimizer steps between validations; null: a twentieth of the run."""
+
+    def __post_init__(self) -> None:
+        at_least("validate", self, every=1, classes=1)
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"validate.share is {self.share}: give a share from 0 to below 1, such as 0.1")
+
+
+def kept_for_validation(manifest: Manifest, share: float) -> np.ndarray:
+    """Which samples validate, bool [samples]: a matter of their keys alone, and for crops of their photograph's."""
+    names = [row.crop_of or row.key for row in manifest.samples]
+    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
+    return np.array(draws) < share
+
+
+def validation_images(
+    config: LabelValidateConfig, training: ShardSet, cache: str | None
+) -> tuple[ShardSet, np.ndarray]:
+    """The set that is validated on, and the indices of its images that do."""
+    if config.shards:
+        shards = ShardSet(config.shards, cache=cache)
+        return shards, np.arange(len(shards))
+    kept = np.flatnonzero(kept_for_validation(training.manifest, config.share))
+    if config.share and not len(kept):
+        raise ConfigError(
+            f"validate.share {config.share} keeps none of the {len(training)} images: raise it, give validate.shards, "
+            "or set it to 0"
+        )
+    return training, kept
+
+
+class LabelValidation:
+    """The validation images of a run, and the score of a method on them.
+
+    An image is fitted into a square of `size` pixels and scored at its own size; pixels of unknown class do not count.
+    The mean is over the classes that the images show.
+
+    Raises ShardError where the shards name the classes otherwise, or show none of them.
+    """
+
+    def __init__(
+        self, shards: ShardSet, images: Sequence[int], classes: Mapping[int, str], training: Manifest, size: int,
+        world: World,
+    ) -> None:    # fmt: skip
+        check_names(list(classes), training, shards)
+        self.shards = shards
+        self.images = [int(index) for index in images]
+        self.names = list(classes.values())
+        self.size = size
+        self.world = world
+        self.read = LabelReader(shards, list(classes))
+        samples = shards.manifest.samples
+        self.pixels = {    # what the images show of each class, by name
+            name: sum(samples[index].classes.get(class_id, 0) for index in self.images)
+            for class_id, name in classes.items()
+        }
+        self.shown = [name for name, pixels in self.pixels.items() if pixels]
+        if not self.shown:
+            raise ShardError(
+                f"none of the {len(self.images)} validation images shows a class to learn: raise validate.share, give "
+                "validate.shards, or set validate.share to 0"
+            )
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        """val/miou and each class's val/iou/NAME, as fractions. Collective; equal on all ranks.
+
+        Every image is looked at alone and gives integers: the score does not depend on the ranks.
+        """
+        counts, failure = np.zeros((2, 1 + len(self.names)), np.int64), None
+        try:
+            for image, labels in self._ahead(self.images[self.world.rank :: self.world.size]):
+                counts += intersections_and_unions(self.predict(method, image), labels, len(self.names))
+        except (ShardError, UserError) as error:
+            failure = error
+        everyone, failures = zip(*self.world.gather_objects((counts, failure)), strict=True)
+        if error := next((failure for failure in failures if failure), None):
+            raise error
+        intersections, unions = sum(everyone)[:, 1:]
+        scores = dict(zip(self.names, (intersections / unions.clip(min=1)).tolist(), strict=True))
+        mean = sum(scores[name] for name in self.shown) / len(self.shown)
+        return {"val/miou": mean, **{f"val/iou/{name}": scores[name] for name in self.shown}}
+
+    def predict(self, method: Method, image: np.ndarray) -> np.ndarray:
+        """What `method` makes of an image uint8 [H, W, 3]: labels uint8 [H, W]."""
+        fitted, frame = fit_image(image, self.size, "exact")    # [3, S, S]
+        with evaluating(method), torch.inference_mode(), self.world.autocast():
+            logits = method.segment(fitted[None].to(self.world.device))    # [1, 1 + n, h, w]
+        return restored(logits.float(), frame)
+
+    def picture(self, method: Method, folder: Path, done: int) -> Path:
+        """A PNG in `folder`: images, their labels and the prediction, the same images at every validation."""
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step_{done:08d}.png"
+        rows = []
+        for index in spread(self.images, SHOWN):
+            image, labels = self.read(index)
+            rows.append(label_maps.Segmented(image=image, truth=labels, prediction=self.predict(method, image)))
+        label_maps.draw(rows, self.names, path)
+        return path
+
+    def _ahead(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels, read by threads a few ahead. Raises ShardError where one cannot be read."""
+        own = threading.local()    # a ShardSet closes files that another thread may be reading
+
+        def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+            if not hasattr(own, "read"):
+                own.read = copy.copy(self.read)
+                own.read.shards = copy.copy(self.shards)
+            return own.read(index)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            coming = deque()
+            for index in indices:
+                coming.append(pool.submit(read, index))
+                if len(coming) > 2 * THREADS:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+
+def spread(items: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the items, evenly over them."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def restored(logits: Tensor, frame: Frame) -> np.ndarray:
+    """Labels uint8 [H, W] of logits [1, 1 + n, h, w] over the square of `frame`."""
+    square = interpolate(logits, (frame.size, frame.size), mode="bilinear", align_corners=True)
+    valid = square[..., : frame.valid_h, : frame.valid_w]
+    full = interpolate(valid, (frame.height, frame.width), mode="bilinear", align_corners=False)
+    return full[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def intersections_and_unions(prediction: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels, int64 [2, 1 + classes]: intersections and unions of background and classes, over the known pixels.
+
+    prediction: uint8 [H, W] of 0 to `classes`. labels: the same, or 255 where nothing is known.
+    """
+    known = labels != IGNORE_LABEL
+    prediction, labels = prediction[known], labels[known]
+    found, there, both = (
+        np.bincount(values, minlength=1 + classes) for values in (prediction, labels, labels[prediction == labels])
+    )
+    return np.stack([both, found + there - both])

@@ -1,0 +1,118 @@
+"""Pictures of label maps: photographs, what they show, and what a network makes of them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fss.engine.reports.paint import TINT, small, small_mask
+from fss.engine.reports.pictures import INK, save, show
+from shards.format import IGNORE_LABEL
+
+INCHES = 2.2    # of a column
+GREY = (153, 153, 153)    # of unknown pixels
+COLUMNS = 6    # of the legend
+SHEET = 4    # pictures in a line of a contact sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """One image uint8 RGB [H, W, 3] and two label maps uint8 [H, W]: 0 background, 1, 2, ... classes, 255 unknown."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def draw(rows: Sequence[Segmented], names: Sequence[str], path: Path) -> None:
+    """One row an image: photograph, truth, prediction; the classes that occur are in the legend, the unknown is grey.
+
+    names: of the labels 1, 2, ...
+    """
+    figure = Figure(figsize=(3 * INCHES, INCHES * sum(_height(row.image) for row in rows) + 0.9))
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=[_height(row.image) for row in rows])
+    occurring: set[int] = set()
+    for line, row in zip(grid, rows, strict=True):
+        maps = row.truth, np.where(row.truth == IGNORE_LABEL, IGNORE_LABEL, row.prediction)
+        show(line[0], small(row.image))
+        for axes, labels in zip(line[1:], maps, strict=True):
+            show(axes, overlaid(row.image, labels, len(names)))
+            occurring.update(np.unique(labels).tolist())
+    for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        axes.set_title(title, fontsize=8.5, color=INK, pad=4)
+    colours = label_colours(len(names)) / 255
+    handles = [
+        Patch(color=colours[label], label="unknown" if label == IGNORE_LABEL else names[label - 1])
+        for label in sorted(occurring - {0})
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=COLUMNS, fontsize=7, frameon=False, labelcolor=INK)
+    save(figure, path)
+
+
+def contact_sheet(
+    supports: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    queries: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    path: Path,
+) -> None:
+    """The supports of every class in its colour, and below them every query with what was found in it.
+
+    supports: class -> photograph uint8 RGB [H, W, 3] and mask uint8 [H, W] of each shot. queries: name, photograph and
+    labels uint8 [H, W], where i is the i-th class.
+    """
+    names = list(supports)
+    cells = [
+        (name, overlaid(image, np.where(mask == 1, label, 0), len(names)))
+        for label, (name, shots) in enumerate(supports.items(), 1)
+        for image, mask in shots
+    ]
+    first = -(-len(cells) // SHEET) * SHEET    # queries begin a line of their own
+    cells += [("", None)] * (first - len(cells))
+    cells += [(name, overlaid(image, labels, len(names))) for name, image, labels in queries]
+    lines = -(-len(cells) // SHEET)
+    figure = Figure(figsize=(SHEET * INCHES, lines * (INCHES + 0.1) + 0.5), layout="constrained")
+    grid = figure.subplots(lines, SHEET, squeeze=False).ravel()
+    for axes, (name, picture) in itertools.zip_longest(grid, cells, fillvalue=("", None)):
+        if picture is None:
+            axes.set_axis_off()
+        else:
+            show(axes, picture, title=name)
+    grid[0].set_ylabel("supports", fontsize=8.5, color=INK)
+    grid[first].set_ylabel("queries", fontsize=8.5, color=INK)
+    colours = label_colours(len(names)) / 255
+    handles = [Patch(color=colours[label], label=name) for label, name in enumerate(names, 1)]
+    figure.legend(handles=handles, loc="outside lower left", ncols=COLUMNS, fontsize=8, frameon=False, labelcolor=INK)
+    save(figure, path)
+
+
+def _height(image: np.ndarray) -> float:
+    """Height of a picture in columns; a portrait is shown narrower rather than in a row of twice the height."""
+    return min(image.shape[0] / image.shape[1], 1)
+
+
+def label_colours(classes: int) -> np.ndarray:
+    """RGB of every label, float [256, 3]; hues a golden angle apart, so that few classes differ as well as they can."""
+    colours = np.zeros((256, 3))
+    turns = np.arange(classes)
+    hsv = np.stack([turns * 0.618 % 1, np.full(classes, 0.85), 1 - 0.3 * (turns % 2)], axis=1)    # [classes, 3]
+    colours[1 : 1 + classes] = 255 * hsv_to_rgb(hsv)
+    colours[IGNORE_LABEL] = GREY
+    return colours
+
+
+def overlaid(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The photograph in grey with its labels in colour, small, uint8 [h, w, 3]."""
+    return tinted(small(image), small_mask(labels), classes)
+
+
+def tinted(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The photograph uint8 RGB [H, W, 3] in grey, its labels uint8 [H, W] in colour over it."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]    # [H, W, 1]
+    colour = (1 - TINT) * grey + TINT * label_colours(classes)[labels]
+    return np.where(labels[..., None] > 0, colour, grey).astype(np.uint8)

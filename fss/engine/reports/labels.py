@@ -1,0 +1,149 @@
+"""What the page of a base learner's training tells: loss and scores beside constant answers, classes, a validation."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fss.data.batch import LabelSpec
+from fss.data.feed import DataConfig
+from fss.data.label_feed import LabelData, LabelFeed
+from fss.engine.label_validate import LabelValidation
+from fss.engine.reports.charts import Bar, class_bars
+from fss.engine.reports.curves import series
+from fss.engine.reports.page import Picture, Story, Verdict
+from fss.engine.run import RunDir, read_header
+from fss.methods.base import Method
+from shards.format import IGNORE_LABEL
+
+MARGIN = 0.1    # of the constant answer's loss: taken over some dozen images, both are off by a few percent
+SAMPLE = 96    # training images of which the shares of the classes are taken
+TAIL = 10    # logged steps over which a final loss is averaged
+
+
+def story(
+    run: RunDir, method: Method, data: LabelData, validation: LabelValidation | None, *, config: DataConfig, seed: int
+) -> Story:
+    """What the logged rows of `run` say, its classes, and its last validation picture, copied beside the page.
+
+    config, seed: how the run drew its training images. For one rank.
+    """
+    rows = run.rows()
+    shares = label_shares(method.consumes, data, config, seed)
+    levels = {"loss": entropy(shares), "accuracy": float(shares.max())}
+    if validation:
+        levels["val/miou"] = constant_score(validation)
+    return Story(
+        verdicts=verdicts(rows, levels),
+        levels=levels,
+        guess="constant answer",
+        guess_explained="the best that an answer without a look at the image gives, of the loss the same probabilities "
+        "for every pixel, of the rest one class everywhere",
+        pictures=_pictures(run, rows, validation) if validation else [],
+        ran={"best weights": _best(run, rows, validation)},
+    )
+
+
+def label_shares(spec: LabelSpec, data: LabelData, config: DataConfig, seed: int) -> np.ndarray:
+    """Share of each label among the known pixels of the first augmented training images, float [1 + classes]."""
+    feed = LabelFeed(spec, data, config, seed)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, SAMPLE, 8):
+        counts += np.bincount(feed.batch(start, start + 8).labels.numpy().ravel(), minlength=256)
+    known = counts[:IGNORE_LABEL]
+    return known / max(known.sum(), 1)
+
+
+def entropy(shares: np.ndarray) -> float:
+    """What cross-entropy comes to if every pixel gets these probabilities, nats."""
+    present = shares[shares > 0]
+    return float(-(present * np.log(present)).sum())
+
+
+def constant_score(validation: LabelValidation) -> float:
+    """val/miou of the best single class at every pixel.
+
+    As good as exact: areas are those in the manifest, and pixels that are not counted are taken for background.
+    """
+    samples = validation.shards.manifest.samples
+    pixels = sum(samples[index].height * samples[index].width for index in validation.images)
+    return max(validation.pixels.values()) / pixels / len(validation.shown)
+
+
+def verdicts(rows: list[dict], levels: Mapping[str, float]) -> list[Verdict]:
+    """Final loss and mIoU against answers that do not look at the image, and against the network before training.
+
+    Good is a loss a tenth below that of the best constant answer, and a val/miou twice that of the best constant answer
+    and above that before the first step.
+    """
+    said = []
+    values = series(rows, "loss")[1][-TAIL:]
+    if len(values):
+        mean, level = float(values.mean()), levels["loss"]
+        text = f"loss ended at {mean:.3f} nats; the best constant answer costs {level:.3f}"
+        said.append(Verdict(good=mean < (1 - MARGIN) * level, text=text))
+    steps, scores = series(rows, "val/miou")
+    if len(scores):
+        final, constant = scores[-1], levels["val/miou"]
+        text = f"val/miou is {final:.1%} at the end; the best single class at every pixel scores {constant:.1%}"
+        said.append(Verdict(good=bool(final > 2 * constant), text=text))
+        if len(scores) > 1 and steps[0] == 0:
+            text = f"val/miou is {final:.1%} after {steps[-1]:.0f} steps, {scores[0]:.1%} before the first"
+            said.append(Verdict(good=bool(final > scores[0]), text=text))
+    return said
+
+
+def _best(run: RunDir, rows: list[dict], validation: LabelValidation | None) -> str:
+    """Which weights are the best, and how they were chosen."""
+    best = run.folder / "best.safetensors"
+    if validation is None:
+        return "none chosen, as validate.share is 0: the last weights are all there is"
+    if not best.exists():
+        return "best.safetensors is no longer there"
+    known = read_header(best)
+    count = len(series(rows, known["scored_by"])[1])
+    return (
+        f"of step {int(known['steps']):,}: the highest {known['scored_by']}, {float(known['score']):.1%}, of {count} "
+        f"validations on {len(validation.images):,} images that were not trained on"
+    )
+
+
+def _pictures(run: RunDir, rows: list[dict], validation: LabelValidation) -> list[Picture]:
+    return [*_classes(run.report, rows, validation), *_last_validation(run)]
+
+
+def _classes(folder: Path, rows: Sequence[dict], validation: LabelValidation) -> list[Picture]:
+    """The classes' scores of the last validation."""
+    measured = [row for row in rows if "val/miou" in row]
+    if not measured:
+        return []
+    last, samples = measured[-1], validation.shards.manifest.samples
+    ids = {name: class_id for class_id, name in validation.shards.manifest.classes.items()}
+    bars = [
+        Bar(
+            name=name, values=(100 * last[f"val/iou/{name}"],),
+            episodes=sum(ids[name] in samples[index].classes for index in validation.images),
+        )
+        for name in validation.shown
+    ]    # fmt: skip
+    class_bars(bars, folder / "classes.png", mean=100 * last["val/miou"], unit="images")
+    absent = [name for name in validation.names if name not in validation.shown]
+    caption = f"The last validation, step {last['step']:,}; in brackets how many validation images show the class."
+    if absent:
+        caption += f" No validation image shows {', '.join(absent)}: not in the mean."
+    return [Picture(title="Classes", file="classes.png", caption=caption)]
+
+
+def _last_validation(run: RunDir) -> list[Picture]:
+    """The last picture of a validation, copied beside the page."""
+    drawn = sorted((run.folder / "validation").glob("step_*.png"))
+    if not drawn:
+        return []
+    shutil.copyfile(drawn[-1], run.report / "validation.png")
+    step = int(drawn[-1].stem.removeprefix("step_"))
+    caption = (
+        f"Step {step:,}: validation images spread over the set, not chosen by hand and the same at every validation; "
+        "earlier ones are in the folder validation of the run. Novel classes and those held out are background."
+    )
+    return [Picture(title="Last validation", file="validation.png", caption=caption, wide=True)]

@@ -1,0 +1,73 @@
+"""What every training run has beside its steps: data, measurements, what is told of it."""
+
+import abc
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fss.data.feed import DataConfig
+from fss.engine.dist import World
+from fss.engine.reports.page import Story
+from fss.engine.run import RunDir
+from fss.methods.base import Method
+from shards.read import ShardSet
+from shards.synthetic import embed
+
+EMBEDDED_IMAGES = 800
+
+
+def open_shards(config: DataConfig, world: World) -> ShardSet:
+    """The shards that were named; the embedded set, packed at first use, where none were. Collective."""
+    if config.shards:
+        return ShardSet(config.shards, cache=config.cache)
+    folder = Path(os.environ.get("FSS_DATA", "data")) / "synthetic"
+    world.on_main(lambda: embed(folder, images=EMBEDDED_IMAGES, processes=min(os.cpu_count() or 1, 8)))
+    return ShardSet(folder)
+
+
+class Task(abc.ABC):
+    """The part of a run that depends on what its method learns from. Made alike on every rank."""
+
+    selects_by: ClassVar[str | None] = None
+    """The measurement whose highest value marks the best weights."""
+    unit: ClassVar[str]
+    """What a batch is counted in."""
+    shards: ShardSet
+    data: Any
+    """What `fss.data.loader.load` takes."""
+    samples: int
+    """Samples of an epoch."""
+    every: int | None
+    """Steps between measurements. 0: only before the first step and after the last. None: a twentieth of the run."""
+
+    @abc.abstractmethod
+    def __init__(self, job: Any, method: Method, world: World) -> None:
+        """job: one of fss.config's. Raises UserError or ShardError where job, shards and method do not fit."""
+
+    @abc.abstractmethod
+    def measure(self, method: Method) -> dict[str, float]:
+        """What is measured at times, by name; empty where there is nothing to measure on. Collective."""
+
+    def picture(self, method: Method, run: Path, done: int) -> Path | None:
+        """A PNG in the folder of the run of what the method does after `done` steps. For one rank."""
+        return None
+
+    def identity(self) -> dict[str, object]:
+        """What decides the result beside the configuration and the training shards."""
+        return {}
+
+    def opening(self) -> list[str]:
+        """Sentences for the start of a run."""
+        return []
+
+    def cautions(self) -> list[str]:
+        """Sentences on what keeps the result from being compared, whatever the method."""
+        return []
+
+    @abc.abstractmethod
+    def story(self, method: Method, run: RunDir) -> Story:
+        """This task's part of the page of a finished run, its pictures drawn. For one rank."""
+
+    @abc.abstractmethod
+    def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
+        """What weights exported after `seen` samples and the logged `rows` should say of their training."""

@@ -1,0 +1,77 @@
+"""PSPNet (Zhao et al. 2017) without its auxiliary loss: BAM's base learner, which segments a fold's base classes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss.nn.backbones import BackboneName, Stem, make_backbone
+from fss.nn.ppm import PPM
+
+BINS = (1, 2, 3, 6)
+WIDTH = 512    # channels before the classifier
+
+
+class PSPNet(nn.Module):
+    """A dilated backbone, frozen as few-shot methods use it until `learn`, and a pyramid pooling head."""
+
+    def __init__(self, backbone: BackboneName, stem: Stem, classes: int, dropout: float = 0.1):
+        """classes: how many beside the background. Raises ConfigError for a VGG with a ResNet's stem."""
+        super().__init__()
+        self.backbone = make_backbone(backbone, stem=stem)
+        self.head = PSPHead(self.backbone.channels[4], classes, dropout)
+
+    def learn(self) -> None:
+        """Have the backbone learn too: gradients for its parameters, and batch norm as `train` and `eval` say."""
+        self.backbone.bn = "reference"
+        self.backbone.requires_grad_(True)
+        self.train(self.training)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Standardised images [B, 3, H, W] -> logits [B, 1 + classes, h, w], with a gradient to whatever learns."""
+        x = image.contiguous(memory_format=torch.channels_last)
+        for number in range(5):
+            x = self.backbone.stage(number, x)
+        return self.head(x)
+
+
+class PSPHead(nn.Module):
+    """Pyramid pooling, a 3x3 convolution, and a classifier of the background and `classes` more."""
+
+    def __init__(self, channels: int, classes: int, dropout: float):
+        super().__init__()
+        self.ppm = PPM(channels, channels // len(BINS), BINS)
+        self.reduce = nn.Conv2d(self.ppm.channels, WIDTH, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(WIDTH)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(WIDTH, 1 + classes, 1)
+
+    def forward(self, block4: Tensor) -> Tensor:
+        """[B, C4, h, w] -> logits [B, 1 + classes, h, w]; channel 0 is the background, the classes by ascending id."""
+        return self.classify(self.dropout(F.relu(self.norm(self._reduced(block4)))))
+
+    def _reduced(self, block4: Tensor) -> Tensor:
+        """`self.reduce(self.ppm(block4))` [B, WIDTH, h, w], though half of the pyramid's channels are never formed.
+
+        They are grids of up to 6 x 6 cells, interpolated. Interpolation works on positions and a convolution's taps on
+        channels, so each tap is applied to the cells, and what it gives is interpolated to where the tap looks.
+        """
+        height, width = block4.shape[2:]
+        weights = self.reduce.weight.split([block4.shape[1], *[conv.out_channels for conv, *_ in self.ppm.reduce]], 1)
+        out = F.conv2d(block4, weights[0], padding=1)
+        for grid, weight in zip(self.ppm.grids(block4), weights[1:], strict=True):
+            cells = grid.shape[2]
+            taps = torch.einsum("oiyx,bipq->boypxq", weight, grid)    # [B, WIDTH, 3, cells, 3, cells]
+            rows, columns = (_interpolation(cells, size).to(block4) for size in (height, width))
+            lines = torch.einsum("boypxq,xqw->boypw", taps, columns)    # [B, WIDTH, 3, cells, w]
+            out = out + torch.einsum("boypw,yph->bohw", lines, rows)
+        return out
+
+
+def _interpolation(cells: int, size: int) -> Tensor:
+    """What the three taps of a convolution padded with 0 see, at `size` positions, of a line of interpolated cells.
+
+    float32 [3, cells, size]: weight of each cell, with align_corners, at the position before, at and after each.
+    """
+    line = F.interpolate(torch.eye(cells)[None], size, mode="linear", align_corners=True)[0]    # [cells, size]
+    padded = F.pad(line, (1, 1))
+    return torch.stack([padded[:, tap : tap + size] for tap in range(3)])

@@ -1,0 +1,21 @@
+"""Train the base learner of BAM and MSANet: a network that segments the base classes of a fold.
+
+    accelerate launch launch/train_base.py                                         the embedded default
+    accelerate launch launch/train_base.py --config configs/base/pascal.yaml --episodes.fold 2 --data.shards DIR \
+        --method.backbone_weights FILE
+"""
+
+import sys
+
+from fss.config import BaseJob, command, parse, snapshot
+from fss.engine.fit import fit
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    job = parse(BaseJob, argv, prog="launch/train_base.py", default="base/embedded.yaml")
+    return fit(job, snapshot(job))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

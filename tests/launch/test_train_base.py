@@ -1,0 +1,156 @@
+"""`launch/train_base.py`: recipes, what a run leaves, equal results on more ranks and after kills, refusals."""
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fss.config import CONFIGS
+from fss.nn.weights import load_base
+from launch.train_base import main
+from tests.data.labelled import rectangles
+from tests.launch import conftest
+from tests.launch.conftest import PLACE, ROOT, Launched, called, refusal, rows, run
+from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
+
+LAUNCHER = ROOT / "launch" / "train_base.py"
+RECIPES = sorted((CONFIGS / "base").glob("*.yaml"))
+SMALL = [
+    *PLACE, "--config", str(CONFIGS / "base" / "embedded.yaml"), "--data.workers", "0", "--data.batch", "4",
+    "--method.size", "33", "--optim.steps", "4", "--log.every", "1", "--run.check_every", "2",
+    "--validate.share", "0.3",
+]    # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory) -> Path:
+    """20 images of four classes; fold 0 of the interleaved scheme has the class that is in all of them novel."""
+    return rectangles(tmp_path_factory.mktemp("coloured") / "rectangles", [1, 2, 3, 4] * 5).folder
+
+
+launch, refused, job = partial(called, main), partial(refusal, main), partial(conftest.job, SMALL)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
+    stem = yaml.safe_load(recipe.read_text())["method"].get("stem", "torchvision")
+    code, _, err = launch(
+        capsys, "--config", str(recipe), *conftest.job(PLACE, coloured, tmp_path / "run"), "--optim.steps", "1",
+        "--episodes.scheme", "interleaved", "--method.size", "33", "--method.backbone", "resnet18", "--data.workers",
+        "0", "--data.batch", "2", "--validate.share", "0.3",
+    )    # fmt: skip
+    assert code == 0, err
+    assert load_base(tmp_path / "run" / "base.safetensors")[1]["stem"] == stem
+
+
+def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
+    folder = tmp_path / "run"
+    words = job(coloured, folder, "--validate.every", "5", "--optim.steps", "10")
+    code, out, err = launch(capsys, *words)
+    assert code == 0, err
+    assert "novel, and background here: red" in out and "holds them out: blue" in out
+    logged = rows(folder)
+    trained = [row for row in logged if "loss" in row]
+    assert {"loss", "accuracy", "lr", "epoch", "grad_norm"} <= trained[0].keys()
+    validated = {row["step"]: row["val/miou"] for row in logged if "val/miou" in row}
+    assert list(validated) == [0, 5, 10]
+    assert {"val/iou/green", "val/iou/yellow"} <= next(row for row in logged if "val/miou" in row).keys()
+    assert trained[-1]["loss"] < trained[0]["loss"] / 2
+
+    for name in ("base", "best"):
+        tensors, facts = load_base(folder / f"{name}.safetensors")
+        assert json.loads(facts["classes"]) == {"2": "green", "4": "yellow"}
+        assert (facts["scheme"], facts["fold"], facts["backbone"]) == ("interleaved", "0", "resnet18")
+        assert json.loads(facts["novel"]) == [1] and json.loads(facts["held_out"]) == [3]
+        assert tensors["head.classify.weight"].shape == (3, 512, 1, 1)
+    assert facts["steps"] in map(str, validated) and float(facts["score"]) == max(validated.values())
+    with safe_open(folder / "base.safetensors", framework="pt") as weights:
+        known = weights.metadata()
+    assert (known["steps"], known["images_seen"]) == ("10", "40")
+    assert float(known["best_miou"]) == max(validated.values())
+
+    page = json.loads((folder / "report" / "report.json").read_text())
+    assert [picture["file"] for picture in page["pictures"]] == ["curves.png", "classes.png", "validation.png"]
+    assert all((folder / "report" / picture["file"]).exists() for picture in page["pictures"])
+    assert len(page["verdicts"]) == 3 and len(list((folder / "validation").glob("step_*.png"))) == len(validated)
+
+    again, out, _ = launch(capsys, *words)
+    assert again == 0 and "resumed at step 10" in out
+    started = tmp_path / "warm"
+    weights = str(folder / "base.safetensors")
+    code, out, err = launch(
+        capsys, *words, "--run.dir", str(started), "--run.start_from", weights, "--optim.steps", "1",
+        "--episodes.fold", "1",
+    )    # fmt: skip
+    assert code == 0 and "which has learned other classes" in out, err
+
+
+def test_without_validation_it_learns_from_all_images_and_there_is_no_best(capsys, tmp_path, coloured):
+    folder = tmp_path / "run"
+    words = ["--validate.share", "0", "--validate.split", "novel", "--optim.steps", "1"]
+    code, out, err = launch(capsys, *job(coloured, folder, *words))
+    assert code == 0, err
+    assert "3 base classes to learn on 20 images" in out
+    assert not (folder / "best.safetensors").exists()
+    assert "none chosen" in (folder / "report" / "report.md").read_text()
+
+
+def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
+    """Dropout is drawn by each rank for itself, so it is switched off; what is left of a difference is rounding."""
+    words = ["--method.dropout", "0", "--optim.steps", "3"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert launch(capsys, *job(coloured, one, *words))[0] == 0
+    run(2, *job(coloured, two, *words), launcher=LAUNCHER)
+    for alone, together in zip(rows(one), rows(two), strict=True):
+        for row in (alone, together):
+            row.pop("speed", None)
+        assert alone == pytest.approx(together, rel=2e-2, abs=1e-3)
+    expected, found = (load_file(folder / "base.safetensors") for folder in (one, two))
+    for name in expected:
+        assert expected[name].float().allclose(found[name].float(), rtol=1e-2, atol=1e-3), name
+
+
+def long(folder: Path, run_dir: Path) -> list[str]:
+    steps = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
+    return job(folder, run_dir, *steps, "--data.workers", "1")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_same(one, other)
+    best, same = (load_file(folder / "best.safetensors") for folder in (one, other))
+    assert all(best[name].equal(same[name]) for name in best)
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
+    def words(folder: Path) -> list[str]:
+        return [*long(coloured, folder), "--data.batch", "6"]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(world, *words(whole), launcher=LAUNCHER)
+    kill_inside_a_save(Launched(world, *words(cut), launcher=LAUNCHER), cut)
+    draw = random.Random(world)
+    kill_after(Launched(world, *words(cut), launcher=LAUNCHER), cut, draw.randint(4, 6), draw.random() * 0.3)
+    assert "resumed at step" in run(world, *words(cut), launcher=LAUNCHER)
+    assert_same_run(whole, cut)
+
+
+def test_what_does_not_fit_is_refused(capsys, tmp_path, coloured):
+    def told(*words: str) -> str:
+        return refused(capsys, *job(coloured, tmp_path / "run", *words))
+
+    assert "episodes.fold is 4" in told("--episodes.fold", "4")
+    assert "20 classes of PASCAL VOC" in told("--episodes.scheme", "pascal")
+    assert "validate.classes is 3" in told("--validate.classes", "3")
+    assert "lower validate.share" in told("--validate.share", "0.99")
+    assert "keeps none of the 20 images" in told("--validate.share", "1e-9")
+    assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
+    assert "did you mean method.head_lr" in told("--method.had_lr", "3")
+    assert "unknown key episodes.shots" in told("--episodes.shots", "5")
+    assert "at least 2 images" in told("--data.batch", "1")
+    assert "method.name qgnet is not for" in told("--method", "qgnet")
