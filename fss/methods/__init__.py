@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from fss.errors import WeightsError
+from fss.methods.bam import BAM
 from fss.methods.base import Method
+from fss.methods.base_learner import BaseLearner
+from fss.methods.gfsam import GFSAM
+from fss.methods.msanet import MSANet
+from fss.methods.mshnet import MSHNet
 from fss.methods.prior import PriorExtractor
 from fss.methods.prototype import Prototype
 from fss.methods.qgnet import QGNet
@@ -11,8 +16,13 @@ from fss.nn.weights import load_export
 
 METHODS: dict[str, type[Method]] = {
     "prior": PriorExtractor,
+    "base": BaseLearner,
     "prototype": Prototype,
     "qgnet": QGNet,
+    "bam": BAM,
+    "msanet": MSANet,
+    "mshnet": MSHNet,
+    "gfsam": GFSAM,
 }
 
 

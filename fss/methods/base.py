@@ -74,6 +74,8 @@ class Method(abc.ABC):
     """Frozen dataclass; every field has a docstring and becomes a command line option."""
     learns: ClassVar[bool] = True
     """Whether there is anything to train; without, `trained` is empty and `loss` raises TypeError."""
+    encodes_queries: ClassVar[bool] = False
+    """Whether a query needs more than `encode` gives: then `encode_query` is called, too."""
 
     trained: nn.Module
     replica: nn.Module
@@ -114,6 +116,17 @@ class Method(abc.ABC):
         """Sentences on what keeps a run over `images_seen` images from being compared with the paper's figures."""
         return []
 
+    def teach(self, classes: Mapping[int, str], peers: Peers) -> None:
+        """Called once, before anything is trained on label maps: the classes to learn, id -> name by ascending id.
+
+        peers: those that every batch will be shared with.
+        """
+        raise TypeError(f"{type(self).__name__} learns no classes by name")
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Logits [B, 1 + n, h, w] of the background and the n classes that were taught, for standardised images."""
+        raise TypeError(f"{type(self).__name__} knows no classes by name")
+
     def learnt(self) -> dict[int, str]:
         """Class id -> name of the classes that a part of this method was trained on beforehand, with their labels.
 
@@ -143,10 +156,17 @@ class Method(abc.ABC):
     def encode(self, image: Tensor) -> Features:
         """What is needed of an image in an episode, as query or as support, whatever the class.
 
-        image: float32 [1, 3, S, S], standardised, S = 8k + 1. Computed once per image and stored by the evaluation, so
-        it holds nothing that `describe` and `predict` do not need.
+        image: float32 [1, 3, S, S], standardised, S such that `Config(size=S)` takes it. Computed once per image and
+        stored by the evaluation, so it holds nothing that `describe` and `predict` do not need.
         """
         raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
+
+    def encode_query(self, image: Tensor) -> Features:
+        """What is needed of an image only where it is the query; `predict` gets it together with what `encode` gave.
+
+        Stored like that. Only called of a method that `encodes_queries`.
+        """
+        raise TypeError(f"{type(self).__name__} needs no more of a query than of a support")
 
     def describe(self, features: Features, mask: Tensor) -> Features:
         """What a support image says about the class of its mask: uint8 [1, S, S], 1 the class, 0 not, 255 unknown.
@@ -159,8 +179,15 @@ class Method(abc.ABC):
         """Logits [1, 2, S, S] (background, class) of a query given K >= 1 descriptions from `describe`."""
         raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
 
+    def remarks(self) -> tuple[str, ...]:
+        """What was unusual about the last prediction, a few words each; an evaluation counts equal ones."""
+        return ()
+
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        """Maps [h, w] in 0..1 by name that show people how a prediction came about; for the report and for recall."""
+        """Maps [h, w] in 0..1 by name that show people how a prediction came about; for the report and for recall.
+
+        query: from `encode`.
+        """
         return {}
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,7 +1,6 @@
-"""QGNet: training and evaluation agree, the maps are what they are said to be, and files bring everything along."""
+"""QGNet: training and evaluation agree, and the maps are what they are said to be."""
 
-import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,27 +8,12 @@ from torch.nn import functional as F
 
 from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError, WeightsError
-from fss.methods import load_method
 from fss.methods.base import Alone
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
 from fss.methods.qgnet import GUIDED_MAP, PRIOR_MAP, QGNet
 from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.region import guided_region_map, prior_region_map, small_mask
-from fss.nn.weights import save_export
+from tests.methods.made_episodes import SIZE, episodes, image_by_image
 from tests.thread_ranks import run_ranks
-
-SIZE = 65    # 9 x 9 positions
-
-
-@pytest.fixture(scope="session")
-def prior_file(tmp_path_factory):
-    """A prior extractor's export, as launch/pretrain_prior.py writes it."""
-    torch.manual_seed(1)
-    tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", dim=8, queue=16, local_queue=16)).export()
-    path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
-    save_export(path, tensors, header | {"epochs": "3.0", "images_seen": "2400"})
-    return str(path)
 
 
 @pytest.fixture
@@ -43,34 +27,6 @@ def config(prior_file) -> QGNetConfig:
 def build(config: QGNetConfig) -> QGNet:
     torch.manual_seed(0)
     return QGNet(config)
-
-
-def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
-    """Noise with rectangles for objects; some pixels are unknown."""
-    g = torch.Generator().manual_seed(seed)
-    masks = torch.zeros(b, 1 + k, SIZE, SIZE, dtype=torch.uint8)
-    for row in masks.flatten(0, 1):
-        top, left = torch.randint(0, SIZE // 2, (2,), generator=g).tolist()
-        row[top : top + 30, left : left + 24] = 1
-        row[:, -3:] = 255
-    images = torch.randint(0, 256, (b, 1 + k, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
-    return EpisodeBatch(
-        query=images[:, 0], query_mask=masks[:, 0], support=images[:, 1:], support_mask=masks[:, 1:],
-        class_id=torch.ones(b, dtype=torch.int64), keys=[str(i) for i in range(b)], replaced=[],
-    )    # fmt: skip
-
-
-def image_by_image(method: QGNet, batch: EpisodeBatch) -> torch.Tensor:
-    """The logits of an evaluation, [B, 2, S, S]."""
-    standardise = method.replica["standardise"]
-    rows = []
-    for query, supports, masks in zip(batch.query, batch.support, batch.support_mask, strict=True):
-        seen = [
-            method.describe(method.encode(standardise(image[None])), mask[None])
-            for image, mask in zip(supports, masks, strict=True)
-        ]
-        rows.append(method.predict(method.encode(standardise(query[None])), seen))
-    return torch.cat(rows)
 
 
 @pytest.mark.parametrize(
@@ -240,16 +196,6 @@ def test_reference_statistics_are_equal_on_all_ranks_after_a_step(config):
     assert not torch.equal(methods[0].replica["prior"].bn1.running_mean, start)
 
 
-def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(config):
-    method = build(replace(config, reduction_dropout=0.5, classifier_dropout=0.5, bn="reference"))
-    batch = episodes(b=1)
-    method.trained.train()
-    method.replica.train()
-    first, second = image_by_image(method, batch), image_by_image(method, batch)
-    assert torch.equal(first, second)
-    assert method.trained.training and method.replica["backbone"].training
-
-
 def test_bfloat16_stays_finite_and_near(config):
     method = build(config)
     expected, _ = method.loss(episodes(), Alone(), 0)
@@ -261,28 +207,6 @@ def test_bfloat16_stays_finite_and_near(config):
     assert all(p.grad.isfinite().all() for p in method.trained.parameters())
 
 
-@pytest.mark.parametrize("variant", [{}, {"heads": True}, {"prior_map": "off"}], ids=str)
-def test_an_export_needs_no_other_file(config, variant, tmp_path):
-    method = build(replace(config, **variant))
-    tensors, header = method.export()
-    stored = json.loads(header["config"])
-    assert stored == json.loads(json.dumps(asdict(method.config)))
-    header["config"] = json.dumps(stored | {"prior_weights": "/gone", "backbone_weights": "/gone"})
-    save_export(tmp_path / "qgnet.safetensors", tensors, header)
-    again, read = load_method(tmp_path / "qgnet.safetensors")
-    assert read["method"] == "qgnet"
-    batch = episodes(b=1)
-    assert torch.equal(image_by_image(again, batch), image_by_image(method, batch))
-    assert any("prior extractor" in text for text in again.cautions(10**7)) == (method.config.prior_map != "off")
-
-
-def test_a_prior_map_cannot_be_switched_on_after_training(config):
-    tensors, header = build(replace(config, prior_map="off")).export()
-    header["config"] = json.dumps(json.loads(header["config"]) | {"prior_map": "on"})
-    with pytest.raises(ConfigError, match="prior_map is on but these weights were trained with off"):
-        QGNet.restore(tensors, header)
-
-
 def test_cautions_name_what_is_far_from_the_paper(config):
     said = " ".join(build(config).cautions(1000))
     for piece in ("random weights", "2,400 images seen", "1,000 episodes"):
@@ -290,34 +214,6 @@ def test_cautions_name_what_is_far_from_the_paper(config):
     known = build(config)
     known.prior_header = {"method": "moco", "backbone": "resnet18"}
     assert any("MoCo" in text for text in known.cautions(10**7))
-
-
-def test_a_warm_start_takes_everything_and_refuses_other_shapes(config, tmp_path, prior_file):
-    source = build(config)
-    with torch.no_grad():
-        for parameter in source.trained.parameters():
-            parameter.add_(0.01)
-    save_export(tmp_path / "qgnet.safetensors", *source.export())
-    method = build(config)
-    assert method.start_from(tmp_path / "qgnet.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(method.trained.parameters(), source.trained.parameters(), strict=True))
-    with pytest.raises(WeightsError, match=r"does not fit: .*shape"):
-        build(replace(config, dim=8)).start_from(tmp_path / "qgnet.safetensors")
-    with pytest.raises(WeightsError, match="holds prior, not qgnet"):
-        method.start_from(prior_file)
-
-
-def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(config, tmp_path, prior_file):
-    with pytest.raises(WeightsError, match=r"holds prior, which is not evaluated.*qgnet"):
-        load_method(prior_file)
-    save_export(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
-    with pytest.raises(WeightsError, match="without the name of a method"):
-        load_method(tmp_path / "x.safetensors")
-    tensors, header = build(config).export()
-    header["config"] = json.dumps(json.loads(header["config"]) | {"unheard_of": 1})
-    save_export(tmp_path / "new.safetensors", tensors, header)
-    with pytest.raises(WeightsError, match="another version"):
-        load_method(tmp_path / "new.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden"
+QUICK = 3    # of the files that take long; the others are marked slow
 SUFFIXES = (".npz", ".tsv", ".tsv.gz")
 
 
@@ -38,4 +39,14 @@ def pytest_generate_tests(metafunc):
         raise pytest.UsageError(f"--golden {folder}: no {', '.join(SUFFIXES)} file in it")
     missing = pytest.mark.skip(reason="no recorded reference runs: give --golden DIR")
     ids = [p.relative_to(folder).as_posix().split(".")[0] for p in files]
-    metafunc.parametrize("golden", files or [pytest.param(None, marks=missing)], ids=ids or ["none"])
+    smallest = sorted((p for p in files if _takes_long(p)), key=lambda p: (p.stat().st_size, p))[:QUICK]
+    rows = [
+        pytest.param(path, marks=pytest.mark.slow) if _takes_long(path) and path not in smallest else path
+        for path in files
+    ]
+    metafunc.parametrize("golden", rows or [pytest.param(None, marks=missing)], ids=ids or ["none"])
+
+
+def _takes_long(path: Path) -> bool:
+    """Is it an episode on photographs, seconds of two networks and a hundred masks?"""
+    return path.name.startswith("ep_")

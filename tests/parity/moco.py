@@ -1,19 +1,14 @@
-"""The official MoCo on several ranks, step by step, by the shipped method on as many processes.
+"""The official MoCo on several ranks, step by step, by the shipped method on as many processes."""
 
-Run as a script it is one of those ranks: `moco.py GOLDEN OUT RENDEZVOUS RANK WORLD`.
-"""
-
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from tests.ranks import on_ranks
+
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class RecordedEncoder(nn.Module):
@@ -60,29 +55,8 @@ def encoder_state(golden, prefix: str) -> dict[str, torch.Tensor]:
 
 def check(path: Path) -> None:
     """Reproduce one file; AssertionError says what differs, at which step and by how much."""
-    import tempfile
-
     golden = dict(np.load(path, allow_pickle=False))
-    world = int(golden["world"])
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [str(path), folder, str(Path(folder) / "rendezvous")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, __file__, *arguments, str(rank), str(world)],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for rank in range(world)
-        ]    # fmt: skip
-        try:
-            for rank, process in enumerate(ranks):
-                output, _ = process.communicate(timeout=240)
-                assert process.returncode == 0, f"rank {rank} failed:\n{output}"
-        finally:
-            for process in ranks:
-                process.kill()
-        ours = [dict(np.load(Path(folder) / f"{rank}.npz", allow_pickle=False)) for rank in range(world)]
-    compare(golden, ours)
+    compare(golden, on_ranks(int(golden["world"]), run_rank, golden))
 
 
 def compare(golden: dict[str, np.ndarray], ours: list[dict[str, np.ndarray]]) -> None:
@@ -106,15 +80,19 @@ def close(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
     np.testing.assert_allclose(ours, theirs, **TOLERANCE, err_msg=what)
 
 
-def run_rank(golden: dict[str, np.ndarray], out: Path, peers) -> None:
-    """Train as recorded, as one rank of `peers`, and save what the file recorded."""
+def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Train as recorded, as one of the ranks, and return what the file recorded."""
+    import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
     from fss.data.batch import ViewBatch
+    from fss.engine.dist import Ranks
     from fss.methods.prior import PriorExtractor
     from fss.methods.prior_config import PriorConfig
     from fss.nn import contrast
 
+    dist.init_process_group("gloo")
+    peers = Ranks()
     n, rank = int(golden["batch_per_rank"]), peers.rank
     config = PriorConfig(
         dim=int(golden["dim"]), queue=int(golden["K"]), temperature=float(golden["T"]), momentum=float(golden["m"]),
@@ -182,7 +160,8 @@ def run_rank(golden: dict[str, np.ndarray], out: Path, peers) -> None:
         name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in query.named_parameters()
     })    # fmt: skip
     record |= {"final/queue": queues[-1], "final/queue_ptr": np.array([queue.pointer])}
-    np.savez(out / f"{rank}.npz", logits=logits, loss=losses, queue=queues, ptr=pointers, **record)
+    dist.destroy_process_group()
+    return {"logits": logits, "loss": losses, "queue": queues, "ptr": pointers, **record}
 
 
 def snapshot(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -193,17 +172,3 @@ def snapshot(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndar
 def running(encoder: nn.Module) -> dict[str, torch.Tensor]:
     """The running statistics of an encoder."""
     return {name: buffer for name, buffer in encoder.named_buffers() if "running_" in name}
-
-
-def main(golden: str, out: str, rendezvous: str, rank: str, world: str) -> None:
-    import torch.distributed as dist
-
-    from fss.engine.dist import Ranks
-
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world))
-    run_rank(dict(np.load(golden, allow_pickle=False)), Path(out), Ranks())
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import context
 import episodes
+import gfsam
+import gfsam_real
 import metrics
 import moco
+import msanet
 import numpy as np
 import pfenet
 import pytest
@@ -25,6 +28,13 @@ def check_misc(path: Path) -> None:
 CHECKS = {
     "moco_2rank_*": moco.check,
     "pfenet_*": pfenet.check,
+    "bam_*": msanet.check,
+    "msanet_*": msanet.check,
+    "c[0-9][0-9]_*": gfsam.check,
+    "d[0-9][0-9]_*": gfsam.check,
+    "ep_*": gfsam_real.check,
+    "results": gfsam_real.check_table,
+    "summary": gfsam_real.check_summary,
     "metrics*": metrics.check,
     "folds*": episodes.check_folds,
     "misc*": check_misc,
@@ -37,9 +47,8 @@ CHECKS = {
 
 LATER = {
     "training-free segmentation": (
-        "c[0-9][0-9]_*", "d[0-9][0-9]_*", "ep_*", "episodes", "results", "per_class", "summary",
+        "episodes", "per_class",
     ),
-    "MSANet and BAM": ("bam*", "msanet*"),
 }  # fmt: skip
 """Families of files whose checks come with the parts that they belong to."""
 

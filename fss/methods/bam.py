@@ -1,0 +1,10 @@
+"""BAM (Lang et al. 2022): MSANet without multi-similarity and attention, and with PFENet's prior mask."""
+
+from fss.methods.msanet import MSANet
+from fss.methods.msanet_config import BAMConfig
+
+
+class BAM(MSANet):
+    """See MSANet; the config has what is different."""
+
+    Config = BAMConfig

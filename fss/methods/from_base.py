@@ -1,0 +1,39 @@
+"""What methods take over from a base learner that launch/train_base.py trained."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from fss.errors import ConfigError
+from fss.methods.msanet_config import BAMConfig
+from fss.nn.pspnet import PSPNet
+from fss.nn.weights import load_base
+
+
+def base_learner(config: BAMConfig, header: Mapping[str, str] | None) -> tuple[PSPNet, dict[str, str]]:
+    """The base learner that `config` names, frozen, and the header that tells of its training.
+
+    With the `header` of an export, which has the base learner's own, no file is read, and the weights are random.
+    Raises ConfigError or WeightsError where the file is missing or does not fit.
+    """
+    state = None
+    if header is not None:
+        told: dict[str, str] = json.loads(header["base"])
+    elif config.base_weights:
+        state, told = load_base(Path(config.base_weights))
+    else:
+        raise ConfigError(
+            f"method.base_weights names no file, but {config.name} begins with a trained base learner: train one with "
+            "launch/train_base.py and give the base.safetensors of its run"
+        )
+    for name in ("backbone", "stem"):
+        if told[name] != getattr(config, name):
+            raise ConfigError(
+                f"method.{name} is {getattr(config, name)} but the base learner was trained with {told[name]}: set "
+                f"method.{name} to {told[name]}, or give another base learner"
+            )
+    network = PSPNet(config.backbone, config.stem, len(json.loads(told["classes"])))
+    if state is not None:
+        network.load_state_dict(state)
+    network.requires_grad_(False).eval()
+    return network, told

@@ -1,0 +1,154 @@
+"""MSANet's two modules: similarity of query and support at every layer, and attention to the support's class.
+
+Multi-similarity (section 4.1, Eq. 1-6) compares every position of a query with the pixels of the object in a support,
+separately for each layer of the backbone: 4 + 6 + 3 maps with a ResNet-50, 30 with a ResNet-101, 7 with a VGG-16.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fss.nn.backbones import Backbone, BackboneName, VGGBackbone
+from fss.nn.norm import synchronise
+from fss.nn.region import resize
+from fss.nn.resnet import LAYOUTS
+from fss.nn.similarity import averages, relu_cosine_mean
+
+EPSILON = 1e-5    # added to the length of every vector
+WIDTH = 64    # channels that the maps are embedded in, alpha in the paper
+
+Squeeze = Literal["mask", "feature"]
+"""Which pixels of an object count. 'mask' (the code): those with at least the mean share of the class. 'feature' (Eq.
+4): those of the class whose masked feature, averaged over channels, is above its mean over the map."""
+
+
+def layer_count(name: BackboneName) -> int:
+    """How many maps multi-similarity has."""
+    return sum(LAYOUTS[name][1][1:]) if name in LAYOUTS else 7
+
+
+def compared_layers(backbone: Backbone, image: Tensor) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+    """Blocks 2, 3 and 4 of images as (number, map, layers that are compared), computed as they are asked for.
+
+    Of a ResNet all layers of these blocks are compared, before their ReLU; of a VGG, as in MSANet's code, the
+    convolutions of blocks 3 and 4 and the map of block 4.
+    """
+    with torch.no_grad():
+        x = image.contiguous(memory_format=torch.channels_last)
+        x = backbone.stage(1, backbone.stage(0, x))
+    vgg = isinstance(backbone, VGGBackbone)
+    for number in (2, 3, 4):
+        layers: list[Tensor] = []
+        with torch.no_grad():
+            x = backbone.stage(number, x, None if vgg and number == 2 else layers)
+        if vgg and number == 4:
+            layers.append(x)
+        yield number, x, layers
+
+
+def class_share(mask: Tensor, name: BackboneName) -> Tensor:
+    """Masks uint8 [M, S, S] -> the share of the class (mask is 1), float32 [M, 1, s, s], that layers resize to theirs.
+
+    As in MSANet's code over two steps: s is the side of the first map it extracts, block 1 of a ResNet (s = 2k + 1 for
+    S = 8k + 1) and block 3 of a VGG before its pool (s = k + 1), and the mask passes through twice that.
+    """
+    first = (mask.shape[-1] - 1) // (4 if name in LAYOUTS else 8) + 1
+    return resize(resize((mask == 1).float()[:, None], (2 * first, 2 * first)), (first, first))
+
+
+def squeezed(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
+    """Which pixels of a support count, bool [N]: features [N, C], share of the class [N]; none without the class."""
+    inside = share > 0
+    if not inside.any():
+        return inside
+    if rule == "feature":
+        value = rows.mean(1) * share
+        return inside & (value > value.mean())
+    mean = share[inside].mean()
+    return inside & (share >= mean.clamp(max=share.max()))    # the mean of equal numbers may round up
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [..., C] divided by their length, float32; zero vectors stay zero."""
+    rows = rows.float()
+    return rows / (rows.norm(dim=-1, keepdim=True) + EPSILON)
+
+
+def pixels(layer: Tensor) -> Tensor:
+    """A layer's maps [B, C, h, w] as one vector per position [B, h w, C]; of channels_last maps a view."""
+    return layer.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def object_pixels(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
+    """What multi-similarity keeps of a support's layer [N, C], its share of the class [N]: unit vectors [n, C]."""
+    kept = squeezed(rows, share, rule)
+    return unit(rows[kept].float() * share[kept, None])
+
+
+def mean_similarity(query: Tensor, shots: Sequence[Tensor]) -> Tensor:
+    """The mean positive cosine of query positions [N, C] with `object_pixels` [n, C], averaged over shots (Eq. 5): [N].
+
+    The map is as long as the query's vectors are, so 1 / length of a query may as well be applied to it. A shot without
+    pixels counts as zeros.
+    """
+    weights = averages([len(columns) for columns in shots], query.device).mean(0, keepdim=True)    # [1, all n]
+    return relu_cosine_mean(query.mT, torch.cat([columns.float() for columns in shots]), weights)[0]
+
+
+def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0) -> Tensor:
+    """The similarity map of one layer, mean over all shots but the first `skip`: float32 [B, 1, h, w].
+
+    layer: [(1 + K) B, C, h, w], queries first, then the supports shot by shot; share: `class_share` [K B, 1, s, s].
+    """
+    b, size = len(layer) - len(share), layer.shape[2:]
+    rows, share = pixels(layer), resize(share, size).flatten(1)    # [(1 + K) B, N, C], [K B, N]
+    maps = []
+    for episode in range(b):
+        columns = [object_pixels(rows[b + i], share[i], rule) for i in range(skip * b + episode, len(share), b)]
+        query = rows[episode].float()
+        maps.append(mean_similarity(query, columns) / (query.norm(dim=1) + EPSILON))
+    return torch.stack(maps).view(b, 1, *size)
+
+
+class SimilarityEmbedding(nn.Module):
+    """Similarity maps [B, layers, h, w] -> [B, WIDTH, h, w]: 1x1 convolution, batch norm, ReLU.
+
+    total: element-wise sum over ranks, for batch norm with the statistics of the batch; None: its statistics stay mean
+    0 and variance 1, so that it only scales and shifts.
+    """
+
+    def __init__(self, layers: int, total: Callable[[Tensor], Tensor] | None):
+        super().__init__()
+        self.learns_statistics = total is not None
+        self.layers = nn.Sequential(nn.Conv2d(layers, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
+        if total is not None:
+            synchronise(self, total)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and self.learns_statistics)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layers(maps)
+
+
+class Attention(nn.Module):
+    """A support's map with its channels weighed by what the object in it shows (section 4.2, Eq. 8 and 9)."""
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.Dropout(dropout), nn.Sigmoid()
+        )
+
+    def forward(self, support: Tensor, mask: Tensor) -> Tensor:
+        """Features [M, D, h, w] and masks uint8 [M, S, S] (1 is the class) -> [M, D, h, w].
+
+        The mean of the masked features is over all positions, as in MSANet's code, not over those of the mask.
+        """
+        nearest = F.interpolate((mask == 1).float()[:, None], support.shape[2:])    # [M, 1, h, w]
+        gate = self.gate((support * nearest).mean((2, 3)))    # [M, D]
+        return gate[:, :, None, None] * support
