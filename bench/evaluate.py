@@ -22,7 +22,6 @@ import torch
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.folds import fold_of
 from fss.engine.dist import World
-from fss.engine.evaluation.features import distinct
 from fss.engine.evaluation.measure import Scoring, measure
 from fss.engine.evaluation.record import Result
 from fss.methods.prototype import Prototype
@@ -121,7 +120,7 @@ def main() -> None:
         two, four = on_ranks(2, work), on_ranks(4, work)
     assert kept.results == anew.results == two.results == four.results, "the runs do not find the same pixels"
 
-    images = distinct(episodes)
+    images = len({image for episode in episodes for image in (episode.query, *episode.supports)})
     figures = {
         "episodes": len(episodes),
         "images": images,

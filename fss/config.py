@@ -16,20 +16,22 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
-from fss.data.episodes import EpisodeConfig
+from fss.data.episodes import EpisodeConfig, SplitConfig
 from fss.data.feed import DataConfig
 from fss.data.joint import AugmentConfig
 from fss.data.view_feed import ViewDataConfig
 from fss.engine.checkpoint import CheckpointConfig
 from fss.engine.evaluation.plan import EvalConfig, FoldConfig
+from fss.engine.label_validate import LabelValidateConfig
 from fss.engine.log import LogConfig
-from fss.engine.optim import OptimConfig, meta_optim
+from fss.engine.optim import OptimConfig, base_optim, meta_optim
 from fss.engine.probe import ProbeConfig
 from fss.engine.run import PlaceConfig, RunConfig, read_header
 from fss.engine.validate import ValidateConfig
 from fss.errors import ConfigError, UserError
 from fss.methods import METHODS
 from fss.methods.base import Method
+from fss.methods.base_learner_config import BaseLearnerConfig
 from fss.methods.prior_config import PriorConfig
 from shards.format import ShardError
 
@@ -54,6 +56,24 @@ class PretrainJob:
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseJob:
+    """Train the base learner of BAM and MSANet on the base classes of a fold."""
+
+    methods: ClassVar = ["base"]
+    run_prefix: ClassVar = "base_"
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=partial(DataConfig, batch=12))
+    episodes: SplitConfig = field(default_factory=SplitConfig)
+    augment: AugmentConfig = field(default_factory=partial(AugmentConfig, scale=(0.5, 2.0), keep=0.0))
+    method: BaseLearnerConfig = field(default_factory=BaseLearnerConfig)
+    optim: OptimConfig = field(default_factory=base_optim)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validate: LabelValidateConfig = field(default_factory=LabelValidateConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +144,7 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str)
     try:
         namespace = parser.parse_args(argv)
         files = namespace.pop("config")
-        if namespace.run.dir is None:
+        if "run" in namespace and namespace.run.dir is None:
             weights = namespace.get("weights") and Path(namespace.weights)
             of = f"{weights.parent.name}_{weights.stem}" if weights else Path(str(files[-1])).stem
             namespace.run.dir = f"runs/{schema.run_prefix}{of}{_variant(namespace)}"
@@ -137,7 +157,7 @@ def _variant(namespace: Any) -> str:
     """What tells runs of one recipe apart in the default run.dir: fold, shots and protocol, where not the usual."""
     episodes, evaluation = namespace.get("episodes"), namespace.get("eval")
     words = [f"_fold{episodes.fold}"] if episodes and episodes.fold else []
-    words += [f"_{episodes.shots}shot"] if episodes and episodes.shots not in (None, 1) else []
+    words += [f"_{episodes.shots}shot"] if episodes and episodes.get("shots") not in (None, 1) else []
     words += [f"_{evaluation.protocol}"] if evaluation and evaluation.protocol != "default" else []
     return "".join(words)
 

@@ -1,8 +1,11 @@
 """Fixtures that every part of the suite shares."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")    # before torch is there: `make test` has a process a core already
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,5 +1,6 @@
 """Real ranks for tests: n processes joined by gloo over loopback."""
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -7,6 +8,8 @@ import queue
 import socket
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 
 
 def free_port() -> int:
@@ -21,7 +24,19 @@ def on_ranks(world: int, function: Callable, *args, timeout: float = 120) -> lis
 
     `function` must be importable. An exception on a rank fails the test with that rank's traceback.
     """
-    context = multiprocessing.get_context("spawn")
+    return [pickle.loads(value) for value in _server().submit(_forked, world, function, args, timeout).result()]
+
+
+@cache
+def _server() -> ProcessPoolExecutor:
+    """A process that forks ranks: each by itself would import torch, and what stands on it, for seconds."""
+    return ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=importlib.import_module, initargs=("fss.engine.fit",)
+    )
+
+
+def _forked(world: int, function: Callable, args: tuple, timeout: float) -> list[bytes]:
+    context = multiprocessing.get_context("fork")
     results = context.Queue()
     port = free_port()
     ranks = [
@@ -35,7 +50,7 @@ def on_ranks(world: int, function: Callable, *args, timeout: float = 120) -> lis
         for _ in ranks:
             rank, value, error = results.get(timeout=timeout)
             assert error is None, f"rank {rank}:\n{error}"
-            found[rank] = pickle.loads(value)
+            found[rank] = value
         for process in ranks:
             process.join(timeout)
     except queue.Empty:

@@ -9,13 +9,14 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from fss.config import CONFIGS, EvalJob, MetaTrainJob, PretrainJob, command, parse, snapshot
+from fss.config import CONFIGS, BaseJob, EvalJob, MetaTrainJob, PretrainJob, command, parse, snapshot
 from fss.errors import ConfigError, UserError, WeightsError
 from fss.methods.prototype_config import PrototypeConfig
 from fss.methods.qgnet_config import QGNetConfig
 
 JOBS = {
     "pretrain": (PretrainJob, "launch/pretrain_prior.py", "embedded.yaml"),
+    "base": (BaseJob, "launch/train_base.py", "embedded.yaml"),
     "meta": (MetaTrainJob, "launch/meta_train.py", "embedded.yaml"),
     "evaluate": (EvalJob, "launch/evaluate.py", "default.yaml"),
 }

@@ -7,6 +7,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -16,12 +17,11 @@ from shards.codec import decode_image, decode_labels, decode_mask, flatten
 from shards.format import IGNORE_LABEL, Meta, ShardError
 from shards.read import ShardSet
 
-Rule = Literal["exact", "compat", "squash"]
+Resize = Literal["exact", "compat", "squash"]
 """How an image is put into a square: see `fit_image`."""
 Resolution = Literal["original"] | int
 """Where predictions are scored: at the image's own size, or in a square of so many pixels."""
 
-UNKNOWN = 255    # in masks: neither the class nor anything else
 STEP = 8    # pixels that 'compat' rounds down to
 MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])[:, None, None]    # of ImageNet's channels
 STD = 255 * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -55,12 +55,12 @@ def class_mask(members: dict[str, bytes], class_id: int, labels: Labels) -> np.n
         flat = flat_labels(members, meta)    # [H, W]
         mask = (flat == class_id).astype(np.uint8)
         if f"mask.{IGNORE_LABEL}.png" not in members:    # else 255 is a class
-            mask[flat == IGNORE_LABEL] = UNKNOWN
+            mask[flat == IGNORE_LABEL] = IGNORE_LABEL
         return mask
     own = stored(members, f"mask.{class_id}.png", meta)    # [H, W]
     mask = own.astype(np.uint8)
     if "ignore.png" in members:
-        mask[stored(members, "ignore.png", meta) & ~own] = UNKNOWN
+        mask[stored(members, "ignore.png", meta) & ~own] = IGNORE_LABEL
     return mask
 
 
@@ -93,13 +93,14 @@ def require_same_size(mask: np.ndarray, image: tuple[int, ...]) -> None:
         )
 
 
-def fit_image(image: np.ndarray, size: int, rule: Rule) -> tuple[Tensor, "Frame"]:
+def fit_image(image: np.ndarray, size: int, rule: Resize) -> tuple[Tensor, "Frame"]:
     """Put an image uint8 [H, W, 3] into a square for a network: standardised float32 [3, size, size], and where it is.
 
     'exact': the longer side becomes `size`, the other keeps the aspect to half a pixel, the rest is the mean colour.
     'compat': as PFENet's and BAM's test transform has it: both sides rounded down to multiples of 8 after scaling, the
-    rest black. 'squash': both sides become `size` (HSNet, GF-SAM). The image lies in the top left corner. 'compat'
-    interpolates float values without antialiasing, as its originals do; the others antialias where they shrink.
+    rest black. 'squash': both sides become `size`, to the bit what Pillow makes of it (HSNet, GF-SAM). The image lies
+    in the top left corner. 'compat' interpolates float values without antialiasing, as its originals do; the others
+    antialias where they shrink.
     """
     frame = Frame.fit(*image.shape[:2], size, rule)
     height, width = frame.valid_h, frame.valid_w
@@ -107,6 +108,10 @@ def fit_image(image: np.ndarray, size: int, rule: Rule) -> tuple[Tensor, "Frame"
         resized = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         valid = torch.from_numpy(resized).permute(2, 0, 1)    # [3, h, w]
         fitted = (-MEAN / STD).repeat(1, size, size)
+    elif rule == "squash":
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        valid = torch.from_numpy(np.array(resized)).permute(2, 0, 1)    # [3, S, S]
+        fitted = torch.empty(3, size, size)
     else:
         valid = resize(image, height, width)    # [3, h, w]
         fitted = torch.zeros(3, size, size)
@@ -130,12 +135,12 @@ class Frame:
     """Columns of the image."""
     size: int
     """Side of the square."""
-    rule: Rule
+    rule: Resize
     valid_h: int
     valid_w: int
 
     @classmethod
-    def fit(cls, height: int, width: int, size: int, rule: Rule) -> "Frame":
+    def fit(cls, height: int, width: int, size: int, rule: Resize) -> "Frame":
         """The frame of an image of `height` x `width` pixels under a rule; a side is never less than 1 or 8 pixels."""
         longer = max(height, width)
         if rule == "exact":
@@ -156,12 +161,12 @@ class Frame:
         require_same_size(mask, (self.height, self.width))
         # INTER_NEAREST takes the pixel at the corner of each cell, half a pixel off; the originals used it.
         nearest = cv2.INTER_NEAREST_EXACT if self.rule == "exact" else cv2.INTER_NEAREST
-        fitted = np.full((self.size, self.size), UNKNOWN, np.uint8)
+        fitted = np.full((self.size, self.size), IGNORE_LABEL, np.uint8)
         fitted[: self.valid_h, : self.valid_w] = cv2.resize(mask, (self.valid_w, self.valid_h), interpolation=nearest)
         return fitted
 
-    def restore(self, logits: Tensor, resolution: Resolution) -> np.ndarray:
-        """The prediction uint8 [h, w] of logits [1, 2, S, S] (background, class), 1 where the class has the larger.
+    def margin(self, logits: Tensor, resolution: Resolution) -> Tensor:
+        """By how much the class has the larger of logits [1, 2, S, S] (background, class), float32 [h, w].
 
         'compat' at original resolution stretches the square to max(H, W) pixels and cuts the image's size from it, as
         its originals do, though rounding to 8 has moved the image by up to some percent. Everything else stretches
@@ -175,7 +180,11 @@ class Frame:
         else:
             margin = margin[..., : self.valid_h, : self.valid_w]
             margin = interpolate(margin, (height, width), mode="bilinear", align_corners=False)
-        return (margin[0, 0] > 0).to(torch.uint8).cpu().numpy()
+        return margin[0, 0]
+
+    def restore(self, logits: Tensor, resolution: Resolution) -> np.ndarray:
+        """The prediction uint8 [h, w] of logits [1, 2, S, S]: 1 where the `margin` is above 0."""
+        return (self.margin(logits, resolution) > 0).to(torch.uint8).cpu().numpy()
 
     def truth(self, mask: np.ndarray, resolution: Resolution) -> np.ndarray:
         """The mask uint8 [H, W] where `restore` puts the prediction: [h, w]. Raises ShardError as `mask` does."""

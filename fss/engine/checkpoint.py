@@ -51,10 +51,14 @@ class State:
     method: Method
     optimizer: torch.optim.Optimizer
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state that all ranks share, by name."""
+    def held(self) -> dict[str, Tensor]:
+        """The tensors of the method, which every rank holds whole and alike, by name."""
         out = {f"trained/{name}": tensor for name, tensor in self.method.trained.state_dict().items()}
-        out |= {f"replica/{name}": tensor for name, tensor in self.method.replica.state_dict().items()}
+        return out | {f"replica/{name}": tensor for name, tensor in self.method.replica.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state that is not one rank's own, by name. Collective: under ZeRO ranks hold slices."""
+        out = self.held()
         for parameter, name in self._parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -78,13 +82,11 @@ class State:
                 for key, tensor in tensors.items()
                 if key.startswith("optimizer/") and key.split("/", 2)[2] == name
             }
-            if state:
-                # In the parameter's own memory format, as the optimizer made it: the fused step needs both alike.
-                self.optimizer.state[parameter] = {k: _like(v, parameter) for k, v in state.items()}
+            # In the parameter's own memory format, as the optimizer made it: the fused step needs both alike.
+            self.optimizer.state[parameter] = {k: _like(v, parameter) for k, v in state.items()}
 
     def _parameters(self) -> list[tuple[torch.nn.Parameter, str]]:
-        names = {id(parameter): name for name, parameter in self.method.trained.named_parameters()}
-        return [(p, names[id(p)]) for group in self.optimizer.param_groups for p in group["params"]]
+        return [(p, name) for name, p in self.method.trained.named_parameters() if p.requires_grad]
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -105,12 +107,13 @@ class Checkpoints:
         Raises RunError, with everything on disk as it was, where the disk does not take it.
         """
         generators = self._world.gather_objects(rng_state())
-        return self._world.on_main(lambda: self._write(state, step, generators))
+        tensors = state.tensors()
+        return self._world.on_main(lambda: self._write(state.name, tensors, step, generators))
 
-    def _write(self, state: State, step: int, generators: list[dict[str, Tensor]]) -> Path:
+    def _write(self, method: str, tensors: dict[str, Tensor], step: int, generators: list[dict[str, Tensor]]) -> Path:
         final = self._folder / f"step_{step:08d}"
         temporary = self._folder / f".step_{step:08d}.tmp"
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         tensors |= {f"rng/{rank}/{name}": t for rank, rngs in enumerate(generators) for name, t in rngs.items()}
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -118,7 +121,7 @@ class Checkpoints:
             save_file(tensors, temporary / "state.safetensors")
             facts = {
                 "format": FORMAT,
-                "method": state.name,
+                "method": method,
                 "step": step,
                 "world": self._world.size,
                 "sha256": file_hash(temporary / "state.safetensors"),

@@ -9,8 +9,8 @@ import datetime
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,13 +19,13 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from fss.engine.roll import Roll
+from fss.engine.run import PlaceConfig
+from fss.engine.zero import ZeroOptimizer
 from fss.errors import RunError, UserError
 from fss.methods.base import Alone, Method
 
 T = TypeVar("T")
-
-PRECISIONS = {"float32": "no", "bf16": "bf16"}    # ours -> accelerate's
-
 
 class Ranks:
     """`fss.methods.base.Peers` over the default process group."""
@@ -68,15 +68,18 @@ class Ranks:
 
 
 class _LossForward(nn.Module):
-    """The one forward that DDP sees: it owns the method's trained parameters and calls the method's loss."""
+    """The one forward that DDP or DeepSpeed sees: it owns the trained parameters and calls the method's loss."""
 
-    def __init__(self, method: Method, peers) -> None:
+    def __init__(self, method: Method, world: "World") -> None:
         super().__init__()
         self.trained = method.trained
-        self._loss = lambda batch, step: method.loss(batch, peers, step)    # a closure: replica must not be registered
+        self._autocast = world.autocast
+        # A closure: replica must not be registered.
+        self._loss = lambda batch, step: method.loss(batch, world.peers, step)
 
     def forward(self, batch, step: int):
-        return self._loss(batch, step)
+        with self._autocast():
+            return self._loss(batch, step)
 
 
 class World:
@@ -93,6 +96,9 @@ class World:
         if device == "cuda" and not torch.cuda.is_available():
             raise RunError("run.device is cuda but torch sees no CUDA device: use --run.device cpu or auto")
         cpu = device == "cpu" or not torch.cuda.is_available()
+        zero = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        if zero and cpu and torch.cuda.is_available():
+            raise RunError("run.device is cpu but DeepSpeed takes the CUDA device here: leave --use_deepspeed out")
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if not cpu and here > torch.cuda.device_count():
             raise RunError(
@@ -107,8 +113,8 @@ class World:
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=PRECISIONS[precision],
+            cpu=cpu and not zero,    # which would be plain DDP; without a CUDA device DeepSpeed takes the CPU by itself
+            mixed_precision="no",    # see autocast
             gradient_accumulation_steps=accumulate,
             kwargs_handlers=[process_group, ddp],
         )
@@ -116,10 +122,27 @@ class World:
         self.size = self.accelerator.num_processes
         self.device = self.accelerator.device
         self.is_main = self.rank == 0
+        self._bf16 = precision == "bf16"
         self._check(promised)
+        self._check_zero()
         self.peers = Ranks() if self.size > 1 else Alone()
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
         self._control = dist.new_group(backend="gloo", timeout=timeout) if self.size > 1 and not cpu else None
+        store = dist.distributed_c10d._get_default_store() if self.size > 1 else None
+        self._roll = Roll(store, self.rank, self.size)
+
+    @classmethod
+    def at(cls, place: PlaceConfig, *, accumulate: int = 1, threads: int | None = None) -> Self:
+        """The world of a job at the place that a user gave, its CPU threads set.
+
+        threads: where the place does not say how many; None leaves what the launcher set.
+        """
+        if threads := place.threads or threads:
+            torch.set_num_threads(threads)
+        return cls(
+            promised=place.world, device=place.device, precision=place.precision, accumulate=accumulate,
+            timeout_minutes=place.timeout_minutes,
+        )    # fmt: skip
 
     def _check(self, promised: int | None) -> None:
         started = int(os.environ.get("WORLD_SIZE", 1))
@@ -134,14 +157,37 @@ class World:
                 f"'--multi_gpu --num_processes {promised}' (on CPU too), or set --run.world {self.size}"
             )
 
+    def _check_zero(self) -> None:
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is None:
+            return
+        if plugin.zero_stage not in (1, 2):
+            raise RunError(
+                f"DeepSpeed's ZeRO stage is {plugin.zero_stage}: give 1 or 2. Stage 3 takes the weights apart between "
+                "steps, where momentum encoders and checkpoints read them whole"
+            )
+        config = plugin.deepspeed_config
+        meddles = [key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled") is True]
+        meddles += [key for key in ("optimizer", "scheduler", "gradient_clipping") if key in config]
+        if meddles:
+            raise RunError(
+                f"the DeepSpeed configuration sets {meddles[0]}, which is decided by run.precision and optim: leave it "
+                "out, as configs/deepspeed/zero2.json does"
+            )
+
     def wrap(self, method: Method, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The forward to call instead of `method.loss(batch, peers, step)`, and the optimizer to step."""
-        forward = _LossForward(method, self.peers)
-        return self.accelerator.prepare(forward, optimizer)
+        """The forward to call instead of `method.loss(batch, peers, step)`, and the optimizer to step and save."""
+        forward = _LossForward(method, self)
+        if self.accelerator.state.deepspeed_plugin is None:
+            return self.accelerator.prepare(forward, optimizer)
+        for tensor in (*forward.parameters(), *forward.buffers()):    # it sends tensors as rows of bytes
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+        engine, _ = self.accelerator.prepare(forward, optimizer)
+        return engine, ZeroOptimizer(engine, optimizer)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Context in which a forward that was not wrapped computes in the precision of the job."""
-        return self.accelerator.autocast()
+        """Context in which a forward computes in the precision of the job; parameters stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
 
     def accumulate(self, forward: nn.Module) -> contextlib.AbstractContextManager:
         """Context of one micro-step: gradients travel between ranks only at the last one of an optimizer step."""
@@ -149,12 +195,40 @@ class World:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of loss / accumulate."""
-        self.accelerator.backward(loss)
+        self._roll.sign()
+        if self.accelerator.state.deepspeed_plugin is None:
+            self.accelerator.backward(loss)
+        else:    # accelerate's own way would step here, before the loss was looked at
+            wrapped = self.accelerator.deepspeed_engine_wrapped
+            wrapped.engine.set_gradient_accumulation_boundary(self.accelerator.sync_gradients)
+            wrapped.engine.backward(loss)
+
+    def grad_norm(self, method: Method, optimizer: torch.optim.Optimizer) -> float:
+        """Of the gradient over all ranks that the last step took, until it is set to zero."""
+        if isinstance(optimizer, ZeroOptimizer):
+            return optimizer.grad_norm()
+        gradients = [p.grad for p in method.trained.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients).item()
+
+    @contextlib.contextmanager
+    def naming_the_missing(self) -> Iterator[None]:
+        """Raise RunError with the ranks that did not come, where a collective inside fails or takes too long."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            missing = ", ".join(self._roll.missing()) or "no single rank"
+            raise RunError(
+                f"{missing} did not come to where rank {self.rank} waits: dead, or hanging in its data, its device or "
+                "its network; the same command goes on from the last checkpoint"
+            ) from error
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: is it set on any rank?"""
         if self.size == 1:
             return flags
+        self._roll.sign()
         word = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._control)
         return tuple(bool(flag) for flag in word.tolist())

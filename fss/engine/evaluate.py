@@ -10,16 +10,19 @@ from typing import Any, Protocol
 import torch
 
 from fss.data.feed import DataConfig
+from fss.data.lists import write_list
 from fss.engine.dist import World, fingerprint
 from fss.engine.evaluation.measure import measure
 from fss.engine.evaluation.outcome import outcome, row, tables
-from fss.engine.evaluation.plan import EvalConfig, FoldConfig, Plan, plan
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig, Plan, plan, require_taken
 from fss.engine.evaluation.record import Record, Result
+from fss.engine.learnt import check_test
 from fss.engine.log import Log, LogConfig
 from fss.engine.loop import StopRequest
 from fss.engine.reports.evaluation import report
-from fss.engine.run import INTERRUPTED, PlaceConfig, RunDir, code_version, digest, identity_of
-from fss.engine.tasks import open_shards
+from fss.engine.run import PlaceConfig, RunDir, code_version, digest, identity_of, interrupted
+from fss.engine.startup import check_ranks
+from fss.engine.tasks.task import open_shards
 from fss.errors import ConfigError
 from fss.methods import METHODS, load_method
 from fss.methods.base import Method
@@ -43,15 +46,11 @@ class EvaluationJob(Protocol):
 
 
 def evaluate(job: EvaluationJob, config_yaml: str) -> int:
-    """Evaluate a method as `job` says; returns the exit code, 0 or INTERRUPTED.
+    """Evaluate a method as `job` says; returns the exit code, 0 or `interrupted()`.
 
     Raises UserError or ShardError for what a user can mend; finished episodes stay recorded.
     """
-    torch.set_num_threads(job.run.threads or 1)    # features move in the fifth digit with the number of threads
-    world = World(
-        promised=job.run.world, device=job.run.device, precision=job.run.precision, accumulate=1,
-        timeout_minutes=job.run.timeout_minutes,
-    )    # fmt: skip
+    world = World.at(job.run, threads=1)    # features move in the fifth digit with the number of threads
     try:
         return _Evaluation(job, config_yaml, world).go()
     finally:
@@ -63,6 +62,7 @@ class EvalDir(RunDir):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.drawn = folder / "episodes.tsv"
         self.episodes = folder / "episodes"
         self.results = folder / "results.json"
 
@@ -79,13 +79,17 @@ class _Evaluation:
         self.shards = open_shards(job.data, world)
         self.manifest = self.shards.manifest
         self.method, self.header, self.notes = method_of(job)
+        require_taken(self.method.config, job.eval.size)
         self.plan: Plan = plan(job.episodes, job.eval, self.header, self.manifest, self.method.config.size)
+        if self.plan.split == "novel":
+            check_test(self.method.learnt(), self.plan.fold, self.manifest.classes)
         identity = self._identity()
-        world.check_same("the configuration with weights and shard manifest", digest(identity))
-        world.check_same("the code", code_version())
+        manifest = identity["data.manifest"]
+        self.ranks = check_ranks(world, Path(job.run.dir), config=digest(identity), manifest=manifest)
         self.run = EvalDir(Path(job.run.dir))
         world.on_main(lambda: self.run.open(identity, config_yaml))
         world.on_main(lambda: self.run.record_environment(world.size))
+        world.on_main(lambda: write_list(self.run.drawn, self.plan.episodes, self.manifest))
         for part in (self.method.trained, self.method.replica):
             part.to(world.device)
 
@@ -118,7 +122,7 @@ class _Evaluation:
         ending = "failed"
         try:
             self._set_status("running")
-            for text in self._opening():
+            for text in (*self.ranks, *self._opening()):
                 log.say(text)
             with StopRequest().listening() as stop:
                 results = self._measure(log, stop)
@@ -132,7 +136,7 @@ class _Evaluation:
                 self._set_status(ending)
                 log.close(failed=ending == "failed")
         self.world.wait()    # the first rank to exit with a code has the launcher stop the others
-        return 0 if ending == "finished" else INTERRUPTED
+        return 0 if ending == "finished" else interrupted()
 
     def _set_status(self, status) -> None:
         if self.world.is_main:
@@ -175,10 +179,17 @@ class _Evaluation:
         statement = self.plan.statement(self.manifest, self.header)
 
         def deliver() -> Path:
-            facts = {"protocol": statement, "scoring": asdict(self.plan.how), "ranks": self.world.size, **found}
+            parts = {"trained": self.method.trained, "frozen": self.method.replica}
+            facts = {
+                "protocol": statement,
+                "scoring": asdict(self.plan.how),
+                "ranks": self.world.size,
+                "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in parts.items()},
+                **found,
+            }
             write_whole(self.run.results, json.dumps(facts, indent=1).encode())
             self.run.rewind(-1)    # a finished evaluation that is asked for again tells the same once more
-            return report(self.run, self.method, self.shards, results, self.plan, self.header)
+            return report(self.run, self.method, self.shards, results, self.plan, self.header, self.world.device)
 
         page = self.world.on_main(deliver)
         log.row({"step": len(results), **row(found)})
@@ -186,6 +197,8 @@ class _Evaluation:
             log.say(table)
         if found["never_met"]:
             log.say(f"note: no episode asked for {', '.join(found['never_met'])}: such a class is in the mIoU with 0")
+        for remark, count in found["remarks"].items():
+            log.say(f"note: {count:,} of {len(results):,} episodes: {remark}")
         log.say(
             f"{found['encoder_passes']} encoder passes for {found['images']} images, "
             f"{found['seconds_per_episode']:.3f} s an episode on each rank; results: {self.run.results}"

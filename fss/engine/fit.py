@@ -14,7 +14,8 @@ from fss.engine.log import Log
 from fss.engine.loop import Trainer
 from fss.engine.optim import Schedule, build_optimizer
 from fss.engine.reports.training import report
-from fss.engine.run import INTERRUPTED, RunDir, code_version, digest, identity_of, read_header
+from fss.engine.run import RunDir, code_version, digest, identity_of, interrupted, read_header
+from fss.engine.startup import check_ranks
 from fss.engine.tasks import TASKS
 from fss.errors import ConfigError
 from fss.methods import METHODS
@@ -25,16 +26,11 @@ MEASUREMENTS = 20    # over a run, where the configuration does not say how ofte
 
 
 def fit(job, config_yaml: str) -> int:
-    """Train the method of `job` (a job of fss.config); returns the exit code, 0 or INTERRUPTED.
+    """Train the method of `job` (a job of fss.config); returns the exit code, 0 or `interrupted()`.
 
     Raises UserError or ShardError for what a user can mend; whatever was saved before stays.
     """
-    if job.run.threads:
-        torch.set_num_threads(job.run.threads)
-    world = World(
-        promised=job.run.world, device=job.run.device, precision=job.run.precision,
-        accumulate=job.optim.accumulate, timeout_minutes=job.run.timeout_minutes,
-    )    # fmt: skip
+    world = World.at(job.run, accumulate=job.optim.accumulate)
     try:
         return _Fit(job, config_yaml, world).go()
     finally:
@@ -52,10 +48,9 @@ class _Fit:
         self.method: Method = METHODS[self.name](job.method)
         self.task = TASKS[type(self.method.consumes)](job, self.method, world)
         self.shards = self.task.shards
-        identity = identity_of(asdict(job), manifest=digest(asdict(self.shards.manifest))) | self.task.identity()
-        world.check_same("the configuration with the shard manifest", digest(identity))
-        world.check_same("the code", code_version())
-
+        manifest = digest(asdict(self.shards.manifest))
+        identity = identity_of(asdict(job), manifest) | self.task.identity()
+        self.ranks = check_ranks(world, Path(job.run.dir), config=digest(identity), manifest=manifest)
         self.run = RunDir(Path(job.run.dir))
         world.on_main(lambda: self.run.open(identity, config_yaml))
         world.on_main(lambda: self.run.record_environment(world.size))
@@ -94,7 +89,7 @@ class _Fit:
                     self.run.set_status(ending)
                 log.close(failed=ending == "failed")
         self.world.wait()    # the first rank to exit with a code has the launcher stop the others
-        return 0 if ending == "finished" else INTERRUPTED
+        return 0 if ending == "finished" else interrupted()
 
     def _train(self, log: Log) -> int:
         job, world = self.job, self.world
@@ -107,7 +102,7 @@ class _Fit:
         start, notes = self.checkpoints.resume(self.state)
         world.on_main(lambda: self._rewind(start))
         world.on_main(lambda: self.run.set_status("running"))
-        for text in (*self._opening(start), *self.notes, *notes):
+        for text in (*self.ranks, *self._opening(start), *self.notes, *notes):
             log.say(text)
         measured = world.on_main(lambda: {row["step"] for row in self.run.rows() if "loss" not in row})
         if self._due(start) and start not in measured:    # a signal does not wait for it, but it must not be lost
@@ -184,7 +179,7 @@ class _Fit:
 
         def deliver() -> Path:
             self._export(last, self.schedule.steps)
-            return report(self.run, self.method, self.task)
+            return report(self.run, self.method, self.task, self.world.device)
 
         page = self.world.on_main(deliver)
         for path in sorted(self.run.report.glob("*.png")):

@@ -66,6 +66,7 @@ class Trainer:
         self.check_every = check_every
         self.meter = Meter(world.device)
         self.forward, self.optimizer = world.wrap(method, optimizer)
+        state.optimizer = self.optimizer    # the one that steps is the one to save
 
     def run(self, batches: Iterator, start: int, after=lambda done: None) -> int:
         """Train from step `start`; returns the number of steps done, fewer than planned where a signal asked to stop.
@@ -78,7 +79,8 @@ class Trainer:
             for step in range(start, total):
                 done = step + 1
                 logged = done == 1 or done == total or done % self.log_every == 0
-                stopping, row = self._step(batches, step, stop, logged)
+                with self.world.naming_the_missing():
+                    stopping, row = self._step(batches, step, stop, logged)
                 if logged:
                     for text in self.method.warnings(done, row):
                         self.log.say(f"note: {text}")
@@ -115,8 +117,8 @@ class Trainer:
 
         lr = self.schedule.lr(step)
         set_lr(self.optimizer, lr)
-        row = self._row(step + 1, lr, losses, reports) if logged else {}
         self.optimizer.step()
+        row = self._row(step + 1, lr, losses, reports) if logged else {}
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(self.world.peers)
         self.meter.step(self.schedule.batch)
@@ -141,15 +143,12 @@ class Trainer:
         """Scalars of this step, averaged over micro-batches and ranks; deterministic, unlike the speed beside them."""
         means = {name: torch.stack([report[name].float() for report in reports]).mean() for name in reports[0]}
         values = self.world.mean({"loss": torch.stack(losses).mean(), **means})
-        gradients = [p.grad for p in self.method.trained.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item()    # after the all-reduce: the same on all ranks
+        norm = self.world.grad_norm(self.method, self.optimizer)
         return {"step": done, "epoch": self.schedule.epoch(done), "lr": lr, "grad_norm": norm, **values}
 
     def _check_equal(self) -> None:
         """All ranks must hold the same weights, momentum encoders and queues, bit for bit."""
-        self.world.check_equal(
-            (name, tensor) for name, tensor in self.state.tensors().items() if not name.startswith("optimizer/")
-        )
+        self.world.check_equal(self.state.held().items())
 
     def _fail_nonfinite(self, step: int, batches: list, losses: list[Tensor], reports: list[dict]) -> None:
         """Keep what led to the loss, name it, and stop before the weights take the step."""

@@ -22,13 +22,13 @@ from fss.data.transforms import Frame, class_mask
 from fss.engine.dist import World
 from fss.engine.evaluate import EvaluationJob, method_of
 from fss.engine.evaluation.measure import Scoring, measure
-from fss.engine.evaluation.plan import plan
+from fss.engine.evaluation.plan import plan, require_taken
 from fss.engine.evaluation.record import Result
 from fss.engine.reports import charts
 from fss.engine.reports.page import Table, markdown_table, on_console
 from fss.engine.reports.published import published_recall
 from fss.engine.run import digest
-from fss.engine.tasks import open_shards
+from fss.engine.tasks.task import open_shards
 from fss.errors import ConfigError
 from fss.methods.base import Features, Method
 from shards.format import write_whole
@@ -63,14 +63,11 @@ def recall(job: RecallJob) -> int:
 
     Raises UserError or ShardError for what a user can mend.
     """
-    torch.set_num_threads(job.run.threads or 1)
-    world = World(
-        promised=job.run.world, device=job.run.device, precision=job.run.precision, accumulate=1,
-        timeout_minutes=job.run.timeout_minutes,
-    )    # fmt: skip
+    world = World.at(job.run, threads=1)
     try:
         shards = open_shards(job.data, world)
         method, header, _ = method_of(job)
+        require_taken(method.config, job.eval.size)
         what = plan(job.episodes, job.eval, header, shards.manifest, method.config.size)
         world.check_same("the episodes", digest([asdict(episode) for episode in what.episodes]))
         for part in (method.trained, method.replica):
@@ -93,6 +90,8 @@ def recall(job: RecallJob) -> int:
 
 class _Maps:
     """Stands before a method in `measure`: keeps the maps of the episode at hand, and leaves out the prediction."""
+
+    encodes_queries = False    # maps are made of what `encode` gives
 
     def __init__(self, method: Method, size: int) -> None:
         self._method = method

@@ -7,6 +7,7 @@
     status.json          running, interrupted, finished or failed
     checkpoints/         of a training, see fss.engine.checkpoint
     episodes/            of an evaluation, see fss.engine.evaluation.record
+    episodes.tsv         which they are, as a list that `--eval.episode_list` reads
     results.json         its scores, and the protocol that made them
     NAME.safetensors     the last weights of method NAME, for other jobs; best.safetensors: those that validated best
     validation/          pictures of the same few episodes at every validation
@@ -83,6 +84,14 @@ class RunConfig(PlaceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("run", self, seed=0, check_every=0)
+
+
+def interrupted() -> int:
+    """The exit code of a rank that saved and left as asked.
+
+    Under a launcher that starts ranks again when they fail (`--max_restarts`) it is 0: any other would bring them back.
+    """
+    return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else INTERRUPTED
 
 
 class RunDir:

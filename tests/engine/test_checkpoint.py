@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from fss.engine.checkpoint import CheckpointConfig, Checkpoints, State
-from fss.engine.dist import World
 from fss.engine.optim import OptimConfig, build_optimizer
 from fss.errors import RunError, WeightsError
 from tests.engine.toy import Toy, batches
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
 
 
 def make_state(steps: int = 0, *, name: str = "toy", size: int = 4) -> State:

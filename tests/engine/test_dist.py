@@ -3,17 +3,14 @@
 import pytest
 import torch
 
-from fss.engine.dist import World, fingerprint
+from fss.engine.dist import fingerprint
 from fss.errors import RunError
+from tests.engine.conftest import joined
 from tests.ranks import on_ranks
 
 
-def make_world(promised: int | None = None) -> World:
-    return World(promised=promised, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
-
-
 def collectives() -> dict:
-    world = make_world(3)
+    world = joined(3)
     peers, rank = world.peers, world.rank
     floats = [torch.full((2,), float(rank)), torch.tensor(float(rank * 10))]
     peers.mean_(floats)
@@ -66,7 +63,7 @@ def test_collectives_on_three_ranks():
 
 def promised(ranks: int) -> str:
     try:
-        make_world(ranks)
+        joined(ranks)
     except RunError as error:
         return str(error)
     return "accepted"
@@ -75,7 +72,7 @@ def promised(ranks: int) -> str:
 def test_a_world_of_another_size_than_promised_is_refused():
     assert all("promises 4 ranks but 2 started" in text for text in on_ranks(2, promised, 4))
     with pytest.raises(RunError, match="promises 2 ranks but 1 started"):
-        make_world(2)
+        joined(2)
 
 
 def alone_in_a_launch() -> str:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fss.data.feed import DataConfig
+from fss.data.lists import read_list
 from fss.engine import evaluate as engine
 from fss.engine.evaluate import evaluate, method_of
 from fss.engine.evaluation.plan import EvalConfig, FoldConfig
@@ -17,6 +18,7 @@ from fss.engine.log import LogConfig
 from fss.engine.run import INTERRUPTED, PlaceConfig
 from fss.errors import ConfigError, RunError
 from fss.methods import METHODS
+from shards.read import ShardSet
 from shards.synthetic import synthetic
 from shards.write import pack
 from tests.engine.episode_toy import Colour, ColourConfig
@@ -89,6 +91,8 @@ def test_what_a_run_leaves(packed, tmp_path, capsys):
     assert logged["step"] == 30 and logged["miou"] == results["miou"]["mean"]
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "finished"}
     assert {"index.html", "report.json", "report.md"} <= {path.name for path in (tmp_path / "run/report").iterdir()}
+    listed = read_list(tmp_path / "run" / "episodes.tsv", ShardSet(packed).manifest, shots=2)
+    assert {(e.seed, e.number, e.class_id) for e in listed} == {(r["seed"], r["number"], r["class_id"]) for r in rows}
     said = capsys.readouterr().out
     for words in ("mean ± std", "0 of scheme interleaved", "15 of each seed (3, 4)", "original size", "not counted"):
         assert words in said

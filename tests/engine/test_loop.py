@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fss.engine.checkpoint import CheckpointConfig, Checkpoints, State
-from fss.engine.dist import World
 from fss.engine.log import Log, LogConfig
 from fss.engine.loop import Trainer
 from fss.engine.optim import OptimConfig, Schedule, build_optimizer
 from fss.engine.run import RunDir
 from fss.errors import RunError
+from tests.engine.conftest import joined
 from tests.engine.toy import Toy, batches
 from tests.ranks import on_ranks
 
@@ -26,7 +26,7 @@ class NoBadSamples:
 
 def train(folder: str, steps: int, *, stop_at: int | None = None, poison: tuple | None = None, accumulate: int = 1):
     """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step."""
-    world = World(promised=None, device="cpu", precision="float32", accumulate=accumulate, timeout_minutes=1)
+    world = joined(accumulate=accumulate)
     run = RunDir(Path(folder))
     world.on_main(lambda: run.open({}, ""))
     torch.manual_seed(0)

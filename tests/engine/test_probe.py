@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fss.engine.dist import World
 from fss.engine.probe import ProbeConfig, embed, probe, probe_crops
 from fss.errors import ConfigError
 from fss.methods.base import Alone
 from shards.format import ShardError
 from shards.read import ShardSet
 from tests.data.labelled import rectangles
+from tests.engine.conftest import joined
 from tests.engine.toy import Toy
 from tests.ranks import on_ranks
 
@@ -54,7 +54,7 @@ def test_colour_tells_the_classes_apart_and_a_blind_method_guesses(tmp_path):
 
 
 def probe_of_rank(folder: Path, few: Path) -> tuple[dict, list, list[int], dict]:
-    world = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
+    world = joined()
     method, crops = Colour(), crops_of(folder)
     features, _ = embed(method, crops, world.peers, CPU, batch=4)
     fewer_crops_than_ranks = probe(Colour(), crops_of(few), world.peers, CPU, batch=4)

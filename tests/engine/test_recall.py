@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.transforms import fit_image, read_labelled
-from fss.engine.dist import World
 from fss.engine.evaluation.measure import Scoring
 from fss.engine.recall import THRESHOLDS, Recall, above, at_input, measure_recall, recall_table, write_recall
 from fss.errors import ConfigError
 from fss.methods.base import Features
 from shards.read import ShardSet
 from tests.data.labelled import rectangles
+from tests.engine.conftest import joined
 from tests.engine.episode_toy import Colour
 from tests.ranks import on_ranks
 
@@ -46,7 +46,7 @@ def drawn(shards: ShardSet, shots: int = 1) -> list[Episode]:
 
 def measured(folder: Path, episodes: list[Episode]) -> Recall:
     torch.set_num_threads(1)
-    world = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
+    world = joined()
     try:
         return measure_recall(Near(), ShardSet(folder), episodes, HOW, world)
     finally:
@@ -126,10 +126,9 @@ def test_a_pixel_at_the_threshold_is_not_above_it():
     assert above(values, (0.0, 0.25, 0.5, 0.75)) == [4, 3, 1, 0]
 
 
-def test_objects_too_small_for_the_input_are_left_out_and_counted(packed):
+def test_objects_too_small_for_the_input_are_left_out_and_counted(packed, world):
     shards = ShardSet(packed)
     corner = [Episode(0, n, 1, query, (0,)) for n, query in enumerate((1, 4))]    # class 1: 3 x 3 px in 1, large in 4
-    world = World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
 
     class Tiny(Near):
         def encode(self, image: Tensor) -> Features:
@@ -145,9 +144,8 @@ def test_objects_too_small_for_the_input_are_left_out_and_counted(packed):
         measure_recall(Tiny(), shards, corner[:1], Scoring(size=9), world)
 
 
-def test_a_method_without_maps_is_refused_in_a_sentence(packed):
+def test_a_method_without_maps_is_refused_in_a_sentence(packed, world):
     shards = ShardSet(packed)
-    world = World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
     with pytest.raises(ConfigError, match=r"Colour shows no region maps.*qgnet"):
         measure_recall(Colour(), shards, drawn(shards), HOW, world)
 

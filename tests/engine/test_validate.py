@@ -25,13 +25,6 @@ def shards(tmp_path_factory) -> ShardSet:
     return rectangles(tmp_path_factory.mktemp("set") / "rectangles", [1, 2, 3, 4] * 3)
 
 
-@pytest.fixture
-def world():
-    one = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
-    yield one
-    one.close()
-
-
 def validation(training: ShardSet, world: World, **options) -> Validation:
     fold = fold_of("interleaved", 0, training.manifest)
     return Validation(ValidateConfig(episodes=6, **options), fold, training, EPISODES, size=33, world=world)

@@ -1,6 +1,7 @@
 """A packed set and a job small enough to run many times."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,15 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fss.engine import fit
 from shards.synthetic import synthetic
 from shards.write import pack
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
+PLACE = ["--run.device", "cpu", "--run.threads", "1", "--log.wandb", "off"]
 SMALL = [
-    "--data.batch", "6", "--data.workers", "1", "--data.window", "1", "--method.view_size", "32",
+    *PLACE, "--data.batch", "6", "--data.workers", "1", "--data.window", "1", "--method.view_size", "32",
     "--method.patch_size", "32", "--method.queue", "40", "--method.local_queue", "40", "--run.check_every", "2",
-    "--run.device", "cpu", "--log.every", "1", "--log.wandb", "off", "--probe.size", "32", "--run.threads", "1",
+    "--log.every", "1", "--probe.size", "32",
 ]    # fmt: skip
 
 
@@ -31,13 +34,30 @@ def packed(tmp_path_factory) -> Path:
     return folder
 
 
+def job(options: list[str], shards: Path, folder: Path, *words: str) -> list[str]:
+    """The words of a job on packed shards whose run directory is `folder`; of an option given twice the last counts."""
+    return [*options, "--data.shards", str(shards), "--run.dir", str(folder), *words]
+
+
+def rows(folder: Path) -> list[dict]:
+    """What a run logged, line by line."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def no_page(monkeypatch) -> None:
+    """Without the page that a training in this process ends with: it takes longer to draw than a few steps."""
+    monkeypatch.setattr(fit, "report", lambda run, *_: run.report / "index.html")
+
+
 class Launched:
     """A job started as a user starts it, in a process group of its own."""
 
-    def __init__(self, world: int, *words: str, launcher: Path = LAUNCHER) -> None:
+    def __init__(self, world: int, *words: str, launcher: Path = LAUNCHER, config: str = "cpu2") -> None:
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
         if world > 1:
-            launch += ["--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"), "--num_processes", str(world)]
+            file = ROOT / "configs" / "accelerate" / f"{config}.yaml"
+            launch += ["--config_file", str(file), "--num_processes", str(world)]
         command = [*launch, str(launcher), "--run.world", str(world), *words]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
         self._process = subprocess.Popen(
@@ -73,9 +93,9 @@ class Launched:
         return self._process.returncode, output
 
 
-def run(world: int, *words: str, launcher: Path = LAUNCHER) -> str:
+def run(world: int, *words: str, launcher: Path = LAUNCHER, config: str = "cpu2") -> str:
     """The output of a job that must succeed."""
-    code, output = Launched(world, *words, launcher=launcher).wait()
+    code, output = Launched(world, *words, launcher=launcher, config=config).wait()
     assert code == 0, output
     return output
 

@@ -14,16 +14,18 @@ from safetensors.torch import load_file, save_file
 from fss.config import CONFIGS
 from launch.meta_train import main
 from tests.data.labelled import rectangles
-from tests.launch.conftest import ROOT, Launched, called, refusal, run
+from tests.launch import conftest
+from tests.launch.conftest import PLACE, ROOT, Launched, called, refusal, rows, run
 from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
+from tests.ranks import on_ranks
 from tests.wandb_file import history
 
 LAUNCHER = ROOT / "launch" / "meta_train.py"
 RECIPES = sorted((CONFIGS / "meta").glob("*.yaml"))
-PLACE = ["--run.device", "cpu", "--run.threads", "1", "--log.wandb", "off", "--data.workers", "0"]
 SMALL = [
-    *PLACE, "--config", str(CONFIGS / "meta" / "embedded.yaml"), "--method.size", "33", "--method.dim", "8",
-    "--episodes.min_area", "50", "--log.every", "1", "--run.check_every", "2", "--validate.episodes", "4",
+    *PLACE, "--config", str(CONFIGS / "meta" / "embedded.yaml"), "--data.workers", "0", "--method.size", "33",
+    "--method.dim", "8", "--episodes.min_area", "50", "--optim.steps", "4", "--log.every", "1",
+    "--run.check_every", "2", "--validate.episodes", "4",
 ]    # fmt: skip
 
 
@@ -33,15 +35,7 @@ def coloured(tmp_path_factory) -> Path:
     return rectangles(tmp_path_factory.mktemp("coloured") / "rectangles", [1, 2, 3, 4] * 4).folder
 
 
-launch, refused = partial(called, main), partial(refusal, main)
-
-
-def job(folder: Path, run_dir: Path, *words: str) -> list[str]:
-    return [*SMALL, "--data.shards", str(folder), "--run.dir", str(run_dir), "--optim.steps", "4", *words]
-
-
-def rows(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+launch, refused, job = partial(called, main), partial(refusal, main), partial(conftest.job, SMALL)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -49,8 +43,8 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
     content = yaml.safe_load(recipe.read_text())
     batch = str(content.get("data", {}).get("batch", 4))
     code, _, err = launch(
-        capsys, "--config", str(recipe), *PLACE, "--data.shards", str(coloured), "--run.dir", str(tmp_path / "run"),
-        "--episodes.scheme", "interleaved", "--episodes.min_area", "50", "--optim.steps", "1", "--method.size", "33",
+        capsys, "--config", str(recipe), *conftest.job(PLACE, coloured, tmp_path / "run"), "--optim.steps", "1",
+        "--episodes.scheme", "interleaved", "--episodes.min_area", "50", "--method.size", "33", "--data.workers", "0",
         "--method.prior_map", "off", "--validate.episodes", "1", "--data.batch", batch,
     )    # fmt: skip
     assert code == 0, err
@@ -95,6 +89,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     assert code == 0 and f"start from {folder / 'qgnet.safetensors'}" in out, err
 
 
+@pytest.mark.usefixtures("no_page")
 def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, coloured):
     code, out, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.split", "novel", "--optim.steps", "1"))
     assert code == 0, err
@@ -103,18 +98,20 @@ def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, colo
         assert weights.metadata()["selected_on"] == "novel"
 
 
+@pytest.mark.usefixtures("no_page")
 def test_without_validation_there_is_no_best(capsys, tmp_path, coloured):
     code, _, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.split", "none", "--optim.steps", "1"))
     assert code == 0, err
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
+@pytest.mark.usefixtures("no_page")
 def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     """Dropout is drawn by each rank for itself, so it is switched off; what is left of a difference is rounding."""
     words = ["--method.reduction_dropout", "0", "--method.classifier_dropout", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
-    run(2, *job(coloured, two, *words), launcher=LAUNCHER)
+    on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
     for alone, together in zip(rows(one), rows(two), strict=True):
         for row in (alone, together):
             row.pop("speed", None)
@@ -135,6 +132,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(best[name].equal(same[name]) for name in best)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_killed_inside_a_save_it_ends_where_it_would_have_ended(capsys, tmp_path, coloured):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(capsys, *long(coloured, whole))[0] == 0
@@ -158,6 +156,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
     assert_same_run(whole, cut)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_validation_that_a_signal_cut_is_made_up_for(capsys, tmp_path, coloured, monkeypatch):
     """Whoever asks to stop does not wait for a validation; the run that goes on makes it first."""
     from fss.engine import loop
@@ -217,6 +216,7 @@ def test_weights_of_something_else_are_refused(capsys, tmp_path, coloured):
     assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_run_knows_its_weights_by_what_they_hold(capsys, tmp_path, coloured):
     """The same file elsewhere is the same run; another file in its place is not."""
     from fss.methods.prior import PriorExtractor

@@ -12,28 +12,22 @@ from safetensors import safe_open
 from fss.config import CONFIGS
 from launch.pretrain_prior import main
 from shards.format import MANIFEST, Manifest
-from tests.launch.conftest import SMALL, Launched, called, refusal, run
+from tests.launch import conftest
+from tests.launch.conftest import PLACE, SMALL, Launched, called, refusal, rows, run
 from tests.wandb_file import config, history
 
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
 
-
 launch, refused = partial(called, main), partial(refusal, main)
-
-
-def job(folder: Path, tmp_path: Path, *words: str) -> list[str]:
-    return [
-        *SMALL, "--data.shards", str(folder), "--run.dir", str(tmp_path / "run"), "--optim.steps", "4",
-        "--data.workers", "0", *words,
-    ]    # fmt: skip
+job = partial(conftest.job, [*SMALL, "--data.workers", "0", "--optim.steps", "4"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_takes_a_step(capsys, tmp_path, packed, recipe):
     code, _, err = launch(
-        capsys, "--config", str(recipe), "--data.shards", str(packed), "--run.dir", str(tmp_path / "run"),
-        "--optim.steps", "1", "--run.device", "cpu", "--data.batch", "4", "--data.workers", "0",
-        "--method.view_size", "64", "--method.patch_size", "32", "--probe.limit", "8", "--log.wandb", "off",
+        capsys, "--config", str(recipe), *conftest.job(PLACE, packed, tmp_path / "run"), "--optim.steps", "1",
+        "--data.batch", "4", "--data.workers", "0", "--method.view_size", "64", "--method.patch_size", "32",
+        "--probe.limit", "8",
     )    # fmt: skip
     assert code == 0, err
     assert (tmp_path / "run" / "report" / "index.html").exists()
@@ -43,24 +37,24 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))    # no account, as on a new machine
     folder = tmp_path / "run"
-    words = job(packed, tmp_path, "--optim.steps", "3")
+    words = job(packed, tmp_path / "run", "--optim.steps", "3")
     code, out, err = launch(capsys, *words, "--log.wandb", "auto")
     assert code == 0, err
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]
-    assert {"loss", "loss/global", "loss/local", "lr", "grad_norm", "epoch", "speed"} <= rows[1].keys()
+    logged = rows(folder)
+    assert [row["step"] for row in logged] == [0, 1, 2, 3, 3]
+    assert {"loss", "loss/global", "loss/local", "lr", "grad_norm", "epoch", "speed"} <= logged[1].keys()
 
     (offline,) = folder.glob("wandb/offline-run-*/*.wandb")
-    logged = history(offline)
-    assert [row["loss"] for row in logged if "loss" in row] == [row["loss"] for row in rows if "loss" in row]
-    assert any("speed/images_per_s" in row for row in logged) and any("knn/top1" in row for row in logged)
+    shown = history(offline)
+    assert [row["loss"] for row in shown if "loss" in row] == [row["loss"] for row in logged if "loss" in row]
+    assert any("speed/images_per_s" in row for row in shown) and any("knn/top1" in row for row in shown)
     assert config(offline)["method"]["queue"] == 40
 
     with safe_open(folder / "prior.safetensors", framework="pt") as weights:
         facts = weights.metadata()
         assert {"conv1.weight", "layer4.1.bn2.running_mean"} <= set(weights.keys())
     assert (facts["images_seen"], facts["data"]) == ("18", "synthetic")
-    assert json.loads(facts["knn"]) == rows[-1]["knn/top1"]
+    assert json.loads(facts["knn"]) == logged[-1]["knn/top1"]
 
     again, out, _ = launch(capsys, *words, "--log.wandb", "off")
     assert again == 0 and "resumed at step 3" in out
@@ -77,14 +71,14 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
 
 def test_two_ranks_end_where_one_would_have_them_end(tmp_path, packed):
     """The launcher on two processes: world promised, one log, ranks equal (the run checks it every other step)."""
-    words = [*SMALL, "--data.shards", str(packed), "--optim.steps", "2", "--run.dir", str(tmp_path / "run")]
+    words = job(packed, tmp_path / "run", "--optim.steps", "2")
     output = run(2, *words)
     assert "on 2 x cpu" in output
     assert output.count("step 2/2  epoch") == 1
 
 
 def test_a_broken_promise_of_ranks_is_refused_by_the_launcher(tmp_path, packed):
-    words = [*SMALL, "--data.shards", str(packed), "--run.dir", str(tmp_path / "run"), "--run.world", "3"]
+    words = conftest.job(SMALL, packed, tmp_path / "run", "--run.world", "3")
     code, output = Launched(1, *words).wait()
     assert code != 0
     assert "error: run.world promises 3 ranks but 1 started" in output
@@ -109,49 +103,52 @@ def spoil(folder: Path, member: str, data: bytes) -> str:
 
 
 def test_shards_that_are_not_there(capsys, tmp_path):
-    assert "launch/pack.py" in refused(capsys, *job(tmp_path / "nothing", tmp_path))
+    assert "launch/pack.py" in refused(capsys, *job(tmp_path / "nothing", tmp_path / "run"))
 
 
 def test_a_truncated_tar(capsys, tmp_path, broken):
     shard = sorted(broken.glob("*.tar"))[0]
     shard.write_bytes(shard.read_bytes()[:5000])
-    text = refused(capsys, *job(broken, tmp_path))
+    text = refused(capsys, *job(broken, tmp_path / "run"))
     assert shard.name in text and "5000 bytes" in text
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_broken_jpeg_is_replaced_and_named(capsys, tmp_path, broken):
     key = spoil(broken, "jpg", b"not a JPEG any more" * 20)
-    code, out, err = launch(capsys, *job(broken, tmp_path))
+    code, out, err = launch(capsys, *job(broken, tmp_path / "run"))
     assert code == 0, err
     assert f"replaced an unreadable sample, {key}" in out
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_label_map_of_the_wrong_size_is_replaced_and_named(capsys, tmp_path, broken):
     import cv2
     import numpy as np
 
     small = cv2.imencode(".png", np.zeros((3, 3), np.uint8))[1].tobytes()
     key = spoil(broken, "slic.png", small)
-    code, out, err = launch(capsys, *job(broken, tmp_path))
+    code, out, err = launch(capsys, *job(broken, tmp_path / "run"))
     assert code == 0, err
     assert f"replaced an unreadable sample, {key}" in out and "3" in out
 
 
 def test_more_bad_samples_than_allowed_stop_the_run(capsys, tmp_path, broken):
     spoil(broken, "jpg", b"not a JPEG any more" * 20)
-    assert "shards.check" in refused(capsys, *job(broken, tmp_path, "--data.bad_fraction", "0"))
+    assert "shards.check" in refused(capsys, *job(broken, tmp_path / "run", "--data.bad_fraction", "0"))
 
 
 def test_images_without_superpixels(capsys, tmp_path, broken):
     manifest = json.loads((broken / MANIFEST).read_text())
     manifest["superpixels"].pop("slic")
     (broken / MANIFEST).write_text(json.dumps(manifest))
-    text = refused(capsys, *job(broken, tmp_path))
+    text = refused(capsys, *job(broken, tmp_path / "run"))
     assert "--superpixels slic" in text and "method.local" in text
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_checkpoint_cut_in_half(capsys, tmp_path, packed):
-    words = job(packed, tmp_path, "--checkpoint.every", "1")
+    words = job(packed, tmp_path / "run", "--checkpoint.every", "1")
     assert launch(capsys, *words)[0] == 0
     newest = tmp_path / "run" / "checkpoints" / "step_00000004"
     data = (newest / "state.safetensors").read_bytes()
@@ -161,10 +158,12 @@ def test_a_checkpoint_cut_in_half(capsys, tmp_path, packed):
     assert "step_00000004 is damaged" in out and "resumed at step 3" in out
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_batch_that_cannot_be_dealt(capsys, tmp_path, packed):
-    text = refused(capsys, *job(packed, tmp_path, "--optim.accumulate", "4"))
+    text = refused(capsys, *job(packed, tmp_path / "run", "--optim.accumulate", "4"))
     assert "data.batch 6" in text and "give 4 or 8" in text
-    code, _, err = launch(capsys, *job(packed, tmp_path, "--optim.accumulate", "3"))    # corrected, in the same place
+    corrected = job(packed, tmp_path / "run", "--optim.accumulate", "3")    # in the same place
+    code, _, err = launch(capsys, *corrected)
     assert code == 0, err
 
 
@@ -174,7 +173,7 @@ def test_a_disk_that_fills_while_saving(capsys, tmp_path, packed):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
-        words = job(packed, tmp_path, "--run.dir", str(disk / "run"), "--checkpoint.every", "2")
+        words = job(packed, tmp_path / "run", "--run.dir", str(disk / "run"), "--checkpoint.every", "2")
         text = refused(capsys, *words)    # one checkpoint fits, the second does not
         assert "cannot save step 4" in text and "checkpoint 2 is whole" in text
         assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step_00000002"]
@@ -183,12 +182,12 @@ def test_a_disk_that_fills_while_saving(capsys, tmp_path, packed):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_compiled_encoders_take_the_same_steps(capsys, tmp_path, packed):
     losses = []
     for compiled in ("false", "true"):
         words = job(packed, tmp_path / compiled, "--run.compile", compiled, "--optim.steps", "2")
         code, _, err = launch(capsys, *words)
         assert code == 0, err
-        rows = (tmp_path / compiled / "run" / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(row)["loss"] for row in rows if "loss" in json.loads(row)])
+        losses.append([row["loss"] for row in rows(tmp_path / compiled) if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -4,29 +4,29 @@ import json
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch.conftest import SMALL, Launched, run
+from launch.pretrain_prior import main
+from tests.launch import conftest
+from tests.launch.conftest import SMALL, Launched, rows, run
+from tests.ranks import on_ranks
 
 STEPS = 8
 
 
-def job(packed: Path, folder: Path) -> list[str]:
-    # 20 images in batches of 6: steps straddle epochs, and the queue of 40 wraps in the middle of a batch.
-    return [
-        *SMALL, "--data.shards", str(packed), "--run.dir", str(folder), "--optim.steps", str(STEPS),
-        "--checkpoint.every", "2", "--checkpoint.keep", "2",
-    ]    # fmt: skip
+# 20 images in batches of 6: steps straddle epochs, and the queue of 40 wraps in the middle of a batch.
+LONG = [*SMALL, "--optim.steps", str(STEPS), "--checkpoint.every", "2", "--checkpoint.keep", "2"]
+
+job = partial(conftest.job, LONG)
 
 
 def outcome(folder: Path) -> tuple[dict, list[dict]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("speed", None)
-    return load_file(folder / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors"), rows
+    logged = [{key: value for key, value in row.items() if key != "speed"} for row in rows(folder)]
+    return load_file(folder / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors"), logged
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -60,7 +60,7 @@ def kill_after(started: Launched, folder: Path, step: int, delay: float) -> None
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_resumed(tmp_path, packed, world):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(world, *job(packed, whole))
+    on_ranks(world, main, job(packed, whole, "--run.world", str(world), "--data.workers", "0"), timeout=240)
 
     kill_inside_a_save(Launched(world, *job(packed, cut)), cut)
     rng = random.Random(world)    # the first checkpoint is whole once step 3 is logged, whichever of the runs did it
@@ -76,7 +76,8 @@ def test_killed_at_any_moment_and_resumed(tmp_path, packed, world):
 )
 def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(tmp_path, packed, which, to_ranks):
     folder = tmp_path / "run"
-    started = Launched(2, *job(packed, folder), "--checkpoint.every", "1000")
+    words = job(packed, folder, "--data.workers", "0")
+    started = Launched(2, *words, "--checkpoint.every", "1000")
     while not (folder / "metrics.jsonl").exists() or '"step": 3,' not in (folder / "metrics.jsonl").read_text():
         assert started.running, started.wait()[1]
         time.sleep(0.01)
@@ -85,5 +86,5 @@ def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(tmp_path, packed, which
     assert code != 0
     assert "saved at step" in output
     assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
-    assert "resumed at step" in run(2, *job(packed, folder))
+    assert "resumed at step" in run(2, *words)
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"

@@ -2,12 +2,13 @@
 
 import bisect
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from fss.data.episodes import Episode
 from fss.methods.base import Features
 
+AS_QUERY = "query"    # in the place of a class: what an image needs where it is the query
 
 class Kept:
     """Features by key within a bound of bytes.
@@ -65,10 +66,10 @@ class _Entry:
 
 
 def uses(episodes: Sequence[Episode]) -> dict[Hashable, list[int]]:
-    """When what is needed, in numbers of these episodes: image -> times, (image, class) -> times.
+    """When what is needed, in numbers of these episodes: image, (image, class) or (image, AS_QUERY) -> times.
 
     The features of an image are needed where it is the query, and where it is a support of a class for the first time;
-    from then on its description, (image, class), stands for it.
+    from then on its description, (image, class), stands for it. What a query needs besides is (image, AS_QUERY).
     """
     times: dict[Hashable, list[int]] = defaultdict(list)
     for now, episode in enumerate(episodes):
@@ -79,9 +80,5 @@ def uses(episodes: Sequence[Episode]) -> dict[Hashable, list[int]]:
             times[description].append(now)
         if times[episode.query][-1:] != [now]:
             times[episode.query].append(now)
+        times[episode.query, AS_QUERY].append(now)
     return dict(times)
-
-
-def distinct(episodes: Iterable[Episode]) -> int:
-    """How many images the episodes show."""
-    return len({image for episode in episodes for image in (episode.query, *episode.supports)})

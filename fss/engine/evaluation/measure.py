@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fss.data.episodes import Episode, Labels
-from fss.data.protocol import Resize
-from fss.data.transforms import Frame, Resolution
+from fss.data.transforms import Frame, Resize, Resolution
 from fss.engine.dist import World
 from fss.engine.evaluation import metrics
 from fss.engine.evaluation.deal import deal
-from fss.engine.evaluation.features import Kept, uses
+from fss.engine.evaluation.features import AS_QUERY, Kept, uses
 from fss.engine.evaluation.reader import Reader
 from fss.engine.evaluation.record import Record, Result
 from fss.engine.loop import StopRequest
@@ -32,7 +32,7 @@ class Scoring:
     """What decides the score of one episode, beside the method."""
 
     size: int
-    """Side of the square that the method sees, pixels; 8k + 1."""
+    """Side of the square that the method sees, pixels."""
     resize: Resize = "exact"
     """How an image is fitted into that square, see fss.data.transforms.fit_image."""
     resolution: Resolution = "original"
@@ -121,6 +121,7 @@ class _Walk:
         self._device = device
         self._kept = Kept(int(cache * GIB), uses(episodes))
         self._frames: dict[int, Frame] = {}
+        self._at_hand: tuple[int, Tensor] | None = None    # the image that was read last
         self._encoded = 0
 
     def results(self, readers: int) -> Iterator[Result]:
@@ -140,7 +141,8 @@ class _Walk:
                     query=self._shards.keys[episode.query],
                     supports=tuple(self._shards.keys[support] for support in episode.supports),
                     counts=tuple(tuple(row) for row in counts.tolist()),
-                    encoded=self._encoded - encoded, seconds=time.monotonic() - began,
+                    remarks=self._method.remarks(), encoded=self._encoded - encoded,
+                    seconds=time.monotonic() - began,
                 )    # fmt: skip
 
     def _expect(self, episode: Episode) -> None:
@@ -148,13 +150,14 @@ class _Walk:
         undescribed = [s for s in episode.supports if (s, episode.class_id) not in self._kept]
         for image in (episode.query, *undescribed):
             self._reader.expect((image, episode.class_id))
-            if image not in self._kept:
+            as_query = self._method.encodes_queries and image == episode.query
+            if image not in self._kept or (as_query and (image, AS_QUERY) not in self._kept):
                 self._reader.expect(image)
 
     def _counts(self, episode: Episode, now: int) -> np.ndarray:
         """Intersections and unions of one episode, int64 [2, 2]."""
         described = {s: self._describe(s, episode.class_id, now) for s in dict.fromkeys(episode.supports)}
-        query = self._encode(episode.query, now)
+        query = self._encode_query(episode.query, now)
         logits = self._method.predict(query, [described[support] for support in episode.supports])    # [1, 2, S, S]
         if not torch.isfinite(logits).all():
             raise RunError(
@@ -170,11 +173,27 @@ class _Walk:
     def _encode(self, image: int, now: int) -> Features:
         features = self._kept.get(image, now)
         if features is None:
-            fitted, self._frames[image] = self._reader.take(image)    # [1, 3, S, S]
-            features = self._method.encode(fitted.to(self._device))
+            features = self._method.encode(self._fitted(image))
             self._encoded += 1
             self._kept.put(image, features, now)
         return features
+
+    def _encode_query(self, image: int, now: int) -> Features:
+        features = self._encode(image, now)
+        if not self._method.encodes_queries:
+            return features
+        more = self._kept.get((image, AS_QUERY), now)
+        if more is None:
+            more = self._method.encode_query(self._fitted(image))
+            self._kept.put((image, AS_QUERY), more, now)
+        return features | more
+
+    def _fitted(self, image: int) -> Tensor:
+        """The image as the method sees it, [1, 3, S, S] on its device; one asked for twice running is read once."""
+        if self._at_hand is None or self._at_hand[0] != image:
+            fitted, self._frames[image] = self._reader.take(image)
+            self._at_hand = image, fitted.to(self._device)
+        return self._at_hand[1]
 
     def _describe(self, image: int, class_id: int, now: int) -> Features:
         description = self._kept.get((image, class_id), now)

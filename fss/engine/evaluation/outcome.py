@@ -53,6 +53,7 @@ def outcome(results: Sequence[Result], classes: Sequence[int], names: Mapping[in
             for class_id in classes
         },
         "never_met": [names[class_id] for class_id in classes if not episodes[class_id]],
+        "remarks": dict(Counter(remark for result in results for remark in result.remarks)),
         "episodes": len(results),
         "images": images,
         "encoder_passes": encoded,

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from fss.data.episodes import Draw, Episode, Labels, evaluation_episodes
-from fss.data.folds import SCHEMES, Fold, SchemeName, fold_of
+from fss.data.folds import Fold, SchemeName, fold_of
 from fss.data.lists import read_list
-from fss.data.protocol import Protocol, ProtocolName, Resize, protocol_of
-from fss.data.transforms import Resolution
+from fss.data.protocol import Protocol, ProtocolName, protocol_of
+from fss.data.transforms import Resize, Resolution
 from fss.engine.evaluation.measure import Scoring
 from fss.errors import ConfigError, at_least
 from shards.format import Manifest
@@ -62,7 +62,7 @@ class EvalConfig:
     labels: Labels | None = None
     """'own': each class keeps all its pixels. 'flat': later classes cover earlier ones, as in PNG label maps."""
     size: int | None = None
-    """Side of the square that the method sees, pixels, 8k + 1; null: the method's own."""
+    """Side of the square that the method sees, pixels, of those that it takes; null: its own."""
     resize: Resize | None = None
     """How an image is fitted into that square."""
     resolution: Resolution | None = None
@@ -73,10 +73,7 @@ class EvalConfig:
     """Memory of each rank, GiB on its device, for what was computed of images and supports; 0 keeps nothing."""
 
     def __post_init__(self) -> None:
-        at_least("eval", self, episodes=1, min_area=0, cache_gib=0, size=33)
-        if self.size is not None and self.size % 8 != 1:
-            near = round((self.size - 1) / 8) * 8 + 1
-            raise ConfigError(f"eval.size is {self.size}: give a multiple of 8 plus 1, such as {near}")
+        at_least("eval", self, episodes=1, min_area=0, cache_gib=0)
         if isinstance(self.resolution, int) and self.resolution < 1:
             raise ConfigError(f"eval.resolution is {self.resolution}: give 'original' or a side in pixels")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0):
@@ -126,7 +123,7 @@ class Plan:
         return {
             "protocol": f"{protocol.name}: {'the frame alone; episodes of a list' if self.source else protocol.note}",
             "data": f"{manifest.name}, {len(manifest.samples):,} images",
-            "fold": f"{fold.fold} of scheme {fold.scheme} ({SCHEMES[fold.scheme].rule})",
+            "fold": f"{fold.fold} of scheme {fold.scheme} ({fold.rule})",
             "classes": f"{self.split}: " + ", ".join(manifest.classes[class_id] for class_id in self.classes),
             "episodes": drawn,
             "policy": policy,
@@ -149,7 +146,7 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
     number = int(header.get("fold", 0)) if config.fold is None else config.fold
     novel = config.novel or (json.loads(header.get("novel", "[]")) if scheme == "list" else [])
     shots = config.shots or int(header.get("shots", 1))
-    fold = fold_of(scheme, number, manifest, [str(name) for name in novel])
+    fold = fold_of(scheme, number, manifest, [str(name) for name in novel], shots)
     _check_unseen(evaluation, fold, header)
     classes = fold.novel if evaluation.split == "novel" else fold.base
     protocol = evaluation.protocol_for(scheme)
@@ -173,6 +170,14 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
         fold=fold, split=evaluation.split, classes=classes, shots=shots, protocol=protocol, episodes=episodes, how=how,
         source=evaluation.episode_list,
     )    # fmt: skip
+
+
+def require_taken(config: Any, size: int | None) -> None:
+    """Raise ConfigError where a method of options `config` does not take images of `size` pixels a side."""
+    try:
+        replace(config, size=size or config.size)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("method.size", "eval.size")) from None
 
 
 def _check_unseen(evaluation: EvalConfig, fold: Fold, header: Mapping[str, str]) -> None:

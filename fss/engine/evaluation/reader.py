@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fss.data.episodes import Labels
-from fss.data.protocol import Resize
-from fss.data.transforms import Frame, class_mask, fit_image
+from fss.data.transforms import Frame, Resize, class_mask, fit_image
 from fss.data.views import encoded_image
 from shards.codec import decode_image
 from shards.format import ShardError

@@ -25,6 +25,8 @@ class Result:
     supports: tuple[str, ...]
     counts: Counts
     """((background intersection, union), (foreground intersection, union)) in pixels: fss.engine.evaluation.metrics."""
+    remarks: tuple[str, ...] = ()
+    """What the method found unusual about its prediction."""
     encoded: int = field(default=0, compare=False)
     """Images that went through the encoder for this episode; the others were still known."""
     seconds: float = field(default=0.0, compare=False)
@@ -102,6 +104,7 @@ def _parse(line: str) -> Result | None:
     try:
         row = json.loads(line)
         background, foreground = row["counts"]
-        return Result(**{**row, "supports": tuple(row["supports"]), "counts": (tuple(background), tuple(foreground))})
+        lists = {name: tuple(row[name]) for name in ("supports", "remarks")}
+        return Result(**row | lists | {"counts": (tuple(background), tuple(foreground))})
     except (ValueError, TypeError, KeyError):
         return None

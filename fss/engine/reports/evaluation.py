@@ -6,7 +6,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -34,16 +33,17 @@ NOTHING = "\N{EM DASH}"
 
 
 def report(
-    run: RunDir, method: Method, shards: ShardSet, results: Sequence[Result], plan: Plan, header: Mapping[str, str]
-) -> Path:
+    run: RunDir, method: Method, shards: ShardSet, results: Sequence[Result], plan: Plan, header: Mapping[str, str],
+    device: torch.device,
+) -> Path:    # fmt: skip
     """Write the page of an evaluation into the report folder of `run`; for one rank. Returns the path of the HTML.
 
     A few episodes are predicted again for the pictures.
 
-    header: what the weights say of their training; empty where nothing was trained.
+    header: what the weights say of their training; empty where nothing was trained. device: where the method is.
     Raises ShardError where a sample of the pictures cannot be read.
     """
-    manifest, device = shards.manifest, _device(method)
+    manifest = shards.manifest
     cell = cell_of(method, plan)
     found = outcome(results, plan.classes, manifest.classes)
     environment = json.loads((run.folder / "environment.jsonl").read_text().splitlines()[-1])
@@ -230,11 +230,6 @@ def _in_print(cell: Cell) -> Table | None:
 def _episode(result: Result, shards: ShardSet) -> Episode:
     supports = tuple(shards.find(key) for key in result.supports)
     return Episode(result.seed, result.number, result.class_id, shards.find(result.query), supports)
-
-
-def _device(method: Method) -> torch.device:
-    tensors = chain.from_iterable((*part.parameters(), *part.buffers()) for part in (method.trained, method.replica))
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _named(classes: Sequence[int], manifest: Manifest, most: int = 5) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -18,14 +16,13 @@ from fss.data.episodes import Episode
 from fss.data.transforms import Frame, fit_image, read_labelled
 from fss.engine.evaluation.measure import Scoring, evaluating
 from fss.engine.evaluation.metrics import counts, known, ratio
+from fss.engine.reports import paint
 from fss.engine.reports.pictures import INK, save, show
-from fss.methods.base import Features, Method
+from fss.methods.base import Method
 from shards.read import ShardSet
 
 # Okabe and Ito's again, chosen to differ in lightness too: told apart with every kind of colour vision.
-OBJECT, HIT, MISS, FALSE_ALARM, UNCOUNTED = "#E69F00", "#56B4E9", "#F0E442", "#D55E00", "#999999"
-SIDE = 300    # pixels of a picture's longer side
-TINT = 0.62    # of the colour over the photograph
+HIT, MISS, FALSE_ALARM, UNCOUNTED = "#56B4E9", "#F0E442", "#D55E00", "#999999"
 INCHES = 1.9    # of a column
 
 
@@ -52,19 +49,22 @@ def look(method: Method, shards: ShardSet, episode: Episode, how: Scoring, devic
     Raises ShardError where a sample cannot be read.
     """
 
-    def encode(image: np.ndarray) -> tuple[Features, Frame]:
-        fitted, frame = fit_image(image, how.size, how.resize)    # [3, S, S]
-        return method.encode(fitted[None].to(device)), frame
+    def fitted(image: np.ndarray) -> tuple[Tensor, Frame]:
+        square, frame = fit_image(image, how.size, how.resize)    # [3, S, S]
+        return square[None].to(device), frame
 
     query, truth = read_labelled(shards, episode.query, episode.class_id, how.labels)
     supports = [read_labelled(shards, index, episode.class_id, how.labels) for index in episode.supports]
     with evaluating(method), torch.inference_mode():
         descriptions = []
         for image, mask in supports:
-            features, frame = encode(image)
-            descriptions.append(method.describe(features, torch.from_numpy(frame.mask(mask))[None].to(device)))
-        features, frame = encode(query)
-        logits = method.predict(features, descriptions)    # [1, 2, S, S]
+            square, frame = fitted(image)
+            seen = torch.from_numpy(frame.mask(mask))[None].to(device)
+            descriptions.append(method.describe(method.encode(square), seen))
+        square, frame = fitted(query)
+        features = method.encode(square)
+        whole = features | method.encode_query(square) if method.encodes_queries else features
+        logits = method.predict(whole, descriptions)    # [1, 2, S, S]
         maps = {name: _over_image(found, frame) for name, found in method.maps(features, descriptions).items()}
     scored = frame.truth(truth, how.resolution)
     scored = scored if how.ignore_255 else known(scored)
@@ -112,82 +112,15 @@ def episodes(rows: Sequence[Shown], path: Path) -> None:
 
 def _cells(row: Shown, names: Sequence[str]) -> list[np.ndarray]:
     """The pictures of a row, uint8 [h, w, 3] each; a map that the episode does not have is left white."""
-    query, truth, prediction = _small(row.query), _small_mask(row.truth), _small_mask(row.prediction)
+    query, truth, prediction = paint.small(row.query), paint.small_mask(row.truth), paint.small_mask(row.prediction)
     grey = np.repeat(cv2.cvtColor(query, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     unknown = truth == 255
-    judged = _tint(grey, {
+    judged = paint.tint(grey, {
         HIT: (truth == 1) & (prediction == 1),
         MISS: (truth == 1) & (prediction == 0),
         FALSE_ALARM: (truth == 0) & (prediction == 1),
         UNCOUNTED: unknown,
     })    # fmt: skip
-    there = _outlined(_tint(grey, {HIT: truth == 1, UNCOUNTED: unknown}), truth == 1, "#ffffff")
-    heat = [_heat(row.maps[name], truth == 1) if name in row.maps else np.full_like(query, 255) for name in names]
-    return [_together([_support(*pair) for pair in row.supports]), query, there, judged, *heat]
-
-
-def _support(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    small, inside = _small(image), _small_mask(mask) == 1
-    outside = (small * 0.55).astype(np.uint8)    # darker, so that the object stands out whatever its colours
-    return _outlined(np.where(inside[..., None], small, outside), inside, OBJECT, width=2)
-
-
-def _together(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """The pictures of all shots, three a line, or two where there are but two or four; one alone as it is."""
-    if len(pictures) == 1:
-        return pictures[0]
-    columns, gap = 2 if len(pictures) in (2, 4) else 3, 6
-    lines = []
-    for start in range(0, len(pictures), columns):
-        part = pictures[start : start + columns]
-        line = np.full((max(len(picture) for picture in part), columns * (SIDE + gap) - gap, 3), 255, np.uint8)
-        for place, picture in enumerate(part):
-            left = place * (SIDE + gap) + (SIDE - picture.shape[1]) // 2
-            line[: len(picture), left : left + picture.shape[1]] = picture
-        lines += [line, np.full_like(line[:1].repeat(gap, 0), 255)]
-    return np.concatenate(lines[:-1])
-
-
-def _heat(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """A map in 0..1 from dark (0) to bright (1), with the outline of the object."""
-    height, width = inside.shape
-    resized = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    colours = (colormaps["viridis"](resized.clip(0, 1))[..., :3] * 255).astype(np.uint8)
-    return _outlined(colours, inside, "#ffffff")
-
-
-def _tint(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The image with every mask [h, w] in its colour over it."""
-    out = image.astype(np.float32)
-    for colour, mask in masks.items():
-        out[mask] = (1 - TINT) * out[mask] + TINT * np.array(_rgb(colour))
-    return out.astype(np.uint8)
-
-
-def _outlined(image: np.ndarray, mask: np.ndarray, colour: str, width: int = 1) -> np.ndarray:
-    """The image with the outline of a mask, dark beside the colour so that it shows on anything."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    drawn = np.ascontiguousarray(image)
-    for line, thickness in (("#000000", width + 2), (colour, width)):
-        cv2.drawContours(drawn, contours, -1, _rgb(line), thickness)
-    return drawn
-
-
-def _small(image: np.ndarray) -> np.ndarray:
-    shrinks = max(image.shape[:2]) > SIDE
-    return cv2.resize(image, _size(image), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
-def _small_mask(mask: np.ndarray) -> np.ndarray:
-    return cv2.resize(mask, _size(mask), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def _size(image: np.ndarray) -> tuple[int, int]:
-    """(width, height) with a longer side of `SIDE`."""
-    height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
-    return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return tuple(round(255 * part) for part in to_rgb(colour))
+    there = paint.outlined(paint.tint(grey, {HIT: truth == 1, UNCOUNTED: unknown}), truth == 1, "#ffffff")
+    heat = [paint.heat(row.maps[name], truth == 1) if name in row.maps else np.full_like(query, 255) for name in names]
+    return [paint.together([paint.support(*pair) for pair in row.supports]), query, there, judged, *heat]

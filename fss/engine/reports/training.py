@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from fss.engine.reports.curves import curves
 from fss.engine.reports.page import Page, Picture, Story, write_page
 from fss.engine.run import RunDir
@@ -11,9 +13,10 @@ from fss.engine.tasks import Task
 from fss.methods.base import Method
 
 
-def report(run: RunDir, method: Method, task: Task) -> Path:
+def report(run: RunDir, method: Method, task: Task, device: torch.device) -> Path:
     """Draw the pictures of `run` as its method stands now, and write its page. For one rank; returns the HTML's path.
 
+    device: where the method is.
     A sample that cannot be read is left out of the pictures.
     """
     rows = run.rows()
@@ -24,7 +27,7 @@ def report(run: RunDir, method: Method, task: Task) -> Path:
     story = task.story(method, run)
     page = Page(
         title=f"{run.folder.name}: {type(method).__name__} on {task.shards.manifest.name}",
-        ran=_what_ran(method, task, steps, options, environment["world"]) | story.ran,
+        ran=_what_ran(method, task, steps, options, f"{environment['world']} x {device.type}") | story.ran,
         verdicts=story.verdicts,
         cautions=[*method.cautions(seen), *task.cautions()],
         pictures=[_curves(run, rows, story, task.unit), *story.pictures],
@@ -32,7 +35,7 @@ def report(run: RunDir, method: Method, task: Task) -> Path:
             **{k: v for k, v in environment.items() if v is not None and k not in ("packages", "command", "world")},
             **environment["packages"],
         },
-        resume=resume_command(environment["command"], environment["world"], _device(method)),
+        resume=resume_command(environment["command"], environment["world"], device.type),
         unit=task.unit,
     )
     return write_page(run.report, page, rows)
@@ -44,21 +47,17 @@ def resume_command(command: str, world: int, device: str) -> str:
     return f"{'ACCELERATE_USE_CPU=true ' if device == 'cpu' else ''}accelerate launch {several}{command}"
 
 
-def _what_ran(method: Method, task: Task, steps: int, options: Mapping, world: int) -> dict[str, object]:
+def _what_ran(method: Method, task: Task, steps: int, options: Mapping, ranks: str) -> dict[str, object]:
     manifest, seen = task.shards.manifest, steps * options["data.batch"]
     settings = {k.removeprefix("method."): v for k, v in options.items() if k.startswith("method.")}
     return {
         "method": type(method).__name__,
         "data": f"{manifest.name}: {len(task.shards):,} images, {len(manifest.classes)} classes",
-        "ranks": f"{world} x {_device(method)}",
+        "ranks": ranks,
         "steps": f"{steps:,} of {options['data.batch']} {task.unit}",
         f"{task.unit} seen": f"{seen:,} ({seen / task.samples:.1f} epochs)",
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
     }
-
-
-def _device(method: Method) -> str:
-    return next(method.trained.parameters()).device.type
 
 
 def _curves(run: RunDir, rows: list[dict], story: Story, unit: str) -> Picture:

@@ -4,24 +4,19 @@ import pytest
 
 from fss.data.folds import VOC_CLASSES
 from fss.data.lists import read_list
-from fss.engine.dist import World
 from fss.engine.evaluation.measure import Scoring, measure
 from tests.data.made import pack_listed
 from tests.engine.episode_toy import Colour
 
 
-def test_a_published_list_is_evaluated(shared, tmp_path):
+def test_a_published_list_is_evaluated(shared, world, tmp_path):
     published = shared / "golden" / "episodes" / "pascal_fold0_1shot.tsv.gz"
     if not published.is_file():
         pytest.skip(f"no {published.name} beside the checkout")
     classes = dict(enumerate(VOC_CLASSES, start=1))
     shards, short = pack_listed(published, tmp_path / "packed", classes, rows=20)
-    world = World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
-    try:
-        episodes = read_list(short, shards.manifest, shots=1)
-        results = measure(Colour(), shards, episodes, Scoring(size=33), world)
-    finally:
-        world.close()
+    episodes = read_list(short, shards.manifest, shots=1)
+    results = measure(Colour(), shards, episodes, Scoring(size=33), world)
     listed = [line.split("\t") for line in short.read_text().splitlines()]
     assert [(str(r.class_id - 1), r.query, *r.supports) for r in results] == [tuple(row) for row in listed]
     assert all(union > 0 for r in results for _, union in r.counts)

@@ -5,7 +5,6 @@ import random
 import shutil
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,6 @@ import torch
 
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.transforms import fit_image, read_labelled
-from fss.engine.dist import World
-from fss.engine.evaluation.deal import ENCODING, cut, deal, walk
-from fss.engine.evaluation.features import Kept, distinct, uses
 from fss.engine.evaluation.measure import Scoring, measure
 from fss.engine.evaluation.record import Record, Result
 from fss.engine.loop import StopRequest
@@ -26,6 +22,7 @@ from shards.read import ShardSet
 from shards.sources import Item, Sample
 from shards.synthetic import synthetic
 from shards.write import pack
+from tests.engine.conftest import joined
 from tests.engine.episode_toy import Colour
 from tests.ranks import on_ranks
 
@@ -64,14 +61,10 @@ def drawn(folder: Path, shots: int = 2, episodes: int = 20, seeds=(0, 1)) -> lis
     return evaluation_episodes(ShardSet(folder).manifest, CLASSES, policy, shots, episodes, seeds)
 
 
-def alone() -> World:
-    return World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
-
-
 def measured(folder: Path, episodes: list[Episode], record: Path | None = None, **options) -> list[Result]:
     """As one rank of a job; importable, so that it may be many."""
     torch.set_num_threads(1)
-    world = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
+    world = joined()
     try:
         kept = Record(record, world.rank) if record else None
         return measure(Colour(), ShardSet(folder), episodes, HOW, world, kept, **options)
@@ -120,7 +113,8 @@ def test_a_small_memory_finds_the_same_with_more_work(packed, images):
     episodes = drawn(packed)
     expected, found = measured(packed, episodes), measured(packed, episodes, cache=images * ENCODED / 2**30)
     assert found == expected
-    assert sum(r.encoded for r in found) > sum(r.encoded for r in expected) == distinct(episodes)
+    assert sum(r.encoded for r in found) > sum(r.encoded for r in expected)
+    assert sum(r.encoded for r in expected) == len({i for e in episodes for i in (e.query, *e.supports)})
 
 
 def test_reading_ahead_changes_nothing(packed):
@@ -128,23 +122,19 @@ def test_reading_ahead_changes_nothing(packed):
     assert measured(packed, episodes, readers=0) == measured(packed, episodes, readers=3)
 
 
-def test_the_method_comes_back_as_it_was(packed):
+def test_the_method_comes_back_as_it_was(packed, world):
     method = Colour()
     method.trained.train()
     method.replica.train()
-    world = alone()
     measure(method, ShardSet(packed), drawn(packed)[:2], HOW, world)
-    world.close()
     assert method.trained.training and all(m.training for m in method.replica.modules())
 
 
-def test_pixels_that_the_protocol_does_not_ignore_are_background(packed):
+def test_pixels_that_the_protocol_does_not_ignore_are_background(packed, world):
     episodes = drawn(packed)[:4]
     pixels = {row.key: row.height * row.width for row in ShardSet(packed).manifest.samples}
     for ignore in (True, False):
-        world = alone()
         results = measure(Colour(), ShardSet(packed), episodes, replace(HOW, ignore_255=ignore), world)
-        world.close()
         for result in results:
             (_, background_union), (hits, _) = result.counts
             assert (background_union + hits < pixels[result.query]) == ignore
@@ -248,76 +238,8 @@ def test_an_unreadable_image_is_named_and_never_left_out(packed, tmp_path):
         measured(broken, episodes)
 
 
-def test_logits_that_are_not_finite_are_refused(packed):
+def test_logits_that_are_not_finite_are_refused(packed, world):
     method = Colour()
     method.replica.weight.fill_(float("nan"))
-    world = alone()
     with pytest.raises(RunError, match="not finite"):
         measure(method, ShardSet(packed), drawn(packed), HOW, world)
-    world.close()
-
-
-# --- dealing and memory
-
-
-@pytest.mark.parametrize("world", [1, 2, 4, 7])
-def test_every_episode_is_dealt_once(packed, world):
-    episodes = drawn(packed)
-    blocks = deal(episodes, world)
-    assert len(blocks) == world
-    assert sorted((e.seed, e.number) for block in blocks for e in block) == [(e.seed, e.number) for e in episodes]
-
-
-def test_more_ranks_than_episodes(packed):
-    assert sorted(map(len, deal(drawn(packed)[:2], 5))) == [0, 0, 0, 1, 1]
-    assert deal([], 3) == [[], [], []]
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_no_other_cuts_leave_less_work_to_the_busiest_rank(world):
-    rng = np.random.default_rng(0)
-    images = [rng.choice(9, 2, replace=False).tolist() for _ in range(12)]
-
-    def most(ends) -> int:
-        return max(stop - start + ENCODING * len({i for need in images[start:stop] for i in need})
-                   for start, stop in pairwise(ends))    # fmt: skip
-
-    work, ends = cut(images, world)
-    assert most(ends) == work
-    assert work == min(most((0, *inner, 12)) for inner in combinations(range(1, 12), world - 1))
-
-
-def test_blocks_share_few_images():
-    rng = np.random.default_rng(0)
-    pools = [rng.choice(300, 80, replace=False) for _ in range(6)]    # an image may be of several classes
-    episodes = []
-    for number in range(200):
-        class_id = int(rng.integers(6))
-        query, support = rng.choice(pools[class_id], 2, replace=False).tolist()
-        episodes.append(Episode(0, number, class_id, query, (support,)))
-    shared = sum(distinct(block) for block in deal(episodes, 4)) / distinct(episodes)
-    as_drawn = sum(distinct(episodes[50 * rank : 50 * rank + 50]) for rank in range(4)) / distinct(episodes)
-    assert shared <= 1.2 < 1.4 < as_drawn
-
-
-def test_a_walk_finishes_with_an_image_before_it_takes_up_others():
-    chains = [[0, 1], [10, 11], [1, 2], [11, 12], [2, 3], [12, 13]]
-    order = walk(chains, [0] * len(chains))
-    assert [chains[episode][0] // 10 for episode in order] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
-
-
-def test_the_memory_keeps_what_is_needed_soonest():
-    one = {"x": torch.zeros(256)}    # 1 KiB
-    kept = Kept(2048, {"a": [0, 9], "b": [1, 3], "c": [2, 4], "d": [5]})
-    kept.put("a", one, 0)
-    kept.put("b", one, 1)
-    kept.put("c", one, 2)
-    assert ("a" in kept, "b" in kept, "c" in kept) == (False, True, True)    # a is needed last
-    assert kept.get("b", 3) is one and "b" not in kept    # and b never again
-    kept.put("d", one, 5)
-    assert kept.size == 1024
-
-
-def test_uses_count_an_image_as_support_once_for_each_class():
-    episodes = [Episode(0, 0, 1, 10, (20,)), Episode(0, 1, 1, 11, (20,)), Episode(0, 2, 2, 20, (10, 10))]
-    assert uses(episodes) == {10: [0, 2], 11: [1], 20: [0, 2], (20, 1): [0, 1], (10, 2): [2]}

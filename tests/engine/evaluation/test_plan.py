@@ -5,8 +5,10 @@ import json
 import pytest
 
 from fss.data.lists import write_list
-from fss.engine.evaluation.plan import EvalConfig, FoldConfig, plan
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig, plan, require_taken
 from fss.errors import ConfigError
+from fss.methods.gfsam_config import GFSAMConfig
+from fss.methods.prototype_config import PrototypeConfig
 from shards.format import Manifest, SampleEntry
 
 TRAINED = {"scheme": "interleaved", "fold": "2", "shots": "5", "novel": "[3, 7]", "data": "toy", "steps": "10"}
@@ -93,7 +95,6 @@ def test_a_list_is_evaluated_as_it_is(manifest, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": 48}, "eval.size is 48: give a multiple of 8 plus 1, such as 49"),
         ({"seeds": [1, 1]}, "eval.seeds"),
         ({"seeds": []}, "eval.seeds"),
         ({"resolution": 0}, "eval.resolution is 0"),
@@ -104,3 +105,13 @@ def test_a_list_is_evaluated_as_it_is(manifest, tmp_path):
 def test_options_that_make_no_sense(options, words):
     with pytest.raises(ConfigError, match=words):
         EvalConfig(**options)
+
+
+def test_a_size_is_for_the_method_to_take():
+    require_taken(PrototypeConfig(size=33), None)
+    require_taken(PrototypeConfig(size=33), 41)
+    require_taken(GFSAMConfig(sam="vit_t"), 512)
+    with pytest.raises(ConfigError, match=r"eval.size is 48: give a multiple of 8 plus 1, such as 49"):
+        require_taken(PrototypeConfig(size=33), 48)
+    with pytest.raises(ConfigError, match=r"eval.size is 473 but SAM vit_h takes 1024 alone"):
+        require_taken(GFSAMConfig(), 473)

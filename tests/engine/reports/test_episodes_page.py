@@ -63,13 +63,6 @@ def shards(tmp_path_factory) -> ShardSet:
     return rectangles(tmp_path_factory.mktemp("set") / "rectangles", [1, 2, 3, 4] * 4)
 
 
-@pytest.fixture
-def world():
-    one = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
-    yield one
-    one.close()
-
-
 def task_of(shards: ShardSet, world: World, **validate) -> EpisodeTask:
     job = SimpleNamespace(
         data=DataConfig(shards=str(shards.folder), batch=4, workers=0), episodes=EpisodeConfig(min_area=50),
@@ -144,7 +137,7 @@ def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(sh
         task.picture(method, run.folder, step)
     header = {"scored_by": "val/miou", "score": "0.5", "steps": "20"}
     save_export(run.folder / "best.safetensors", {"x": torch.zeros(1)}, header)
-    page = report(run, method, task)
+    page = report(run, method, task, world.device)
     assert Outline(page).links == {"curves.png", "validation.png"}
     last = run.folder / "validation" / "step_00000020.png"
     assert (page.parent / "validation.png").read_bytes() == last.read_bytes()
@@ -158,7 +151,7 @@ def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(sh
 
 def test_the_page_of_a_run_without_validation(shards, world, tmp_path):
     run = finished(tmp_path / "run", log_of(3, validated=False))
-    page = report(run, Learner(), task_of(shards, world, split="none"))
+    page = report(run, Learner(), task_of(shards, world, split="none"), world.device)
     assert Outline(page).links == {"curves.png"}
     text = page.read_text()
     assert "validate.split is none" in text and "val/miou" not in text

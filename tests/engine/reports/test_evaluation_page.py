@@ -13,12 +13,11 @@ from torch import Tensor
 
 from fss.data.episodes import Episode
 from fss.data.folds import Fold
-from fss.engine.dist import World
 from fss.engine.evaluation.measure import measure
 from fss.engine.evaluation.outcome import outcome
 from fss.engine.evaluation.plan import EvalConfig, FoldConfig, Plan, plan
 from fss.engine.evaluation.record import Result
-from fss.engine.reports import overlays
+from fss.engine.reports import overlays, paint
 from fss.engine.reports.charts import Bar, class_bars
 from fss.engine.reports.evaluation import cautions, cell_of, choose, headline, report
 from fss.engine.reports.overlays import Shown, look
@@ -28,6 +27,7 @@ from fss.engine.run import RunDir
 from fss.methods.base import Features
 from shards.read import ShardSet
 from tests.data.labelled import HEIGHT, WIDTH, rectangles
+from tests.engine.conftest import joined
 from tests.engine.episode_toy import Colour
 from tests.engine.reports.test_training_page import Outline
 
@@ -59,8 +59,11 @@ def planned(shards: ShardSet, shots: int = 1, **options) -> Plan:
 
 
 def measured(shards: ShardSet, what: Plan) -> list[Result]:
-    world = World(promised=1, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
-    return measure(Near(), shards, what.episodes, what.how, world)
+    world = joined()
+    try:
+        return measure(Near(), shards, what.episodes, what.how, world)
+    finally:
+        world.close()
 
 
 def opened(folder: Path) -> RunDir:
@@ -74,7 +77,7 @@ def opened(folder: Path) -> RunDir:
 def test_the_page_is_whole_and_says_how_the_score_was_made(tmp_path, shards, shots):
     what = planned(shards, shots)
     results = measured(shards, what)
-    page = report(opened(tmp_path / "run"), Near(), shards, results, what, {})
+    page = report(opened(tmp_path / "run"), Near(), shards, results, what, {}, CPU)
     outline = Outline(page)
     assert outline.open == [] and outline.links == {"classes.png", "best.png", "median.png", "worst.png"}
     assert all(cv2.imread(str(page.parent / name)).std() > 10 for name in outline.links)
@@ -168,7 +171,7 @@ def test_shown_episodes_are_of_different_classes_and_queries():
 
 def test_few_episodes_are_each_shown_once(tmp_path, shards):
     what = planned(shards, episodes=2, seeds=[0])
-    page = report(opened(tmp_path / "run"), Near(), shards, measured(shards, what), what, {})
+    page = report(opened(tmp_path / "run"), Near(), shards, measured(shards, what), what, {}, CPU)
     captions = re.findall(r"Queries: (.*?)\.<", page.read_text())
     assert len(captions) == 2 and len(set(captions)) == 2
 
@@ -205,7 +208,7 @@ def test_colours_say_hit_miss_and_false_alarm(tmp_path):
     areas = {}
     for name in ("HIT", "MISS", "FALSE_ALARM", "UNCOUNTED"):
         colour = np.array([int(getattr(overlays, name)[i : i + 2], 16) for i in (1, 3, 5)])
-        blend = (1 - overlays.TINT) * 120 + overlays.TINT * colour
+        blend = (1 - paint.TINT) * 120 + paint.TINT * colour
         areas[name] = np.count_nonzero(np.abs(picture - blend).max(2) < 6)
     # MISS: 100 x 200 px. FALSE_ALARM: 50 x 100 px. HIT: 100 x 100 px, and 100 x 300 px of the truth's picture.
     assert areas["MISS"] > 3 * areas["FALSE_ALARM"] > 0 and areas["HIT"] > 1.5 * areas["MISS"] and areas["UNCOUNTED"]

@@ -26,6 +26,8 @@ from shards.read import ShardSet
 from tests.data.labelled import rectangles
 from tests.engine.toy import Toy
 
+CPU = torch.device("cpu")
+
 SMALL = {"backbone": "resnet18", "queue": 63, "local_queue": 31, "view_size": 32, "patch_size": 32, "regions": 4}
 CHANCE = {"loss": math.log(64), "loss/global": math.log(64), "top1/global": 1 / 64}
 
@@ -155,7 +157,7 @@ def test_report_of_a_prior_run_has_all_its_pictures(tmp_path, local):
     method = PriorExtractor(PriorConfig(**SMALL | {"local": local}))
     run = run_of(tmp_path / "run", method)
     before = torch.get_rng_state()
-    page = report(run, method, task_of(shards, method))
+    page = report(run, method, task_of(shards, method), CPU)
     assert torch.equal(torch.get_rng_state(), before)
     links = Outline(page).links
     assert links == {"curves.png", "neighbours.png", "dense.png", "views.png"} | (
@@ -175,7 +177,7 @@ def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
     method = PriorExtractor(PriorConfig(**SMALL))
     task = task_of(shards, method)
     task.shards, task.crops = shards, None
-    page = report(run_of(tmp_path / "run", method), method, task)
+    page = report(run_of(tmp_path / "run", method), method, task, CPU)
     assert "neighbours.png" not in Outline(page).links
 
 

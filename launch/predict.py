@@ -1,0 +1,55 @@
+"""Segment your own pictures by a few examples of your own.
+
+    python launch/predict.py --weights runs/demo/qgnet/best.safetensors --support cat.jpg --mask cat.png --query photos
+    python launch/predict.py --method gfsam --method.dino_weights FILE --method.sam_weights FILE \
+        --support cat.jpg --mask cat.png --name cat --support dog.jpg --mask dog.png --name dog --query photos
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fss.config import EPISODIC, command, parse
+from fss.engine.predict import segment_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """Find in queries what supports show."""
+
+    methods: ClassVar = EPISODIC
+
+    support: list[str] = field(default_factory=list)
+    """Photograph of an example; once for every example."""
+    mask: list[str] = field(default_factory=list)
+    """Its mask, in the same order: the object in any colour on black."""
+    name: list[str] = field(default_factory=list)
+    """Its class, in the same order; without, all examples are of one."""
+    query: list[str] = field(default_factory=list)
+    """Pictures to segment, or folders of them; may be repeated."""
+    out: str = "runs/predictions"
+    """Folder for the label maps, the overlays and the contact sheet."""
+    size: int | None = None
+    """Side of the square that the method sees, pixels; null: its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a device."""
+    method: Any
+    weights: str | None = None
+    """Export of a meta-training run; its header brings the method and its options."""
+
+
+REPEATED = ("--support", "--mask", "--name", "--query")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    words = [f"{word}+" if word in REPEATED else word for word in words]    # jsonargparse's way to add to a list
+    job = parse(PredictJob, words, prog="launch/predict.py", default="predict/default.yaml")
+    print(f"label maps, overlays and contact sheet: {segment_files(job, Path(job.out))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

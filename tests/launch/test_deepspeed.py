@@ -1,0 +1,94 @@
+"""ZeRO-1 and ZeRO-2 train as DDP does, and leave checkpoints and weights that any number of ranks goes on from."""
+
+import importlib.util
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.launch import conftest
+from tests.launch.conftest import ROOT, Launched, rows, run
+from tests.launch.test_meta_train import LAUNCHER as META
+from tests.launch.test_meta_train import SMALL as META_SMALL
+from tests.launch.test_meta_train import coloured  # noqa: F401    # a fixture
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"
+    ),
+]
+STEPS = 4
+meta = partial(conftest.job, [*META_SMALL, "--checkpoint.every", "2", "--method.classifier_dropout", "0"])
+# Maps large enough for a BatchNorm that does not magnify the last bit, and a rate at which it stays there.
+PRETRAIN = [
+    *conftest.SMALL, "--data.batch", "8", "--method.view_size", "64", "--method.patch_size", "64",
+    "--optim.lr", "0.001", "--optim.steps", str(STEPS), "--checkpoint.every", "2",
+]    # fmt: skip
+
+
+def state(folder: Path, step: int = STEPS) -> dict:
+    return load_file(folder / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in rows(folder) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory, coloured) -> Path:    # noqa: F811
+    """Meta-training of two ranks under DDP."""
+    folder = tmp_path_factory.mktemp("ddp") / "run"
+    run(2, *meta(coloured, folder), launcher=META)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, coloured, ddp, stage):    # noqa: F811
+    folder = tmp_path / "run"
+    run(2, *meta(coloured, folder), launcher=META, config=stage)
+    assert losses(folder) == pytest.approx(losses(ddp), rel=1e-4)
+    assert [row["grad_norm"] for row in rows(folder) if "grad_norm" in row] == pytest.approx(
+        [row["grad_norm"] for row in rows(ddp) if "grad_norm" in row], rel=1e-3
+    )
+    whole, expected = state(folder), state(ddp)
+    assert {name: t.shape for name, t in whole.items()} == {name: t.shape for name, t in expected.items()}
+    assert load_file(folder / "qgnet.safetensors").keys() == load_file(ddp / "qgnet.safetensors").keys()
+
+    tensors = [name for name in whole if not name.startswith("rng/")]
+    for config, world in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):    # the same run, gone on with after step 2
+        shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+        assert "resumed at step 2" in run(world, *meta(coloured, folder), launcher=META, config=config)
+        found = state(folder)
+        assert all(found[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in tensors)
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+def test_pretraining_follows_ddp(tmp_path, packed, stage):
+    one, other = tmp_path / "ddp", tmp_path / stage
+    run(2, *conftest.job(PRETRAIN, packed, one))
+    run(2, *conftest.job(PRETRAIN, packed, other), config=stage)
+    assert losses(other) == pytest.approx(losses(one), rel=1e-2)
+    assert {n: t.shape for n, t in state(other).items()} == {n: t.shape for n, t in state(one).items()}
+    assert load_file(other / "prior.safetensors").keys() == load_file(one / "prior.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "momentum encoders and checkpoints read them whole"),
+        ({"bf16": {"enabled": True}}, "decided by run.precision"),
+    ],
+)
+def test_what_deepspeed_may_not_do_is_refused(tmp_path, packed, changes, words):
+    options = json.loads((ROOT / "configs/deepspeed/zero2.json").read_text())
+    (tmp_path / "options.json").write_text(json.dumps(options | changes))
+    plain = (ROOT / "configs/accelerate/zero2.yaml").read_text()
+    (tmp_path / "odd.yaml").write_text(plain.replace("configs/deepspeed/zero2.json", str(tmp_path / "options.json")))
+    code, output = Launched(2, *conftest.job(PRETRAIN, packed, tmp_path / "run"), config=str(tmp_path / "odd")).wait()
+    assert code != 0
+    assert words in output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,61 @@
+"""GF-SAM as users start it: killed and gone on with by other ranks, it counts the same; one sentence on errors."""
+
+import json
+
+import pytest
+import torch
+
+from launch.evaluate import main
+from shards.synthetic import synthetic
+from shards.write import pack
+from tests.launch.conftest import Launched, refusal, run
+from tests.launch.test_evaluate_command import LAUNCHER, SLOWLY, job, recorded, scores, until
+
+EPISODES = 16
+METHOD = [
+    "--method", "gfsam", "--method.sam", "vit_t", "--method.size", "128", "--method.dino", "vits14",
+    "--method.dino_size", "70",
+]    # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Folder of the run -> the words of a job over 40 synthetic images."""
+    folder = tmp_path_factory.mktemp("labelled") / "synthetic"
+    pack(synthetic(40), folder, samples_per_shard=25)
+    return lambda run, *more: [
+        *job(folder, run, METHOD), "--eval.protocol", "gfsam", "--eval.episodes", str(EPISODES), "--eval.min_area", "0",
+        "--eval.resolution", "128", *more,
+    ]    # fmt: skip
+
+
+def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert main(words(whole)) == 0
+    started = Launched(2, *words(folder), *SLOWLY, launcher=LAUNCHER)
+    until(started, folder, 3)
+    started.kill()
+    finished = recorded(folder)
+    assert 0 < len(finished) < EPISODES
+    run(2, *words(folder), launcher=LAUNCHER)
+    assert recorded(folder) == recorded(whole) and finished.items() <= recorded(folder).items()
+    assert scores(folder) == scores(whole)
+    told = [json.loads((run / "results.json").read_text())["remarks"] for run in (folder, whole)]
+    assert told[0] == told[1]
+
+
+def test_bad_input_is_refused_in_one_sentence(tmp_path, words, capsys):
+    folder = tmp_path / "run"
+    file = tmp_path / "sam_vit_b.pth"
+    tell_tale = {
+        "image_encoder.patch_embed.proj.weight": torch.zeros(768, 3, 16, 16),
+        "mask_decoder.iou_token.weight": torch.zeros(1, 256),
+    }
+    torch.save(tell_tale, file)
+    said = refusal(main, capsys, *words(folder, "--method.sam_weights", str(file)))
+    assert "sam_vit_b.pth holds the weights of SAM vit_b but method.sam is vit_t: set method.sam to vit_b" in said
+    said = refusal(main, capsys, *words(folder, "--method.dino_weights", str(file)))
+    assert "holds no DINOv2" in said
+    assert "give a multiple of 16" in refusal(main, capsys, *words(folder, "--method.size", "100"))
+    assert "eval.size is 100: give a multiple of 16" in refusal(main, capsys, *words(folder, "--eval.size", "100"))
+    assert not folder.exists()
