@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TWO_RANKS := $(BIN)/accelerate launch --config_file configs/accelerate/cpu2.yaml
 
-.PHONY: setup demo test test-all lint bench lock
+.PHONY: setup demo test test-all test-slurm lint bench lock
 
 setup: $(READY)
 
@@ -30,7 +30,10 @@ test: setup
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-slurm: setup    ## The job scripts on a real SLURM of two virtual nodes; part of test-all. Needs root and the daemons.
+	$(BIN)/pytest tests/slurm
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,56 @@
+"""Before step 1: do all ranks run the same job, and on what? One table by node, one verdict."""
+
+import platform
+import shutil
+import time
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from rich.console import RenderableType
+from rich.table import Table
+
+from fss.engine.dist import World
+from fss.engine.run import code_version
+
+PROBE = 2**22    # float32 numbers in the collective that is timed: 16 MiB, about what a bucket of gradients has
+SCARCE = 10    # GiB free, below which the table says so
+
+
+def check_ranks(world: World, folder: Path, *, config: str, manifest: str) -> list[RenderableType]:
+    """What to print of the ranks: nothing for one that is alone. Collective.
+
+    folder: where the run will write. config, manifest: digests. Raises RunError, naming ranks, where these or the code
+    differ; that as many ranks run as were promised was checked when they met.
+    """
+    for what, value in (("the configuration", config), ("the shard manifest", manifest), ("the code", code_version())):
+        world.check_same(what, value)
+    if world.size == 1:
+        return []
+    rate = bandwidth(world)
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu"
+    ranks = world.gather_objects((platform.node(), device, free_gib(folder), rate))
+    table = Table("node", "ranks", "device", "free for the run", "all-reduce", box=None)
+    for (node, device), group in groupby(enumerate(ranks), key=lambda item: item[1][:2]):
+        members = list(group)
+        first, last = members[0][0], members[-1][0]
+        free, slowest = (min(standing[column] for _, standing in members) for column in (2, 3))
+        space = f"{free:.0f} GiB" + (" (scarce)" if free < SCARCE else "")
+        table.add_row(node, f"{first}-{last}", f"{len(members)} x {device}", space, f"{slowest:.2f} GB/s")
+    return [table, f"all {world.size} ranks agree: configuration {config}, shards {manifest}, code {code_version()}"]
+
+
+def bandwidth(world: World) -> float:
+    """GB/s that the links of this rank carry in an all-reduce over all: 2 (n - 1) / n bytes for each byte reduced."""
+    data = torch.ones(PROBE, device=world.device)
+    world.peers.sum(data[:1])    # sets the connections up
+    world.wait()
+    began = time.perf_counter()
+    world.peers.sum(data)[0].item()    # the number waits for the device
+    return data.nbytes * 2 * (world.size - 1) / world.size / (time.perf_counter() - began) / 1e9
+
+
+def free_gib(folder: Path) -> float:
+    """Space left where `folder` is, or will be."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free / 2**30

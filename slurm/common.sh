@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# What the job scripts share: the site's settings, and jobs that run on all nodes until they are done, whatever happens
+# in between. Sourced by the batch script, in the root of the checkout.
+# shellcheck disable=SC2034    # RECIPE and FOLD are the scripts'
+set -euo pipefail
+
+say() { echo "[slurm $(date +%H:%M:%S)] $*"; }
+stop() { say "error: $*" >&2; exit 1; }
+
+[[ -n ${SLURM_JOB_ID:-} ]] || stop "this runs under SLURM: sbatch $0"
+# shellcheck source=slurm/env.sh
+source slurm/env.sh
+load_modules
+PATH=$(cd "$VENV" && pwd)/bin:$PATH
+export PATH
+
+NODES=${SLURM_NNODES:-1}
+GPUS=${SLURM_GPUS_ON_NODE:-0}
+((GPUS >= ${GPUS_PER_NODE:-0})) ||
+    stop "env.sh asks for $GPUS_PER_NODE GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
+RANKS=${RANKS_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+FOLD=${SLURM_ARRAY_TASK_ID:-0}
+NAME=${SLURM_JOB_NAME}_${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+
+# The address of the first node as SLURM itself reaches it: a node's name need not resolve on the others.
+HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD_ADDRESS=$(scontrol show node "$HEAD_NODE" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+PORT=$((PORT_FIRST + SLURM_JOB_ID % PORT_COUNT))
+export NODES RANKS NAME HEAD_ADDRESS PORT STRATEGY STAGE_TO
+if [[ -n $NETWORK_INTERFACE ]]; then
+    export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
+fi
+say "$NAME on $NODES node(s) of $RANKS rank(s), start $((${SLURM_RESTART_COUNT:-0} + 1))"
+
+# SLURM says USR1 before the time limit and TERM before a preemption. Both ask the ranks to save and leave, over srun,
+# which passes signals on to node.sh on every node.
+asked=
+child=
+ask() {
+    asked=yes
+    [[ -z $child ]] || kill -USR1 "$child" 2>/dev/null || true
+}
+trap ask USR1 TERM
+
+attend() {    # attend COMMAND...: run it while listening for signals; its exit code
+    local code=0
+    "$@" &
+    child=$!
+    while true; do
+        wait "$child" && code=0 || code=$?
+        kill -0 "$child" 2>/dev/null || break    # wait also returns when a signal came
+    done
+    child=
+    return "$code"
+}
+
+again() {    # put the job back into the queue: it goes on from its last checkpoint
+    say "back into the queue: $1"
+    scontrol requeue "$SLURM_JOB_ID" || true    # a preempted job is put there by SLURM itself
+    exit 75
+}
+
+status() { sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true; }
+
+complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ranks to its end
+    local dir=$1 attempt
+    shift
+    for ((attempt = 0; attempt <= RESTARTS; attempt++)); do
+        [[ -z $asked ]] || again "asked to stop"
+        rm -f "$dir/status.json"    # what the file says afterwards, this attempt said: exit codes do not survive srun
+        attend srun --nodes="$NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1 \
+            bash slurm/node.sh "$@" --run.dir "$dir" --run.world "$((NODES * RANKS))" ${PRECISION:+--run.precision "$PRECISION"} || true
+        case $(status "$dir") in
+            finished) return ;;
+            interrupted) again "saved as asked" ;;
+            "") [[ -n $asked ]] || stop "$dir was refused before it began: see above" ;;
+            *) say "$dir broke off (attempt $((attempt + 1)) of $((RESTARTS + 1)))" ;;
+        esac
+    done
+    stop "$dir broke off $((RESTARTS + 1)) times: see above and slurm/logs/${NAME}_node*.txt"
+}
+
+recipe() {    # recipe FOLDER COCO EMBEDDED: sets RECIPE to the options that choose the recipe and the training images
+    if [[ -n $COCO_SHARDS ]]; then
+        RECIPE=(--config "configs/$1/$2.yaml" --data.shards "$COCO_SHARDS")
+    else
+        RECIPE=(--config "configs/$1/$3.yaml")
+        say "env.sh names no COCO_SHARDS: on the embedded data"
+    fi
+}

@@ -1,0 +1,40 @@
+# shellcheck shell=bash disable=SC2034    # what is set here is read by the scripts beside it
+# The one file that a site edits. Every line may also be overridden from the environment of the one who submits.
+#
+#     source slurm/env.sh            once in a login shell, for what sbatch itself must know (first part)
+#     sbatch slurm/coco_fold.sh      the scripts read this file again, for the rest
+
+# --- What sbatch asks for. Empty: the cluster's default, or what you give sbatch. Nodes: `sbatch --nodes 4 ...`.
+: "${PARTITION:=}"
+: "${ACCOUNT:=}"
+: "${GPUS_PER_NODE:=}"            # such as 8; the jobs then refuse to start where a node shows fewer
+: "${CPUS_PER_GPU:=}"             # such as 8: the ranks' data workers run on them
+
+# --- What a job finds. Paths are seen from the compute nodes; relative ones begin at the root of the checkout.
+load_modules() { :; }             # such as: module load cuda/12.4
+: "${VENV:=.venv}"                # the environment that `make setup` made
+: "${RUNS:=runs}"                 # run directories, on a file system that all nodes share
+: "${COCO_RAW:=}"                 # folder with train2014, val2014 and annotations: what pack.sh packs
+: "${COCO_SHARDS:=}"              # what pack.sh writes (train2014), and all jobs read. Empty: the embedded data
+: "${COCO_VAL_SHARDS:=}"          # the same for val2014: the test images
+: "${BACKBONE_WEIGHTS:=}"         # ResNet-50 of ImageNet with the stem that the recipe names
+: "${DINO_WEIGHTS:=}"             # GF-SAM: DINOv2 ViT-L/14
+: "${SAM_WEIGHTS:=}"              # GF-SAM: SAM ViT-H
+: "${STAGE_TO:=}"                 # node-local folder to copy shards to before the first step, such as /scratch/$USER
+
+# --- How the ranks find each other.
+: "${PORT_FIRST:=20000}"          # rendezvous at PORT_FIRST + job id modulo PORT_COUNT, on the job's first node
+: "${PORT_COUNT:=10000}"
+: "${NETWORK_INTERFACE:=}"        # such as ib0; empty: NCCL and gloo choose
+
+# --- How the ranks run.
+: "${RANKS_PER_NODE:=}"           # empty: one a GPU; one where a node has none
+: "${STRATEGY:=ddp}"              # ddp, zero1 or zero2 (DeepSpeed) for training
+: "${PRECISION:=}"                # bf16 or float32; empty: what the recipe says
+: "${RESTARTS:=2}"                # times that a job begins again by itself after a rank or a node died
+
+export SBATCH_REQUEUE=1
+[[ -z $PARTITION ]] || export SBATCH_PARTITION=$PARTITION
+[[ -z $ACCOUNT ]] || export SBATCH_ACCOUNT=$ACCOUNT
+[[ -z $GPUS_PER_NODE ]] || export SBATCH_GPUS_PER_NODE=$GPUS_PER_NODE
+[[ -z $CPUS_PER_GPU ]] || export SBATCH_CPUS_PER_GPU=$CPUS_PER_GPU

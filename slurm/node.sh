@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What srun starts once on every node: shards to the local disk where asked, then the node's ranks under accelerate.
+#     node.sh LAUNCHER OPTION...
+set -euo pipefail
+
+((SLURM_NODEID == 0)) || exec >>"slurm/logs/${NAME}_node$SLURM_NODEID.txt" 2>&1    # the first node speaks for the job
+echo "node $SLURM_NODEID of $NODES: $SLURMD_NODENAME, rendezvous $HEAD_ADDRESS:$PORT"
+
+stage() {    # stage FOLDER: print the folder of a local copy; jobs that share the node share it too
+    local copy
+    copy=$STAGE_TO/$(realpath "$1" | sha256sum | cut -c 1-16)
+    mkdir -p "$STAGE_TO"
+    (
+        flock 9
+        if [[ ! $copy/manifest.json -nt $1/manifest.json ]]; then
+            rm -rf "$copy" "$copy.part"
+            cp -r "$1" "$copy.part"
+            touch "$copy.part/manifest.json"
+            mv "$copy.part" "$copy"
+        fi
+    ) 9>"$copy.lock"
+    echo "$copy"
+}
+
+words=()
+for word in "$@"; do
+    if [[ -n $STAGE_TO && ${words[-1]:-} == --*.shards && -d $word ]]; then
+        word=$(stage "$word")
+        echo "node $SLURM_NODEID: ${words[-1]} $word"
+    fi
+    words+=("$word")
+done
+
+launch=(--num_machines "$NODES" --num_processes "$((NODES * RANKS))" --machine_rank "$SLURM_NODEID")
+launch+=(--main_process_ip "$HEAD_ADDRESS" --main_process_port "$PORT" --mixed_precision no --dynamo_backend no)
+case $STRATEGY in
+    ddp) if ((NODES * RANKS > 1)); then launch+=(--multi_gpu); fi ;;    # on CPUs too: without, accelerate starts one
+    zero*)
+        launch+=(--use_deepspeed --deepspeed_config_file "configs/deepspeed/$STRATEGY.json")
+        launch+=(--deepspeed_multinode_launcher standard)
+        ;;
+    *) echo "error: STRATEGY is $STRATEGY: give ddp, zero1 or zero2" >&2; exit 1 ;;
+esac
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+# The ranks answer USR1 by saving; accelerate, their parent, would die of it. Ignored here, it is ignored by the ranks too
+# until they listen, so it is repeated: a signal may come while they are still starting.
+asked=
+trap 'asked=yes' USR1 TERM
+(
+    trap '' USR1
+    exec accelerate launch "${launch[@]}" "${words[@]}"
+) &
+launcher=$!
+while kill -0 "$launcher" 2>/dev/null; do
+    if [[ -n $asked ]]; then pkill -USR1 -P "$launcher" || true; fi
+    sleep 2 &
+    wait -n "$launcher" "$!" || true    # returns on a signal too
+done
+wait "$launcher"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=pack
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x_%j.txt
+# Packs COCO from env.sh's COCO_RAW into COCO_SHARDS and COCO_VAL_SHARDS; the embedded data where it names none.
+# Options go to launch/pack.py. Put back into the queue it goes on where it was.
+#     sbatch --cpus-per-task 32 slurm/pack.sh
+source slurm/common.sh
+
+pack() {    # pack LAYOUT OPTION...
+    attend python launch/pack.py "$@" --processes "${SLURM_CPUS_PER_TASK:-$(nproc)}" ||
+        { [[ -n $asked ]] && again "asked to stop"; } || stop "packing failed: see above"
+}
+
+if [[ -z $COCO_SHARDS ]]; then
+    # As launch/pretrain_prior.py packs them at first use.
+    pack synthetic --out "${FSS_DATA:-data}/synthetic" --count 800 --superpixels slic felzenszwalb --samples-per-shard 50 "$@"
+else
+    pack coco --images "$COCO_RAW/train2014" --annotations "$COCO_RAW/annotations/instances_train2014.json" \
+        --out "$COCO_SHARDS" "$@"
+    pack coco --images "$COCO_RAW/val2014" --annotations "$COCO_RAW/annotations/instances_val2014.json" \
+        --out "${COCO_VAL_SHARDS:?env.sh names COCO_SHARDS but no COCO_VAL_SHARDS}" --superpixels "$@"
+fi

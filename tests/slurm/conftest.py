@@ -1,0 +1,94 @@
+"""A SLURM of two virtual nodes, and a checkout of its own to submit from."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import free_port
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
+HOW = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Environment of the client commands of a SLURM with the nodes v1 and v2."""
+    missing = [name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    if missing or os.geteuid():
+        pytest.skip(f"a real SLURM needs root and {', '.join(missing or DAEMONS)}: {HOW}")
+    folder = tempfile.mkdtemp(prefix="slurm-")    # short: a socket's path may have 108 letters
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "WANDB", "ACCELERATE"))}
+    environment |= {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    command = [HERE / "cluster.sh", "start", folder, "2", "2", str(free_port() - 10)]
+    try:
+        subprocess.run(command, check=True, env=environment)
+        # What a site would write into env.sh: these nodes share one loopback.
+        yield environment | {"NETWORK_INTERFACE": "lo"}
+    finally:
+        subprocess.run([HERE / "cluster.sh", "stop", folder], env=environment, check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Site:
+    """A checkout on the cluster, with its own runs and logs."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self._environment = environment
+        for name in ("launch", "configs", ".venv"):
+            (folder / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("*.txt"))
+
+    def call(self, *words: str, **settings: str) -> str:
+        """Output of a command in the root of the checkout."""
+        environment = self._environment | {"FSS_DATA": str(ROOT / "data")} | settings
+        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def sbatch(self, *words: str, **settings: str) -> str:
+        """The id of a submitted job."""
+        return self.call("sbatch", "--parsable", *words, **settings).strip()
+
+    def log(self) -> str:
+        return "".join(path.read_text() for path in sorted((self.folder / "slurm" / "logs").glob("*.txt")))
+
+    def until(self, text: str, timeout: float = 300) -> None:
+        """Wait until the logs hold `text`."""
+        end = time.monotonic() + timeout
+        while text not in self.log():
+            assert time.monotonic() < end, f"{text!r} never came: {self.log()}"
+            self.waiting()
+            time.sleep(0.2)
+
+    def finish(self, timeout: float = 600) -> None:
+        """Wait until the queue is empty."""
+        end = time.monotonic() + timeout
+        while jobs := self.waiting():
+            assert time.monotonic() < end, f"{jobs}: {self.log()}"
+            time.sleep(0.5)
+
+    def waiting(self) -> list[str]:
+        """Jobs that are not done; one that was put back into the queue need not wait its two minutes."""
+        jobs = self.call("squeue", "--noheader", "--array", "--format", "%i %r").splitlines()
+        for job, reason in (line.split(maxsplit=1) for line in jobs):
+            if reason == "BeginTime":    # it may begin by itself between the two commands
+                self.call("bash", "-c", f"scontrol update JobId={job} StartTime=now || true")
+        return jobs
+
+    def status(self, run: str) -> str:
+        path = self.folder / "runs" / run / "status.json"
+        return json.loads(path.read_text())["status"] if path.exists() else f"no {path}: {self.log()}"
+
+
+@pytest.fixture
+def site(cluster, tmp_path) -> Site:
+    return Site(tmp_path, cluster)

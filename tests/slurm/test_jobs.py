@@ -1,0 +1,118 @@
+"""The job scripts on a real SLURM: arrays, two nodes, preemption, a dead rank, the chain of dependencies."""
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tests.slurm.conftest import Site
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("slurm")]
+QUIET = ["--log.wandb", "off", "--log.every", "1", "--run.check_every", "2"]
+META = [
+    *QUIET, "--data.workers", "0", "--method.size", "33", "--method.dim", "8", "--optim.steps", "4",
+    "--validate.episodes", "2",
+]    # fmt: skip
+PRETRAIN = [
+    *QUIET, "--data.workers", "0", "--data.batch", "4", "--method.view_size", "32", "--method.patch_size", "32",
+    "--method.queue", "40", "--method.local_queue", "40", "--probe.size", "32", "--probe.limit", "40",
+    "--checkpoint.every", "1000",
+]    # fmt: skip
+EVALUATE = "--eval.episodes 4 --eval.seeds [0] --log.wandb off --data.workers 0"
+
+
+def worlds(site: Site, run: str) -> list[int]:
+    lines = (site.folder / "runs" / run / "environment.jsonl").read_text().splitlines()
+    return [json.loads(line)["world"] for line in lines]
+
+
+def test_the_array_over_folds_to_its_reports(site):
+    site.sbatch("slurm/coco_fold.sh", *META, EVALUATE=EVALUATE)
+    site.finish()
+    for fold in range(4):
+        assert site.status(f"qgnet_fold{fold}") == "finished"
+        assert site.status(f"qgnet_fold{fold}_evaluation") == "finished"
+        evaluation = site.folder / "runs" / f"qgnet_fold{fold}_evaluation"
+        assert (evaluation / "report" / "index.html").exists()
+        assert json.loads((evaluation / "results.json").read_text())["protocol"]["fold"].startswith(f"{fold}")
+
+
+def test_a_fold_across_two_nodes(site):
+    site.sbatch("--array=1", "--nodes=2", "slurm/coco_fold.sh", *META, EVALUATE=EVALUATE)
+    site.finish()
+    assert site.status("qgnet_fold1_evaluation") == "finished"
+    assert worlds(site, "qgnet_fold1") == worlds(site, "qgnet_fold1_evaluation") == [2]
+    (second,) = (site.folder / "slurm" / "logs").glob("*_node1.txt")
+    assert "node 1 of 2: v2" in second.read_text()
+
+
+def test_preempted_and_killed_a_job_ends_as_an_undisturbed_one(site):
+    steps = ["--optim.steps", "40"]
+    site.sbatch("--nodes=2", "slurm/pretrain_prior.sh", *PRETRAIN, *steps, RUNS="whole")
+    site.until("step 40/40")
+    site.finish()
+
+    site.sbatch("--nodes=2", "slurm/pretrain_prior.sh", *PRETRAIN, *steps, "--checkpoint.every", "4")
+    first = site.folder / "runs" / "prior" / "metrics.jsonl"
+    logged(first, 3)
+    site.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    site.until("back into the queue: saved as asked")
+    stopped = last_step(first)
+    site.until("start 2")
+    logged(first, stopped + 5)
+    kill_a_rank(site)
+    site.finish()
+    assert "prior broke off (attempt 1 of 3)" in site.log()
+    assert site.status("prior") == "finished"
+    one, other = (
+        load_file(site.folder / runs / "prior" / "checkpoints" / "step_00000040" / "state.safetensors")
+        for runs in ("whole", "runs")
+    )
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not one[name].equal(other[name])]
+
+
+def last_step(path: Path) -> int:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def logged(path: Path, step: int) -> None:
+    """Wait until a run has logged `step`."""
+    end = time.monotonic() + 200
+    while last_step(path) < step:
+        assert time.monotonic() < end, f"step {step} was not seen"
+        time.sleep(0.1)
+
+
+def kill_a_rank(site: Site) -> None:
+    """kill -9 of rank 1 of the job that runs in this checkout."""
+    for process in psutil.process_iter(["cwd", "environ"]):
+        environment = process.info["environ"] or {}
+        if process.info["cwd"] == str(site.folder) and environment.get("RANK") == "1":
+            process.kill()
+            return
+    raise AssertionError("no rank 1 was found")
+
+
+def test_a_time_limit_saves_and_requeues(site):
+    job = site.sbatch("--array=2", "slurm/coco_fold.sh", *META, "--optim.steps", "40", EVALUATE=EVALUATE)
+    site.until("step 3/40")
+    site.call("scancel", "--batch", "--signal=USR1", f"{job}_2")    # what --signal=B:USR1@120 does before the limit
+    site.until("back into the queue")
+    site.finish()
+    assert "resumed at step" in site.log()
+    assert site.status("qgnet_fold2_evaluation") == "finished"
+
+
+def test_the_pipeline_from_packing_to_one_report(site):
+    settings = {"TRAIN": " ".join(META), "PRETRAIN": " ".join([*PRETRAIN, "--optim.steps", "2"]), "EVALUATE": EVALUATE}
+    site.call("bash", "slurm/pipeline.sh", METHODS="qgnet", **settings)
+    site.finish()
+    assert [site.status(f"qgnet_fold{fold}_evaluation") for fold in range(4)] == ["finished"] * 4
+    assert list((site.folder / "runs" / "comparison").iterdir())
+    trained = json.loads((site.folder / "runs" / "qgnet_fold3" / "run.json").read_text())
+    assert trained["method.prior_map"] == "on"
