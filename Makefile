@@ -43,6 +43,9 @@ bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/views.py
 	$(BIN)/python bench/episodes.py
 	$(BIN)/python bench/qgnet.py
+	$(BIN)/python bench/msanet.py
+	$(BIN)/python bench/mshnet.py
+	$(BIN)/python bench/gfsam.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/cost.py
 

@@ -1,6 +1,7 @@
 """The house rules that can be read off the source: who may import whom."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,16 @@ MAY_IMPORT = {
 }
 
 
+@cache
+def parsed(path: Path) -> list[ast.AST]:
+    """Every node of the file's source."""
+    return list(ast.walk(ast.parse((ROOT / path).read_text())))
+
+
 def imports(path: Path) -> list[str]:
     """Every module or name that the file imports, dotted, also inside functions."""
     found = []
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             found += [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -68,7 +75,7 @@ def test_packages_that_live_in_one_file(package):
 
 def test_nothing_is_evaluated_or_unpickled():
     for path in SOURCES:
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        for node in parsed(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load"):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,21 @@ BLOCK, HEADER = 32768, 7    # a record is cut at block boundaries; each piece ha
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def records(path: Path) -> Iterator[Record]:
-    """The records of a .wandb file."""
+def records(path: Path, timeout: float = 30) -> list[Record]:
+    """The records of a finished run's .wandb file: wandb's service writes the last ones after `finish` has returned."""
+    end = time.monotonic() + timeout
+    while True:
+        found = list(_written(path))
+        if any(record.HasField("exit") for record in found):
+            return found
+        assert time.monotonic() < end, f"{path} has no end"
+        time.sleep(0.05)
+
+
+def _written(path: Path) -> Iterator[Record]:
+    """The records that are whole by now."""
     data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     at, parts = HEADER, []
     while at + HEADER <= len(data):
         if BLOCK - at % BLOCK < HEADER:    # the rest of a block that cannot hold a header is padding
@@ -24,6 +36,8 @@ def records(path: Path) -> Iterator[Record]:
         if kind == 0:
             break
         assert kind in (WHOLE, FIRST, MIDDLE, LAST)
+        if at + HEADER + length > len(data):
+            break
         parts.append(data[at + HEADER : at + HEADER + length])
         at += HEADER + length
         if kind in (WHOLE, LAST):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from fss.data.transforms import Frame, Resize, fit_image
 from fss.engine.evaluate import method_of
 from fss.engine.evaluation.measure import evaluating
+from fss.engine.evaluation.plan import require_taken
 from fss.engine.reports import label_maps
-from fss.errors import UserError
+from fss.errors import ConfigError, UserError
 from fss.methods import METHODS, load_method
 from fss.methods.base import Features, Method
 from shards.format import IGNORE_LABEL, ShardError, write_whole
@@ -27,7 +28,10 @@ Supports = Sequence[tuple[Picture, Picture]]
 """Photograph and mask of each shot."""
 OBJECT = "object"    # the class of supports without a name
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SHEET = 40    # queries on the contact sheet
+SOFT = 128    # where the soft edge of a painted mask is cut
+SHEET = "sheet"    # stem of the contact sheet
+SHOWN = 40    # queries on it
+MOST = IGNORE_LABEL - 1    # classes that a label map of 8 bits has room for
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,20 @@ class Prediction:
 class Segmenter:
     """Segments queries by what supports show.
 
-    size: side of the square that the method sees, pixels; None: its own. resize: how a picture is put into it.
+    device: as torch names them; 'auto' is CUDA where there is a device. size: side of the square that the method sees,
+    pixels; None: its own. resize: how a picture is put into it.
+    Raises UserError where there is no CUDA, ConfigError where the method does not take the size.
     """
 
     def __init__(
-        self, method: Method, *, device: torch.device | str = "cpu", size: int | None = None, resize: Resize = "exact"
+        self, method: Method, *, device: torch.device | str = "auto", size: int | None = None, resize: Resize = "exact"
     ) -> None:
+        require_taken(method.config, size, "size")
+        there = torch.cuda.is_available()
+        self.device = torch.device(("cuda" if there else "cpu") if device == "auto" else device)
+        if self.device.type == "cuda" and not there:
+            raise UserError(f"device is {device} but torch sees no CUDA device: use auto or cpu")
         self.method = method
-        self.device = torch.device(device)
         self.size = size or method.config.size
         self.resize = resize
         for part in (method.trained, method.replica):
@@ -69,6 +79,8 @@ class Segmenter:
         named = supports if isinstance(supports, Mapping) else {OBJECT: supports}
         if not named or not all(named.values()):
             raise UserError("supports are empty: give at least one photograph with its mask for every class")
+        if len(named) > MOST:
+            raise UserError(f"supports are of {len(named)} classes: give at most {MOST}, others to another run")
         return {name: [self._describe(*shot) for shot in shots] for name, shots in named.items()}
 
     def find(self, query: Picture, known: Mapping[str, Sequence[Features]]) -> Prediction:
@@ -109,19 +121,28 @@ class Segmenter:
 
 
 def load(
-    weights: str | Path | None = None, *, method: str = "gfsam", device: str = "cpu", size: int | None = None,
+    weights: str | Path | None = None, *, method: str = "gfsam", device: str = "auto", size: int | None = None,
     resize: Resize = "exact", **options: Any,
 ) -> Segmenter:    # fmt: skip
     """A `Segmenter` of the method that a training exported to `weights`; without, of one that needs no training.
 
-    method, options: which one that is, and its options as on the command line (`--method.dino_weights` and so on).
+    method, options: which one that is, and its options as on the command line (`--method.dino_weights` and so on);
+    with weights, these say.
     Raises WeightsError or ConfigError where a file or an option does not fit.
     """
     if weights is not None:
+        if options:
+            raise ConfigError(f"{min(options)} is given beside weights {weights}, which bring their own: leave it out")
         return Segmenter(load_method(Path(weights))[0], device=device, size=size, resize=resize)
-    if METHODS[method].learns:
+    if method not in METHODS:
+        raise ConfigError(f"method is {method!r}: give one of {', '.join(METHODS)}")
+    kind = METHODS[method]
+    if kind.learns:
         raise UserError(f"{method} learns but no weights are given: fss.load(FILE), of a run of launch/meta_train.py")
-    return Segmenter(METHODS[method](METHODS[method].Config(**options)), device=device, size=size, resize=resize)
+    names = [field.name for field in fields(kind.Config)]
+    if unknown := sorted(options.keys() - names):
+        raise ConfigError(f"{unknown[0]} is no option of {method}: it has {', '.join(names)}")
+    return Segmenter(kind(kind.Config(**options)), device=device, size=size, resize=resize)
 
 
 class PredictJob(Protocol):
@@ -141,26 +162,36 @@ def segment_files(job: PredictJob, out: Path) -> Path:
     """Segment the queries of `job` and write label maps, overlays and a contact sheet into `out`, which is returned.
 
     A label map is an 8-bit index PNG of the query's size with a palette; labels.txt says which class an index is.
-    Raises UserError for what a user can mend; nothing is written before all supports are read.
+    Nothing is written before all supports are read; a query that cannot be read stops none of the others.
+    Raises UserError for what a user can mend.
     """
     shots = _shots(job)
-    queries = _pictures(job.query)
+    queries = _pictures(job, out)
     method, header, notes = method_of(job)
-    device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
-    segmenter = Segmenter(method, device=device, size=job.size)
+    segmenter = Segmenter(method, device=job.device, size=job.size)
     known = segmenter.learn(shots)
+    shown = {
+        name: [label_maps.overlaid(read_photograph(p), label * (read_mask(m) == 1), len(known)) for p, m in pairs]
+        for label, (name, pairs) in zip(np.arange(1, len(shots) + 1, dtype=np.uint8), shots.items(), strict=True)
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "labels.txt", "".join(f"{label} {name}\n" for label, name in enumerate(known, 1)).encode())
-    found = []
+    found, unread = [], []
     for path in track(queries, "segmenting", disable=not sys.stdout.isatty()):
-        prediction = segmenter.find(path, known)
+        try:
+            prediction = segmenter.find(path, known)
+        except UserError as error:
+            unread.append(str(error))
+            continue
         _write(prediction, out, path.stem)
-        found.append((path.name, prediction.image, prediction.labels))
         notes += [f"{path.name}: {remark}" for remark in method.remarks()]
+        if len(found) < SHOWN:
+            found.append((path.name, label_maps.overlaid(prediction.image, prediction.labels, len(known))))
     for text in (*notes, *method.cautions(int(header.get("episodes_seen", 0)))):
         print(f"note: {text}")
-    read = {name: [(read_photograph(p), read_mask(m)) for p, m in pairs] for name, pairs in shots.items()}
-    label_maps.contact_sheet(read, found[:SHEET], out / "sheet.png")
+    label_maps.contact_sheet(shown, found, out / f"{SHEET}.png")
+    if unread:
+        raise UserError(f"{len(unread)} of {len(queries)} queries were left out; {unread[0]}")
     return out
 
 
@@ -181,10 +212,10 @@ def _shots(job: PredictJob) -> dict[str, list[tuple[str, str]]]:
     return shots
 
 
-def _pictures(named: Sequence[str]) -> list[Path]:
-    """The pictures that were named, and those in folders that were, by name."""
+def _pictures(job: PredictJob, out: Path) -> list[Path]:
+    """The queries that were named, and those in folders that were, by name; none of them would be written over."""
     found = []
-    for path in map(Path, named):
+    for path in map(Path, job.query):
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}): give a folder that does")
@@ -194,6 +225,11 @@ def _pictures(named: Sequence[str]) -> list[Path]:
     stems = [path.stem for path in found]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise UserError(f"two queries are called {twice}: rename one, or segment them into another --out")
+    if SHEET in stems:
+        raise UserError(f"a query is called {SHEET}, as the contact sheet will be: rename it")
+    given = [*found, *map(Path, job.support), *map(Path, job.mask)]
+    if there := next((path for path in given if path.parent.resolve() == out.resolve()), None):
+        raise UserError(f"{there} lies in --out {out}, where label maps are written: give another folder")
     return found
 
 
@@ -208,39 +244,60 @@ def _write(prediction: Prediction, out: Path, stem: str) -> None:
 
 
 def read_photograph(picture: Picture) -> np.ndarray:
-    """uint8 RGB [H, W, 3], turned as its camera says; grey, palette and transparent files too.
+    """uint8 RGB [H, W, 3], turned as its camera says; grey (8 or 16 bits), palette and transparent files too.
 
-    Raises UserError where the file is missing or no picture.
+    Raises UserError where the file is missing or no picture, or an array is of another kind.
     """
-    return picture if isinstance(picture, np.ndarray) else np.array(_open(picture).convert("RGB"))
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise UserError(f"a photograph is an array {picture.dtype} {[*picture.shape]}: give uint8 [H, W, 3], RGB")
+        return picture
+    opened = _open(picture)
+    if opened.mode.startswith("I;16"):    # whose values Pillow would cut off at 255
+        opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
+    elif opened.mode in ("I", "F"):
+        raise UserError(f"{picture} has values of 32 bits, whose white is not known: save it with 8 bits")
+    return np.array(opened.convert("RGB"))
 
 
 def read_mask(picture: Picture) -> np.ndarray:
     """uint8 [H, W]: 1 the class, 0 not, 255 unknown.
 
-    In an index or grey PNG every value but 0 is the class, and 255 is unknown where there are others, as in PASCAL VOC;
-    in colour every pixel that is neither black nor transparent is the class.
+    In colour every pixel that is neither black nor transparent is the class, of an index or grey map every value but 0.
+    Beside others, an index of 255 is unknown, as in PASCAL VOC; in a grey map only where these are below 128, for
+    painted masks have soft edges: they are cut at 128. A JPEG is cut at half of its brightest value.
     """
     if isinstance(picture, np.ndarray):
-        values = picture.astype(np.int64)
-    else:
-        opened = _open(picture)
-        if opened.mode not in ("1", "L", "P", "I", "I;16"):
-            *colours, alpha = np.moveaxis(np.asarray(opened.convert("RGBA")), 2, 0)
-            return ((np.maximum.reduce(colours) > 0) & (alpha > 0)).astype(np.uint8)
-        values = np.asarray(opened).astype(np.int64)
-    mask = (values > 0).astype(np.uint8)
-    others = mask.astype(bool) & (values != IGNORE_LABEL)
-    if others.any():
-        mask[values == IGNORE_LABEL] = IGNORE_LABEL
-    return mask
+        if picture.dtype.kind not in "bui" or picture.ndim != 2:
+            raise UserError(f"a mask is an array {picture.dtype} {[*picture.shape]}: give whole numbers or bool [H, W]")
+        return _marked(picture.astype(np.int64), index=False)
+    opened = _open(picture)
+    if opened.format == "JPEG":
+        values = np.asarray(opened.convert("RGB")).max(2)    # [H, W]
+        return (values > values.max() // 2).astype(np.uint8)
+    if opened.mode in ("1", "L", "P", "I", "I;16"):
+        return _marked(np.asarray(opened).astype(np.int64), index=opened.mode == "P")
+    *colours, alpha = np.moveaxis(np.asarray(opened.convert("RGBA")), 2, 0)
+    return ((np.maximum.reduce(colours) > 0) & (alpha > 0)).astype(np.uint8)
+
+
+def _marked(values: np.ndarray, *, index: bool) -> np.ndarray:
+    """The mask in an index or grey map, int64 [H, W]."""
+    others = values[(values > 0) & (values != IGNORE_LABEL)]
+    if len(others) == 0 or IGNORE_LABEL not in values:
+        return (values > 0).astype(np.uint8)
+    if not index and others.max() >= SOFT:
+        return (values >= SOFT).astype(np.uint8)
+    return np.where(values == IGNORE_LABEL, IGNORE_LABEL, values > 0).astype(np.uint8)
 
 
 def _open(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             opened.load()
-            return ImageOps.exif_transpose(opened)
+            turned = ImageOps.exif_transpose(opened)
+            turned.format = opened.format
+            return turned
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture ({error}): give a JPEG or PNG") from None
 

@@ -24,6 +24,7 @@ from fss.engine.evaluate import EvaluationJob, method_of
 from fss.engine.evaluation.measure import Scoring, measure
 from fss.engine.evaluation.plan import plan, require_taken
 from fss.engine.evaluation.record import Result
+from fss.engine.learnt import check_test
 from fss.engine.reports import charts
 from fss.engine.reports.page import Table, markdown_table, on_console
 from fss.engine.reports.published import published_recall
@@ -69,6 +70,8 @@ def recall(job: RecallJob) -> int:
         method, header, _ = method_of(job)
         require_taken(method.config, job.eval.size)
         what = plan(job.episodes, job.eval, header, shards.manifest, method.config.size)
+        if what.split == "novel":
+            check_test(method.learnt(), what.fold, shards.manifest.classes)
         world.check_same("the episodes", digest([asdict(episode) for episode in what.episodes]))
         for part in (method.trained, method.replica):
             part.to(world.device)
@@ -105,8 +108,8 @@ class _Maps:
         self.found = self._method.maps(query, supports)
         if not self.found:
             raise ConfigError(
-                f"{type(self._method).__name__} shows no region maps, so there is no recall: give weights of "
-                "qgnet trained with method.prior_map or method.guided_map on"
+                f"{type(self._method).__name__} shows no maps as it is configured, so there is no recall: give weights "
+                "of a method that does, such as qgnet trained with method.prior_map or method.guided_map on"
             )
         return torch.zeros(1, 2, self._size, self._size)
 

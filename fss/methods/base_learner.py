@@ -49,8 +49,7 @@ class BaseLearner(Method):
         if c.backbone_weights:
             network.backbone.load_state_dict(load_backbone(Path(c.backbone_weights), c.backbone, c.stem))
         network.learn()
-        if peers.world > 1:
-            synchronise(network, peers.sum)
+        synchronise(network, lambda: peers)
         self.trained["network"] = network
 
     def loss(self, batch: LabelBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:

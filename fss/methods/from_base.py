@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from fss.errors import ConfigError
 from fss.methods.msanet_config import BAMConfig
 from fss.nn.pspnet import PSPNet
@@ -13,7 +15,8 @@ from fss.nn.weights import load_base
 def base_learner(config: BAMConfig, header: Mapping[str, str] | None) -> tuple[PSPNet, dict[str, str]]:
     """The base learner that `config` names, frozen, and the header that tells of its training.
 
-    With the `header` of an export, which has the base learner's own, no file is read, and the weights are random.
+    With the `header` of an export, which has the base learner's own, no file is read, and the weights are whatever
+    was in memory, for the caller to load.
     Raises ConfigError or WeightsError where the file is missing or does not fit.
     """
     state = None
@@ -32,7 +35,9 @@ def base_learner(config: BAMConfig, header: Mapping[str, str] | None) -> tuple[P
                 f"method.{name} is {getattr(config, name)} but the base learner was trained with {told[name]}: set "
                 f"method.{name} to {told[name]}, or give another base learner"
             )
-    network = PSPNet(config.backbone, config.stem, len(json.loads(told["classes"])))
+    with torch.device("meta"):    # to draw weights that a file replaces would take seconds
+        network = PSPNet(config.backbone, config.stem, len(json.loads(told["classes"])))
+    network.to_empty(device="cpu")
     if state is not None:
         network.load_state_dict(state)
     network.requires_grad_(False).eval()

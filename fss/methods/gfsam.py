@@ -21,6 +21,7 @@ from fss.nn.pointgraph import segment
 from fss.nn.sam import STRIDE, load_sam
 
 NO_POINT = "no point was found, so nothing was segmented"
+STEPS = 1024    # of the margin: with few digits, what interpolates to 0 at a mask's edge does so whatever its size
 FALLBACK = "no mask passed both gates, so the best one alone was taken"
 
 
@@ -84,16 +85,30 @@ class GFSAM(Method):
 
     @torch.no_grad()
     def predict(self, query: Features, supports: list[Features]) -> Tensor:
-        """1 and -1, where they belong."""
-        c, embedding = self.config, query["embedding"]
-        size = STRIDE * embedding.shape[-1]
+        """The class above 0 and the background below; how far says how alike the query and the supports are.
+
+        It is the same all over the image, and of use where several classes claim a place: the one whose supports are
+        the most like some position of the query, by the mean similarity, has the largest margin.
+        """
+        return self.merge(query, *self.candidates(query, supports))
+
+    @torch.no_grad()
+    def candidates(self, query: Features, supports: list[Features]) -> tuple[Alignment, Tensor]:
+        """The points that are chosen in a query, and the mask of each, logits [N, S/4, S/4]."""
         found = self._align(query, supports)
-        logits = self.replica["sam"].masks(embedding, prompts(found.points, found.grid, size, c))    # [N, S/4, S/4]
+        pixels = prompts(found.points, found.grid, _size(query), self.config)
+        return found, self.replica["sam"].masks(query["embedding"], pixels)
+
+    @torch.no_grad()
+    def merge(self, query: Features, found: Alignment, logits: Tensor) -> Tensor:
+        """The second half of `predict`, of what `candidates` gives."""
         with _exact(logits):
-            outcome = segment(query["features"][0], found, logits, size, c)
+            outcome = segment(query["features"][0], found, logits, _size(query), self.config)
         unusual = {NO_POINT: len(logits) == 0, FALLBACK: outcome.fallback}
         self._remarks = tuple(remark for remark, applies in unusual.items() if applies)
-        margin = 2.0 * outcome.mask - 1    # [S, S]
+        alike = (1 + found.mean.max()) / 2    # in 0..1
+        alike = (alike * STEPS).ceil().clamp(1, STEPS) / STEPS
+        margin = alike * (2.0 * outcome.mask - 1)    # [S, S]
         return torch.stack([-margin, margin])[None]
 
     def remarks(self) -> tuple[str, ...]:
@@ -121,6 +136,10 @@ class GFSAM(Method):
         if (c.dino, c.sam) != ("vitl14", "vit_h"):
             said.append(f"DINOv2 {c.dino} and SAM {c.sam}; the paper's main figures are those of vitl14 and vit_h.")
         return said
+
+
+def _size(query: Features) -> int:
+    return STRIDE * query["embedding"].shape[-1]
 
 
 def _exact(x: Tensor) -> torch.autocast:

@@ -34,6 +34,13 @@ class GFSAMConfig(Rules):
     compile: bool = False
     """Have torch.compile work on the image encoders: minutes at first, then faster on a GPU."""
 
+    @property
+    def backbone(self) -> str:
+        """What makes the features, as configs/published.yaml names it; the paper's main figures are with SAM vit_h."""
+        if self.features == "sam":
+            return f"SAM {self.sam}"
+        return f"dinov2_{self.dino}" + ("" if self.sam == "vit_h" else f", SAM {self.sam}")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("method", self, size=4 * STRIDE, dino_size=PATCH)

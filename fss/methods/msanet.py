@@ -11,12 +11,16 @@ Training and evaluation compute the same function in two orders, as QGNet does (
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fss.data.batch import EpisodeBatch
+from fss.errors import WeightsError
+from fss.methods import kept_layers
 from fss.methods.base import Alone, Features, Peers, Report
 from fss.methods.episodic import Episodic, tally
 from fss.methods.from_base import base_learner
@@ -24,18 +28,7 @@ from fss.methods.msanet_config import BAMConfig, MSANetConfig
 from fss.nn.ensemble import LearnedShotWeights, ShotWeights, base_map, cosine_gram, log_scores, psi
 from fss.nn.fem import middle_feature, reduction, segmentation_loss
 from fss.nn.meta_learner import Cues, MetaLearner
-from fss.nn.multisim import (
-    Attention,
-    SimilarityEmbedding,
-    class_share,
-    compared_layers,
-    layer_count,
-    layer_similarity,
-    mean_similarity,
-    object_pixels,
-    pixels,
-    unit,
-)
+from fss.nn.multisim import Attention, SimilarityEmbedding, class_share, compared_layers, layer_count, layer_similarity
 from fss.nn.norm import Standardise
 from fss.nn.region import (
     guided_region_map,
@@ -47,8 +40,7 @@ from fss.nn.region import (
     stretch,
     unit_rows,
 )
-
-KEPT = torch.float16    # of unit vectors between encode and predict: a mean cosine moves in the fifth digit
+from fss.nn.weights import load_export
 
 
 class MSANet(Episodic):
@@ -73,6 +65,8 @@ class MSANet(Episodic):
         self.trained = nn.ModuleDict()
         for name in dict.fromkeys(self._reductions):
             self.trained[name] = reduction(width, c.dim, c.reduction_dropout)
+        if c.reduction == "separate" and not (c.prototype or c.attention):    # ask nothing of the supports' features
+            self.trained["reduce_support"].requires_grad_(False)
         if c.attention:
             self.trained["attention"] = Attention(c.dim, c.attention_dropout)
         self.trained["learner"] = learner = MetaLearner(
@@ -95,8 +89,8 @@ class MSANet(Episodic):
         c = self.config
         if not c.multi_similarity:
             return None
-        total = (lambda x: self._peers.sum(x)) if c.similarity_bn == "batch" else None
-        return SimilarityEmbedding(layer_count(c.backbone), total)
+        ranks = (lambda: self._peers) if c.similarity_bn == "batch" else None
+        return SimilarityEmbedding(layer_count(c.backbone), ranks)
 
     def learnt(self) -> dict[int, str]:
         return self.classes
@@ -180,11 +174,9 @@ class MSANet(Episodic):
         return log_scores(scores) if self.config.scores == "log" else scores, meta
 
     def encode(self, image: Tensor) -> Features:
-        """At 473 px with a ResNet-50 103 MB of layers in half precision, 7 MB of reduced features, 1 MB of Gram matrix.
-
-        Without multi-similarity 29 MB of block 4 instead of the layers; 15 MB of block 3 where the prior mask is
-        'masked'.
-        """
+        """At 473 px with a ResNet-50 103 MB of layers and 15 MB of block 4, in half precision, 7 MB of reduced features
+        and 1 MB of Gram matrix; 15 MB of block 3 too where the prior mask is 'masked'. Without multi-similarity there
+        are no layers, and block 4 has 29 MB."""
         c, backbone = self.config, self.replica["backbone"]
         with self._evaluation():
             layers = {}
@@ -192,7 +184,7 @@ class MSANet(Episodic):
                 blocks = []
                 for number, block, inner in compared_layers(backbone, image):
                     blocks.append(block)
-                    layers |= {f"layer {number}.{i}": unit(pixels(x)).to(KEPT) for i, x in enumerate(inner)}
+                    layers |= kept_layers.of_image(number, inner, c.squeeze)
                     inner.clear()
                 block2, block3, block4 = blocks
             else:
@@ -205,10 +197,10 @@ class MSANet(Episodic):
                 "support": self.trained[self._reductions[1]](middle),    # [1, D, h, w]
                 "gram": cosine_gram(block2),    # [1, C2, C2]
                 "base": base_map(self.replica["base"](block4)),    # [1, 1, h, w]
-                **layers,    # unit vectors [1, N, C]
+                **layers,
             }
             if c.prior_mask != "off":
-                features["rows"] = unit_rows(block4).to(KEPT if layers else torch.float32)    # [1, h w, C4]
+                features["rows"] = unit_rows(block4).to(kept_layers.KEPT if layers else torch.float32)    # [1, h w, C4]
             if c.prior_mask == "masked":
                 features["block3"] = block3
             return features
@@ -229,12 +221,8 @@ class MSANet(Episodic):
                 description["columns"] = features["rows"][:, small.flatten() > 0]
             if c.attention:
                 description["attention"] = self.trained["attention"](features["support"], mask)    # [1, D, h, w]
-            share = class_share(mask, c.backbone)
-            for name in _layers(features):
-                rows = features[name][0].float()    # [N, C]
-                side = math.isqrt(len(rows))
-                kept = object_pixels(rows, resize(share, (side, side)).flatten(), c.squeeze)
-                description[name] = kept.to(KEPT)[None]    # [1, n, C]
+            if c.multi_similarity:
+                description |= kept_layers.of_object(features, class_share(mask, c.backbone), c.squeeze)
             return description
 
     def predict(self, query: Features, supports: list[Features]) -> Tensor:
@@ -251,7 +239,7 @@ class MSANet(Episodic):
             shots = [guided_similarity(rows, s["columns"][0].float()) for s in supports]    # [1, h w] each
             prior = torch.stack(shots, 1).unflatten(2, size)    # [1, K, h, w]
         if c.multi_similarity:
-            similarity = torch.cat(list(self._similarity(query, supports).values()), 1)
+            similarity = kept_layers.similarity(query, supports, size, partial(self._skipped, shots=len(supports)))
         if c.attention:
             attention = torch.cat([s["attention"] for s in supports]).mean(0, keepdim=True)
         return Cues(
@@ -264,17 +252,6 @@ class MSANet(Episodic):
             attention=attention,
         )
 
-    def _similarity(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        """Layer -> its similarity map [1, 1, h, w]."""
-        maps = {}
-        for name in _layers(query):
-            rows = query[name][0].float()    # [N, C]
-            side = math.isqrt(len(rows))
-            shots = supports[self._skipped(_block(name), len(supports)) :]
-            found = mean_similarity(rows, [s[name][0] for s in shots])
-            maps[name] = resize(found.view(1, 1, side, side), query["query"].shape[2:])
-        return maps
-
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
         """Prior mask, mean similarity of each block (Fig. 6), what the base learner knows, and what is predicted."""
         with self._evaluation():
@@ -286,7 +263,7 @@ class MSANet(Episodic):
             if cues.prior is not None:
                 shown["prior mask"] = learner.prior(cues)
             if cues.similarity is not None:
-                blocks = torch.tensor([_block(name) for name in _layers(query)])
+                blocks = torch.tensor([kept_layers.block_of(name) for name in kept_layers.names(query)])
                 for number in blocks.unique().tolist():
                     energy = cues.similarity[:, blocks == number].mean(1)    # [1, h, w]
                     shown[f"similarity, block {number}"] = stretch(energy.flatten(1)).view_as(energy)[None]
@@ -303,15 +280,19 @@ class MSANet(Episodic):
     def cautions(self, images_seen: int) -> list[str]:
         return self.config.far_from_paper(images_seen)
 
+    def start_from(self, path: Path) -> list[str]:
+        """Also raises WeightsError where the base learner inside the file knows other classes than `base_weights`."""
+        said = super().start_from(path)
+        header: dict[str, str] = json.loads(load_export(path)[1]["base"])
+        inside = {int(number): name for number, name in json.loads(header["classes"]).items()}
+        if inside != self.classes:
+            raise WeightsError(
+                f"{path} holds a base learner of other classes than method.base_weights "
+                f"({', '.join(sorted(set(inside.values()) ^ set(self.classes.values())))}): start from a run of the "
+                "same fold and validate options"
+            )
+        self.base_header = header    # whose weights these now are
+        return said
+
     def facts(self) -> dict[str, Any]:
         return {"base": self.base_header}
-
-
-def _layers(features: Features) -> list[str]:
-    """The names under which `encode` and `describe` keep the compared layers, in the order of the network."""
-    return [name for name in features if name.startswith("layer ")]
-
-
-def _block(name: str) -> int:
-    """The block that a layer of this name is in."""
-    return int(name.removeprefix("layer ").split(".")[0])

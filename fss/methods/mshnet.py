@@ -55,7 +55,7 @@ class MSHNet(Episodic):
                 GenerativeSimilarity(n, backbone.channels[block]) for n, block in zip(layers, BLOCKS, strict=True)
             )
         self.trained["pyramid"] = InvertedPyramid(c.names, layers, c.width, c.dilations)
-        synchronise(self.trained, lambda x: self._peers.sum(x))
+        synchronise(self.trained, lambda: self._peers)
 
     def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
         """Cross-entropy of the prediction plus the mean of the three levels' (Eq. 1), nats, at the size of the mask.

@@ -52,7 +52,7 @@ class PriorExtractor(Method):
 
         network = encoder() if encoder else BACKBONES[config.backbone](config.dim)
         if config.bn == "sync":
-            synchronise(network, lambda x: self._peers.sum(x))
+            synchronise(network, lambda: self._peers)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)
         self.trained = nn.ModuleDict({"encoder": network})

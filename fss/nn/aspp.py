@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class ASPP(nn.Module):
@@ -26,4 +25,4 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, (2 + len(dilations)) * C, h, w], in the order of the description."""
         whole = self.whole(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])    # [B, C, h, w], a view
-        return F.relu(torch.cat([whole, self.point(x), *(conv(x) for conv in self.atrous)], dim=1))
+        return torch.cat([whole, self.point(x), *(conv(x) for conv in self.atrous)], dim=1).relu_()

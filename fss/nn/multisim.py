@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss.nn.backbones import Backbone, BackboneName, VGGBackbone
-from fss.nn.norm import synchronise
+from fss.nn.norm import Ranks, synchronise
 from fss.nn.region import resize
 from fss.nn.resnet import LAYOUTS
 from fss.nn.similarity import averages, relu_cosine_mean
@@ -59,13 +59,16 @@ def class_share(mask: Tensor, name: BackboneName) -> Tensor:
     return resize(resize((mask == 1).float()[:, None], (2 * first, 2 * first)), (first, first))
 
 
-def squeezed(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
-    """Which pixels of a support count, bool [N]: features [N, C], share of the class [N]; none without the class."""
+def squeezed(means: Tensor | None, share: Tensor) -> Tensor:
+    """Which pixels of a support count, bool [N], by the share of the class [N]; none without the class.
+
+    means: the features' means over channels [N], for the rule 'feature'; None for 'mask'.
+    """
     inside = share > 0
     if not inside.any():
         return inside
-    if rule == "feature":
-        value = rows.mean(1) * share
+    if means is not None:
+        value = means * share
         return inside & (value > value.mean())
     mean = share[inside].mean()
     return inside & (share >= mean.clamp(max=share.max()))    # the mean of equal numbers may round up
@@ -84,7 +87,7 @@ def pixels(layer: Tensor) -> Tensor:
 
 def object_pixels(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
     """What multi-similarity keeps of a support's layer [N, C], its share of the class [N]: unit vectors [n, C]."""
-    kept = squeezed(rows, share, rule)
+    kept = squeezed(rows.float().mean(1) if rule == "feature" else None, share)
     return unit(rows[kept].float() * share[kept, None])
 
 
@@ -116,16 +119,16 @@ def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0)
 class SimilarityEmbedding(nn.Module):
     """Similarity maps [B, layers, h, w] -> [B, WIDTH, h, w]: 1x1 convolution, batch norm, ReLU.
 
-    total: element-wise sum over ranks, for batch norm with the statistics of the batch; None: its statistics stay mean
-    0 and variance 1, so that it only scales and shifts.
+    ranks: over whose batches batch norm takes its statistics; None: these stay mean 0 and variance 1, so that it only
+    scales and shifts.
     """
 
-    def __init__(self, layers: int, total: Callable[[Tensor], Tensor] | None):
+    def __init__(self, layers: int, ranks: Callable[[], Ranks] | None):
         super().__init__()
-        self.learns_statistics = total is not None
+        self.learns_statistics = ranks is not None
         self.layers = nn.Sequential(nn.Conv2d(layers, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
-        if total is not None:
-            synchronise(self, total)
+        if ranks is not None:
+            synchronise(self, ranks)
         self.train()
 
     def train(self, mode: bool = True) -> Self:

@@ -1,10 +1,20 @@
 """What a base learner has learned must be what training may learn from, and nothing that is novel."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from fss.data.feed import DataConfig
 from fss.data.folds import Fold
+from fss.engine.evaluate import evaluate
+from fss.engine.evaluation.plan import EvalConfig, FoldConfig
 from fss.engine.learnt import check_test, check_training
+from fss.engine.recall import recall
+from fss.engine.run import PlaceConfig
 from fss.errors import ConfigError
+from fss.methods import METHODS
+from tests.data.labelled import rectangles
+from tests.engine.episode_toy import Colour, ColourConfig
 
 NAMES = {1: "red", 2: "green", 3: "blue", 4: "yellow"}
 FOLD = Fold("interleaved", 0, novel=(1,), base=(2, 3, 4))
@@ -47,3 +57,23 @@ def test_a_novel_class_that_was_learned_is_refused(learnt, known):
     with pytest.raises(ConfigError) as refused:
         check_test(learnt, FOLD, NAMES)
     assert known in str(refused.value)
+
+
+class Taught(Colour):
+    """Knows a class beforehand."""
+
+    def learnt(self) -> dict[int, str]:
+        return {2: "green"}
+
+
+@pytest.mark.parametrize("command", [lambda job: evaluate(job, ""), recall], ids=["evaluate", "recall"])
+def test_every_measurement_of_novel_classes_asks(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "colour", Taught)
+    job = SimpleNamespace(
+        run=PlaceConfig(dir=str(tmp_path / "run"), device="cpu", threads=1), out=str(tmp_path / "out"),
+        data=DataConfig(shards=str(rectangles(tmp_path / "set", [2, 2, 3, 4]).folder)),
+        episodes=FoldConfig(scheme="list", novel=["green"]), eval=EvalConfig(min_area=1), method=ColourConfig(),
+        weights=None,
+    )    # fmt: skip
+    with pytest.raises(ConfigError, match=r"learned green \(2\), novel in fold 0"):
+        command(job)

@@ -146,7 +146,7 @@ def test_objects_too_small_for_the_input_are_left_out_and_counted(packed, world)
 
 def test_a_method_without_maps_is_refused_in_a_sentence(packed, world):
     shards = ShardSet(packed)
-    with pytest.raises(ConfigError, match=r"Colour shows no region maps.*qgnet"):
+    with pytest.raises(ConfigError, match=r"Colour shows no maps as it is configured.*qgnet"):
         measure_recall(Colour(), shards, drawn(shards), HOW, world)
 
 

@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from fss.engine import fit
+from fss.engine.label_validate import LabelValidation
+from fss.engine.validate import Validation
 from shards.synthetic import synthetic
 from shards.write import pack
 
@@ -45,9 +47,11 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.fixture
-def no_page(monkeypatch) -> None:
-    """Without the page that a training in this process ends with: it takes longer to draw than a few steps."""
+def no_pictures(monkeypatch) -> None:
+    """Without the pictures that a training in this process draws: they take longer than a few steps."""
     monkeypatch.setattr(fit, "report", lambda run, *_: run.report / "index.html")
+    for validation in (Validation, LabelValidation):
+        monkeypatch.setattr(validation, "picture", lambda *_: None)
 
 
 class Launched:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fss.config import CONFIGS
+from fss.methods.base import Alone
+from fss.methods.base_learner import BaseLearner
+from fss.methods.base_learner_config import BaseLearnerConfig
+from fss.nn.weights import save_export
 from launch.meta_train import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
@@ -38,17 +43,44 @@ def coloured(tmp_path_factory) -> Path:
 launch, refused, job = partial(called, main), partial(refusal, main), partial(conftest.job, SMALL)
 
 
+@pytest.fixture(scope="session")
+def base_learner(tmp_path_factory) -> Callable[[str, str], Path]:
+    """(stem, validate.split) -> the export of a base learner with random weights for fold 1 of `coloured`."""
+    folder = tmp_path_factory.mktemp("base")
+
+    def make(stem: str, split: str) -> Path:
+        path = folder / f"{stem}_{split}.safetensors"
+        if not path.exists():
+            learner = BaseLearner(BaseLearnerConfig(backbone="resnet18", stem=stem))
+            classes = {1: "red", 3: "blue", 4: "yellow"} if split == "novel" else {1: "red", 4: "yellow"}
+            learner.teach(classes, Alone())
+            save_export(path, *learner.export())
+        return path
+
+    return make
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
+def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, base_learner, recipe):
     content = yaml.safe_load(recipe.read_text())
-    batch = str(content.get("data", {}).get("batch", 4))
+    method = content["method"]
+    match method["name"]:
+        case "qgnet":
+            words = ["--method.prior_map", "off", "--method.dim", "8"]
+        case "bam" | "msanet":
+            split = content.get("validate", {}).get("split", "base")
+            weights = base_learner(method.get("stem", "torchvision"), split)
+            words = ["--method.base_weights", str(weights), "--method.dim", "8"]
+        case "mshnet":
+            words = ["--method.width", "4"]
     code, _, err = launch(
         capsys, "--config", str(recipe), *conftest.job(PLACE, coloured, tmp_path / "run"), "--optim.steps", "1",
-        "--episodes.scheme", "interleaved", "--episodes.min_area", "50", "--method.size", "33", "--data.workers", "0",
-        "--method.prior_map", "off", "--validate.episodes", "1", "--data.batch", batch,
+        "--episodes.scheme", "interleaved", "--episodes.fold", "1", "--episodes.min_area", "50", "--data.workers", "0",
+        "--method.size", "33", "--method.backbone", "resnet18", *words, "--validate.episodes", "1",
     )    # fmt: skip
     assert code == 0, err
-    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert (tmp_path / "run" / f"{method['name']}.safetensors").exists()
 
 
 def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
@@ -79,6 +111,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     assert [row["val/miou"] for row in logged if "val/miou" in row] == list(validated.values())
     assert sum("validation/path" in row for row in logged) == 3
     assert len(list((folder / "validation").glob("step_*.png"))) == 3
+    assert (folder / "report" / "index.html").exists()
 
     again, out, _ = launch(capsys, *words)
     assert again == 0 and "resumed at step 4" in out
@@ -89,7 +122,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     assert code == 0 and f"start from {folder / 'qgnet.safetensors'}" in out, err
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, coloured):
     code, out, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.split", "novel", "--optim.steps", "1"))
     assert code == 0, err
@@ -98,14 +131,14 @@ def test_selection_on_the_test_classes_is_said_and_marked(capsys, tmp_path, colo
         assert weights.metadata()["selected_on"] == "novel"
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_without_validation_there_is_no_best(capsys, tmp_path, coloured):
     code, _, err = launch(capsys, *job(coloured, tmp_path / "run", "--validate.split", "none", "--optim.steps", "1"))
     assert code == 0, err
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     """Dropout is drawn by each rank for itself, so it is switched off; what is left of a difference is rounding."""
     words = ["--method.reduction_dropout", "0", "--method.classifier_dropout", "0"]
@@ -132,7 +165,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(best[name].equal(same[name]) for name in best)
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_killed_inside_a_save_it_ends_where_it_would_have_ended(capsys, tmp_path, coloured):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(capsys, *long(coloured, whole))[0] == 0
@@ -156,7 +189,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
     assert_same_run(whole, cut)
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_validation_that_a_signal_cut_is_made_up_for(capsys, tmp_path, coloured, monkeypatch):
     """Whoever asks to stop does not wait for a validation; the run that goes on makes it first."""
     from fss.engine import loop
@@ -216,12 +249,11 @@ def test_weights_of_something_else_are_refused(capsys, tmp_path, coloured):
     assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_knows_its_weights_by_what_they_hold(capsys, tmp_path, coloured):
     """The same file elsewhere is the same run; another file in its place is not."""
     from fss.methods.prior import PriorExtractor
     from fss.methods.prior_config import PriorConfig
-    from fss.nn.weights import save_export
 
     tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", queue=8, local_queue=8)).export()
     here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"

@@ -22,15 +22,16 @@ launch, refused = partial(called, main), partial(refusal, main)
 job = partial(conftest.job, [*SMALL, "--data.workers", "0", "--optim.steps", "4"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_takes_a_step(capsys, tmp_path, packed, recipe):
     code, _, err = launch(
         capsys, "--config", str(recipe), *conftest.job(PLACE, packed, tmp_path / "run"), "--optim.steps", "1",
-        "--data.batch", "4", "--data.workers", "0", "--method.view_size", "64", "--method.patch_size", "32",
-        "--probe.limit", "8",
+        "--data.batch", "4", "--data.workers", "0", "--method.backbone", "resnet18", "--method.view_size", "32",
+        "--method.patch_size", "32", "--method.queue", "40", "--method.local_queue", "40", "--probe.limit", "8",
     )    # fmt: skip
     assert code == 0, err
-    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert (tmp_path / "run" / "prior.safetensors").exists()
 
 
 def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
@@ -55,6 +56,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
         assert {"conv1.weight", "layer4.1.bn2.running_mean"} <= set(weights.keys())
     assert (facts["images_seen"], facts["data"]) == ("18", "synthetic")
     assert json.loads(facts["knn"]) == logged[-1]["knn/top1"]
+    assert (folder / "report" / "index.html").exists()
 
     again, out, _ = launch(capsys, *words, "--log.wandb", "off")
     assert again == 0 and "resumed at step 3" in out
@@ -113,7 +115,7 @@ def test_a_truncated_tar(capsys, tmp_path, broken):
     assert shard.name in text and "5000 bytes" in text
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_broken_jpeg_is_replaced_and_named(capsys, tmp_path, broken):
     key = spoil(broken, "jpg", b"not a JPEG any more" * 20)
     code, out, err = launch(capsys, *job(broken, tmp_path / "run"))
@@ -121,7 +123,7 @@ def test_a_broken_jpeg_is_replaced_and_named(capsys, tmp_path, broken):
     assert f"replaced an unreadable sample, {key}" in out
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_label_map_of_the_wrong_size_is_replaced_and_named(capsys, tmp_path, broken):
     import cv2
     import numpy as np
@@ -146,7 +148,7 @@ def test_images_without_superpixels(capsys, tmp_path, broken):
     assert "--superpixels slic" in text and "method.local" in text
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_checkpoint_cut_in_half(capsys, tmp_path, packed):
     words = job(packed, tmp_path / "run", "--checkpoint.every", "1")
     assert launch(capsys, *words)[0] == 0
@@ -158,7 +160,7 @@ def test_a_checkpoint_cut_in_half(capsys, tmp_path, packed):
     assert "step_00000004 is damaged" in out and "resumed at step 3" in out
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_batch_that_cannot_be_dealt(capsys, tmp_path, packed):
     text = refused(capsys, *job(packed, tmp_path / "run", "--optim.accumulate", "4"))
     assert "data.batch 6" in text and "give 4 or 8" in text
@@ -182,7 +184,7 @@ def test_a_disk_that_fills_while_saving(capsys, tmp_path, packed):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pictures")
 def test_compiled_encoders_take_the_same_steps(capsys, tmp_path, packed):
     losses = []
     for compiled in ("false", "true"):

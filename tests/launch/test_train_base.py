@@ -36,6 +36,7 @@ def coloured(tmp_path_factory) -> Path:
 launch, refused, job = partial(called, main), partial(refusal, main), partial(conftest.job, SMALL)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
     stem = yaml.safe_load(recipe.read_text())["method"].get("stem", "torchvision")
@@ -100,6 +101,7 @@ def test_without_validation_it_learns_from_all_images_and_there_is_no_best(capsy
     assert "none chosen" in (folder / "report" / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     """Dropout is drawn by each rank for itself, so it is switched off; what is left of a difference is rounding."""
     words = ["--method.dropout", "0", "--optim.steps", "3"]

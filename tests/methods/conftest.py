@@ -1,11 +1,17 @@
-"""Exports that methods are built from."""
+"""Exports that methods are built from, and configs of small methods."""
+
+from dataclasses import fields
 
 import pytest
 import torch
 
+from fss.methods.msanet_config import BAMConfig, MSANetConfig
+from fss.methods.mshnet_config import MSHNetConfig
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
 from fss.nn.weights import save_export
+from tests.methods.made_episodes import SIZE
+from tests.methods.made_msanet import save_base
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +22,35 @@ def prior_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
     save_export(path, tensors, header | {"epochs": "3.0", "images_seen": "2400"})
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def base_file(tmp_path_factory):
+    """Backbone -> the file of a base learner."""
+    folder = tmp_path_factory.mktemp("base")
+
+    def make(backbone: str) -> str:
+        path = folder / f"{backbone}.safetensors"
+        if not path.exists():
+            save_base(path, backbone)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def msanet_config(base_file):
+    """Options -> config of an MSANet, or of the class given, that draws nothing at random."""
+
+    def make(kind: type[BAMConfig] = MSANetConfig, *, backbone: str = "resnet18", **options) -> BAMConfig:
+        off = {field.name: 0.0 for field in fields(kind) if field.name.endswith("_dropout")}
+        weights = {"base_weights": base_file(backbone)}
+        return kind(**{"size": SIZE, "backbone": backbone, "dim": 16, **off, **weights, **options})
+
+    return make
+
+
+@pytest.fixture
+def mshnet_config() -> MSHNetConfig:
+    """Scales of 9 x 9, 5 x 5 and 3 x 3 positions."""
+    return MSHNetConfig(size=SIZE, backbone="resnet18", width=16, dilations=[1, 2])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fss.data.transforms import Frame
 from fss.engine.evaluation.measure import evaluating
+from fss.engine.reports.published import Cell, published
 from fss.errors import ConfigError
 from fss.methods.base import Features
 from fss.methods.gfsam import FALLBACK, GFSAM, NO_POINT
@@ -53,6 +55,28 @@ def test_the_object_is_found_where_it_is(image, mask):
     found = predicted(method, moved, supported(method, image, mask))
     assert alike(found, mask.roll((16, -16), (1, 2)))
     assert method.remarks() == ()
+
+
+def test_the_margin_says_how_alike_they_are_and_leaves_the_mask(image, mask):
+    """Where two classes claim a place, the one whose supports are more like the query takes it; a mask is a mask."""
+    method = tiny()
+    other = image.clone()
+    other[:, :, 16:48, 16:48] = torch.tensor([0.8, 0.5, 0.3]).view(3, 1, 1)
+    query = method.encode(image) | method.encode_query(image)
+    same, alike_only = (method.predict(query, supported(method, support, mask)) for support in (image, other))
+    assert alike(alike_only.argmax(1)[0] == 1, mask)
+    assert 0 < alike_only.max() < same.max() <= 1
+    frame = Frame.fit(100, 77, SIZE, "squash")
+    for logits in (same, alike_only):
+        assert (frame.restore(logits, "original") == frame.restore(logits.sign(), "original")).all()
+
+
+def test_the_papers_figures_are_those_of_its_networks():
+    assert GFSAMConfig().backbone == "dinov2_vitl14"
+    assert GFSAMConfig(dino="vits14", sam="vit_t").backbone == "dinov2_vits14, SAM vit_t"
+    assert GFSAMConfig(features="sam").backbone == "SAM vit_h"
+    cell = Cell(method="gfsam", scheme="coco", fold=0, shots=5, backbone=GFSAMConfig().backbone, size=1024)
+    assert published(cell, "miou").folds[0] == 67.1
 
 
 def test_shots_are_joined(image, mask):

@@ -1,59 +1,18 @@
-"""MSHNet: training and evaluation agree, shots have no order, everything learns, and the paper's sizes are met."""
+"""MSHNet: training and evaluation agree, shots have no order, and everything learns."""
 
-import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from fss.data.batch import EpisodeBatch
-from fss.errors import ConfigError, WeightsError
-from fss.methods import load_method
 from fss.methods.base import Alone
 from fss.methods.mshnet import BLOCKS, MSHNet
-from fss.methods.mshnet_config import MSHNetConfig
 from fss.nn.hyperrelation import object_positions
-from fss.nn.weights import save_export
+from tests.methods.made_episodes import SIZE, episodes, image_by_image, seen
+from tests.methods.made_mshnet import ALONE, build
 from tests.thread_ranks import run_ranks
-
-SIZE = 65    # 9 x 9, 5 x 5 and 3 x 3 positions
-ALONE = [{"similarities": "cosine"}, {"similarities": "prototype"}]
-
-
-@pytest.fixture
-def config() -> MSHNetConfig:
-    return MSHNetConfig(size=SIZE, backbone="resnet18", width=16, dilations=[1, 2])
-
-
-def build(config: MSHNetConfig) -> MSHNet:
-    torch.manual_seed(0)
-    return MSHNet(config)
-
-
-def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
-    """Noise with rectangles for objects; some pixels are unknown."""
-    g = torch.Generator().manual_seed(seed)
-    masks = torch.zeros(b, 1 + k, SIZE, SIZE, dtype=torch.uint8)
-    for row in masks.flatten(0, 1):
-        top, left = torch.randint(0, SIZE // 2, (2,), generator=g).tolist()
-        row[top : top + 30, left : left + 24] = 1
-        row[:, -3:] = 255
-    images = torch.randint(0, 256, (b, 1 + k, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
-    return EpisodeBatch(
-        query=images[:, 0], query_mask=masks[:, 0], support=images[:, 1:], support_mask=masks[:, 1:],
-        class_id=torch.ones(b, dtype=torch.int64), keys=[str(i) for i in range(b)], replaced=[],
-    )    # fmt: skip
-
-
-def see(method: MSHNet, batch: EpisodeBatch, row: int = 0) -> tuple[dict, list[dict]]:
-    """What an evaluation keeps of an episode: the query's features and the supports' descriptions."""
-    query, *supports = (
-        method.encode(method.replica["standardise"](image[None])) for image in (batch.query[row], *batch.support[row])
-    )
-    masks = batch.support_mask[row]
-    return query, [method.describe(f, mask[None]) for f, mask in zip(supports, masks, strict=True)]
 
 
 def in_evaluation(method: MSHNet, batch: EpisodeBatch) -> torch.Tensor:
@@ -63,16 +22,15 @@ def in_evaluation(method: MSHNet, batch: EpisodeBatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("variant", [{}, *ALONE, {"stem": "deep"}, {"backbone": "resnet50"}], ids=str)
-def test_training_and_evaluation_compute_the_same_logits(config, variant):
-    method = build(replace(config, **variant))
+def test_training_and_evaluation_compute_the_same_logits(mshnet_config, variant):
+    method = build(replace(mshnet_config, **variant))
     batch = episodes(k=2)
-    rows = [method.predict(*see(method, batch, row)) for row in range(2)]
-    torch.testing.assert_close(torch.cat(rows), in_evaluation(method, batch), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image_by_image(method, batch), in_evaluation(method, batch), rtol=1e-4, atol=1e-5)
 
 
-def test_one_module_takes_any_number_of_shots(config):
-    method = build(config)
-    query, supports = see(method, episodes(b=1, k=5))
+def test_one_module_takes_any_number_of_shots(mshnet_config):
+    method = build(mshnet_config)
+    query, supports = seen(method, episodes(b=1, k=5))
     for k in range(1, 6):
         batch = episodes(b=1, k=5)
         batch.support, batch.support_mask = batch.support[:, :k], batch.support_mask[:, :k]
@@ -80,8 +38,8 @@ def test_one_module_takes_any_number_of_shots(config):
         torch.testing.assert_close(method.predict(query, supports[:k]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_similarities_are_those_of_every_residual_sum(config):
-    method = build(config)
+def test_similarities_are_those_of_every_residual_sum(mshnet_config):
+    method = build(mshnet_config)
     batch = episodes(b=1, k=2)
     seen = [
         method.replica["backbone"].layers(method.replica["standardise"](image)).inner
@@ -103,9 +61,9 @@ def test_similarities_are_those_of_every_residual_sum(config):
 
 
 @pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
-def test_shots_have_no_order(config, variant):
-    method = build(replace(config, **variant))
-    query, supports = see(method, episodes(b=1, k=4))
+def test_shots_have_no_order(mshnet_config, variant):
+    method = build(replace(mshnet_config, **variant))
+    query, supports = seen(method, episodes(b=1, k=4))
     expected = method.predict(query, supports)
     torch.testing.assert_close(method.predict(query, supports[::-1]), expected)
     torch.testing.assert_close(method.predict(query, supports[2:] + supports[:2]), expected)
@@ -114,8 +72,8 @@ def test_shots_have_no_order(config, variant):
 
 
 @pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
-def test_gradients_reach_every_learned_parameter_and_no_frozen_one(config, variant):
-    method = build(replace(config, **variant))
+def test_gradients_reach_every_learned_parameter_and_no_frozen_one(mshnet_config, variant):
+    method = build(replace(mshnet_config, **variant))
     before = {name: t.clone() for name, t in method.replica.state_dict().items()}
     loss, report = method.loss(episodes(k=2), Alone(), 0)
     loss.backward()
@@ -128,8 +86,8 @@ def test_gradients_reach_every_learned_parameter_and_no_frozen_one(config, varia
 
 
 @torch.no_grad()
-def test_every_w_of_the_generative_similarity_matters(config):
-    method = build(config)
+def test_every_w_of_the_generative_similarity_matters(mshnet_config):
+    method = build(mshnet_config)
     batch = episodes()
     before = in_evaluation(method, batch)
     for generative in method.trained["generative"]:
@@ -141,9 +99,9 @@ def test_every_w_of_the_generative_similarity_matters(config):
                 half.copy_(kept)
 
 
-def test_the_loss_is_equation_1_and_falls(config):
+def test_the_loss_is_equation_1_and_falls(mshnet_config):
     batch = episodes()
-    method = build(config)
+    method = build(mshnet_config)
     loss, _ = method.loss(batch, Alone(), 0)
     logits, inner = method.forward(batch)
     parts = [F.interpolate(x, SIZE, mode="bilinear", align_corners=True) for x in (logits, *inner)]
@@ -164,12 +122,12 @@ UNKNOWN = {"uneven": [SIZE - 2, SIZE // 2, 0, 3], "a rank knows nothing": [SIZE,
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
-def test_two_ranks_learn_what_one_learns(config, unknown):
+def test_two_ranks_learn_what_one_learns(mshnet_config, unknown):
     batch = episodes(b=4, k=2)
     for mask, rows in zip(batch.query_mask, unknown, strict=True):
         mask[:rows] = 255
 
-    methods = [build(config) for _ in range(3)]    # threads share one generator
+    methods = [build(mshnet_config) for _ in range(3)]    # threads share one generator
 
     def learn(peers):
         method = methods[peers.rank if peers.world == 2 else 2]
@@ -190,11 +148,11 @@ def test_two_ranks_learn_what_one_learns(config, unknown):
         torch.testing.assert_close(here[name], expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_support_without_an_object_still_gives_a_prediction(config):
-    method = build(config)
+def test_a_support_without_an_object_still_gives_a_prediction(mshnet_config):
+    method = build(mshnet_config)
     batch = episodes(b=1, k=2)
     batch.support_mask[:, 1] = 255
-    query, supports = see(method, batch)
+    query, supports = seen(method, batch)
     for block in BLOCKS:
         assert supports[1][f"columns {block}"].shape[2] == 0
         assert supports[1][f"prototype {block}"].eq(0).all()
@@ -207,10 +165,10 @@ def test_a_support_without_an_object_still_gives_a_prediction(config):
     assert torch.stack([maps["cosine"].abs().max() for maps in method.similarities(batch)]).eq(0).all()
 
 
-def test_of_an_image_only_unit_vectors_and_two_numbers_a_position_are_kept(config):
+def test_of_an_image_only_unit_vectors_and_two_numbers_a_position_are_kept(mshnet_config):
     batch = episodes(b=1)
     for variant in ({}, *ALONE):
-        method = build(replace(config, **variant))
+        method = build(replace(mshnet_config, **variant))
         features = method.encode(method.replica["standardise"](batch.query))
         kept = {name: tuple(t.shape) for name, t in features.items() if name.endswith("2")}    # of block 2
         cosine, prototype = {"pixels 2": (1, 2, 9, 9, 128)}, {"query 2": (1, 2, 9, 9), "support 2": (1, 2, 9, 9)}
@@ -218,110 +176,35 @@ def test_of_an_image_only_unit_vectors_and_two_numbers_a_position_are_kept(confi
         assert kept == expected
 
 
-def test_energy_maps_are_the_mean_similarities_stretched(config):
-    method = build(config)
+def test_energy_maps_are_the_mean_similarities_stretched(mshnet_config):
+    method = build(mshnet_config)
     batch = episodes(b=1, k=3)
-    found = method.maps(*see(method, batch))
+    found = method.maps(*seen(method, batch))
     assert list(found) == [f"{name} similarity, block {n}" for name in ("prototype", "cosine") for n in (2, 3, 4)]
     for i, block in enumerate(BLOCKS):
         for name in ("prototype", "cosine"):
             mean = method.similarities(batch)[i][name][0].mean((0, 1)).detach()
             ours = found[f"{name} similarity, block {block}"]
             torch.testing.assert_close(ours, (mean - mean.min()) / (mean.max() - mean.min()), rtol=1e-2, atol=2e-3)
-    assert len(build(replace(config, similarities="cosine")).maps(*see(method, batch))) == 3
+    assert len(build(replace(mshnet_config, similarities="cosine")).maps(*seen(method, batch))) == 3
 
 
-def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(config):
-    method = build(config)
+def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(mshnet_config):
+    method = build(mshnet_config)
     batch = episodes(b=1)
     method.trained.train()
-    first, second = (method.predict(*see(method, batch)) for _ in range(2))
+    first, second = (method.predict(*seen(method, batch)) for _ in range(2))
     assert torch.equal(first, second)
     assert method.trained.training and not method.replica["backbone"].training
 
 
-def test_bfloat16_stays_finite_and_near(config):
-    expected, _ = build(config).loss(episodes(k=2), Alone(), 0)
-    method = build(config)
+def test_bfloat16_stays_finite_and_near(mshnet_config):
+    expected, _ = build(mshnet_config).loss(episodes(k=2), Alone(), 0)
+    method = build(mshnet_config)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = method.loss(episodes(k=2), Alone(), 0)
-        logits = method.predict(*see(method, episodes(k=2)))
+        logits = method.predict(*seen(method, episodes(k=2)))
     assert loss.dtype == torch.float32 and logits.isfinite().all()
     assert loss.item() == pytest.approx(expected.item(), rel=0.1)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in method.trained.parameters())
-
-
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
-@pytest.mark.parametrize(("similarities", "millions"), [("both", 29.6), ("cosine", 26.8), ("prototype", 25.9)])
-def test_the_paper_has_as_many_learned_parameters(backbone, similarities, millions):
-    with torch.device("meta"):
-        method = MSHNet(MSHNetConfig(backbone=backbone, similarities=similarities))
-    count = sum(p.numel() for p in method.trained.parameters() if p.requires_grad)
-    assert count == pytest.approx(millions * 1e6, rel=0.02)
-
-
-@pytest.mark.parametrize("similarities", ["both", "cosine", "prototype"])
-def test_a_backbone_with_more_layers_adds_what_its_layers_need(similarities):
-    """A deeper ResNet has 17 layers more, at block 3: a W of 2 x 1024 numbers and 64 columns of a 1x1 convolution."""
-    counts = []
-    for backbone in ("resnet50", "resnet101"):
-        with torch.device("meta"):
-            method = MSHNet(MSHNetConfig(backbone=backbone, similarities=similarities))
-        counts.append(sum(p.numel() for p in method.trained.parameters()))
-    names = method.config.names
-    assert counts[1] - counts[0] == 17 * (2048 * ("prototype" in names) + 64 * len(names))
-
-
-@pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
-def test_an_export_needs_no_other_file(config, variant, tmp_path):
-    method = build(replace(config, **variant))
-    method.loss(episodes(), Alone(), 0)    # batch norm has seen something
-    tensors, header = method.export()
-    stored = json.loads(header["config"])
-    assert stored == json.loads(json.dumps(asdict(method.config)))
-    header["config"] = json.dumps(stored | {"backbone_weights": "/gone"})
-    save_export(tmp_path / "mshnet.safetensors", tensors, header)
-    again, read = load_method(tmp_path / "mshnet.safetensors")
-    assert read["method"] == "mshnet"
-    batch = episodes(b=1)
-    assert torch.equal(again.predict(*see(again, batch)), method.predict(*see(method, batch)))
-
-
-def test_a_warm_start_takes_everything_and_refuses_other_shapes(config, tmp_path):
-    source = build(config)
-    source.loss(episodes(), Alone(), 0)
-    save_export(tmp_path / "mshnet.safetensors", *source.export())
-    method = MSHNet(config)
-    assert method.start_from(tmp_path / "mshnet.safetensors")
-    ours, theirs = method.trained.state_dict(), source.trained.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    for other in ({"width": 8}, {"similarities": "cosine"}):
-        with pytest.raises(WeightsError, match=r"does not fit: .*(shape|missing)"):
-            build(replace(config, **other)).start_from(tmp_path / "mshnet.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"width": 30}, "method.width is 30: give a multiple of 4"),
-        ({"width": 0}, "method.width is 0: give at least 4"),
-        ({"dilations": []}, r"method.dilations is \[\]"),
-        ({"dilations": [2, 0]}, r"method.dilations is \[2, 0\]"),
-        ({"size": 64}, "method.size is 64"),
-    ],
-)
-def test_wrong_options_are_refused_in_a_sentence(wrong, said):
-    with pytest.raises(ConfigError, match=said):
-        MSHNetConfig(**wrong)
-
-
-def test_cautions_name_what_is_far_from_the_paper(config):
-    said = " ".join(build(config).cautions(1000))
-    assert "random weights" in said and "method.width is 16" in said
-    assert not MSHNetConfig(backbone_weights="resnet50.pth").far_from_paper()
-
-
-def test_batch_norm_is_synchronised_everywhere(config):
-    layers = [layer for layer in build(config).trained.modules() if isinstance(layer, nn.BatchNorm2d)]
-    assert layers and all(type(layer) is not nn.BatchNorm2d for layer in layers)

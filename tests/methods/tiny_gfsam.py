@@ -42,8 +42,10 @@ class Squares(nn.Module):
         return (0.1 - distance).sign().repeat_interleave(4, 1).repeat_interleave(4, 2)    # [N, 16, 16]
 
 
+STAND_INS = {"load_dino": lambda name, path: Patches(), "load_sam": lambda name, path: Squares()}
+
+
 def tiny(**options) -> GFSAM:
     """GF-SAM over the two."""
-    stand_ins = {"load_dino": lambda name, path: Patches(), "load_sam": lambda name, path: Squares()}
-    with mock.patch.multiple("fss.methods.gfsam", **stand_ins):
+    with mock.patch.multiple("fss.methods.gfsam", **STAND_INS):
         return GFSAM(GFSAMConfig(sam="vit_t", size=SIZE, dino_size=14 * GRID, **options))

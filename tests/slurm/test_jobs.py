@@ -102,7 +102,7 @@ def test_a_time_limit_saves_and_requeues(site):
     job = site.sbatch("--array=2", "slurm/coco_fold.sh", *META, "--optim.steps", "40", EVALUATE=EVALUATE)
     site.until("step 3/40")
     site.call("scancel", "--batch", "--signal=USR1", f"{job}_2")    # what --signal=B:USR1@120 does before the limit
-    site.until("back into the queue")
+    site.until("start 2")
     site.finish()
     assert "resumed at step" in site.log()
     assert site.status("qgnet_fold2_evaluation") == "finished"

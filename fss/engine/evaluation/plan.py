@@ -172,12 +172,13 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
     )    # fmt: skip
 
 
-def require_taken(config: Any, size: int | None) -> None:
-    """Raise ConfigError where a method of options `config` does not take images of `size` pixels a side."""
+def require_taken(config: Any, size: int | None, key: str = "eval.size") -> None:
+    """Raise ConfigError where a method of options `config` does not take images of `size` pixels a side; `key` is what
+    the user calls it."""
     try:
         replace(config, size=size or config.size)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("method.size", "eval.size")) from None
+        raise ConfigError(str(error).replace("method.size", key)) from None
 
 
 def _check_unseen(evaluation: EvalConfig, fold: Fold, header: Mapping[str, str]) -> None:

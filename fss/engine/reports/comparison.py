@@ -29,7 +29,7 @@ class Entry:
     folder: Path
     cell: Cell
     options: dict[str, Any]
-    """Its method's, without the files of weights."""
+    """Its method's; of a file of weights, whether one was given."""
     found: dict[str, Any]
     """results.json."""
     drawn: str
@@ -90,14 +90,15 @@ def read(folder: Path) -> Entry:
         found = json.loads((folder / "results.json").read_text())
         told = json.loads((folder / "report" / "report.json").read_text())
         run = json.loads((folder / "run.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        cell, drawn = Cell(**told["figures"]["cell"]), run["episodes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder} holds no finished evaluation ({error}): give run directories of launch/evaluate.py"
         ) from None
     options = {key.removeprefix("method."): value for key, value in run.items() if key.startswith("method.")}
     return Entry(
-        folder=folder, cell=Cell(**told["figures"]["cell"]), found=found, drawn=run["episodes"],
-        options={key: value for key, value in options.items() if not key.endswith("_weights")},
+        folder=folder, cell=cell, found=found, drawn=drawn,
+        options={key: bool(value) if key.endswith("_weights") else value for key, value in options.items()},
         cautions=tuple(told["cautions"]),
     )    # fmt: skip
 
@@ -146,10 +147,13 @@ def _scores(title: str, rows: Sequence[Row]) -> Table:
     for row in rows:
         cells = [_over_runs(row.fold(fold, "miou")) for fold in folds]
         cells += [f"{row.mean('miou'):.2f}"] if several else []
-        lines.append((row.label, row.backbone, *cells, f"{row.mean('fb_iou'):.2f}", _in_print(row, folds)))
+        lines.append((row.label, row.backbone, *cells, f"{row.mean('fb_iou'):.2f}", _in_print(row)))
     columns = [f"fold {fold}" for fold in folds] + (["mean"] if several else [])
     header = ("", "backbone", *columns, "FB-IoU", "published")
-    note = "mIoU on novel classes, per cent; ± is the standard deviation over training runs, their number behind it."
+    note = (
+        "mIoU on novel classes, per cent; ± is the standard deviation over runs, their number behind it. Published is "
+        "the mean over the folds of the row, or over all where the paper prints no other."
+    )
     return Table(title=title, header=header, rows=lines, note=note)
 
 
@@ -160,13 +164,14 @@ def _over_runs(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f} ({len(values)})"
 
 
-def _in_print(row: Row, folds: Sequence[int]) -> str:
-    """The paper's mIoU: of the fold where there is one, else the mean."""
+def _in_print(row: Row) -> str:
+    """The paper's mIoU over the folds of the row; over all where it prints no single ones."""
     paper = published(row.entries[0].cell, "miou")
     if paper is None:
         return NOTHING
-    of_fold = paper.fold(folds[0]) if len(folds) == 1 else None
-    return f"{paper.mean if of_fold is None else of_fold:.1f}"
+    if len(row.folds) < len(paper.folds):
+        return f"{statistics.fmean(paper.folds[fold] for fold in row.folds):.1f}"
+    return f"{paper.mean:.1f}"
 
 
 def _unlike(title: str, entries: Sequence[Entry]) -> list[str]:

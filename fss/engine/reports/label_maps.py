@@ -57,36 +57,31 @@ def draw(rows: Sequence[Segmented], names: Sequence[str], path: Path) -> None:
 
 
 def contact_sheet(
-    supports: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
-    queries: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    path: Path,
+    supports: Mapping[str, Sequence[np.ndarray]], queries: Sequence[tuple[str, np.ndarray]], path: Path
 ) -> None:
     """The supports of every class in its colour, and below them every query with what was found in it.
 
-    supports: class -> photograph uint8 RGB [H, W, 3] and mask uint8 [H, W] of each shot. queries: name, photograph and
-    labels uint8 [H, W], where i is the i-th class.
+    Pictures are those of `overlaid`. supports: class -> pictures of its shots. queries: name and picture.
     """
-    names = list(supports)
-    cells = [
-        (name, overlaid(image, np.where(mask == 1, label, 0), len(names)))
-        for label, (name, shots) in enumerate(supports.items(), 1)
-        for image, mask in shots
+    shown = [(name, picture) for name, pictures in supports.items() for picture in pictures]
+    lines = [    # queries begin a line of their own
+        ("" if start else kind, cells[start : start + SHEET])
+        for kind, cells in (("supports", shown), ("queries", queries))
+        for start in range(0, len(cells), SHEET)
     ]
-    first = -(-len(cells) // SHEET) * SHEET    # queries begin a line of their own
-    cells += [("", None)] * (first - len(cells))
-    cells += [(name, overlaid(image, labels, len(names))) for name, image, labels in queries]
-    lines = -(-len(cells) // SHEET)
-    figure = Figure(figsize=(SHEET * INCHES, lines * (INCHES + 0.1) + 0.5), layout="constrained")
-    grid = figure.subplots(lines, SHEET, squeeze=False).ravel()
-    for axes, (name, picture) in itertools.zip_longest(grid, cells, fillvalue=("", None)):
-        if picture is None:
-            axes.set_axis_off()
-        else:
-            show(axes, picture, title=name)
-    grid[0].set_ylabel("supports", fontsize=8.5, color=INK)
-    grid[first].set_ylabel("queries", fontsize=8.5, color=INK)
-    colours = label_colours(len(names)) / 255
-    handles = [Patch(color=colours[label], label=name) for label, name in enumerate(names, 1)]
+    heights = [max(_height(picture) for _, picture in cells) for _, cells in lines]
+    figure = Figure(figsize=(SHEET * INCHES + 0.3, INCHES * sum(heights) + 0.24 * len(lines) + 0.35))
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
+    grid = figure.subplots(len(lines), SHEET, squeeze=False, height_ratios=heights)
+    for line, (kind, cells) in zip(grid, lines, strict=True):
+        for axes, (name, picture) in itertools.zip_longest(line, cells, fillvalue=("", None)):
+            if picture is None:
+                axes.set_axis_off()
+            else:
+                show(axes, picture, title=name)
+        line[0].set_ylabel(kind, fontsize=8.5, color=INK)
+    colours = label_colours(len(supports)) / 255
+    handles = [Patch(color=colours[label], label=name) for label, name in enumerate(supports, 1)]
     figure.legend(handles=handles, loc="outside lower left", ncols=COLUMNS, fontsize=8, frameon=False, labelcolor=INK)
     save(figure, path)
 

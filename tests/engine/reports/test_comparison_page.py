@@ -76,6 +76,13 @@ def test_options_that_differ_name_the_row_and_equal_ones_do_not(tmp_path):
     assert {row[0] for row in table["rows"]} == {"qgnet (prior_map on)", "qgnet (prior_map off)"}
 
 
+def test_runs_with_and_without_weights_are_not_averaged(tmp_path):
+    given = evaluation(tmp_path / "a", "gfsam", {"cat": 0.6}, options={"sam_weights": "sha256 12"})
+    random = evaluation(tmp_path / "b", "gfsam", {"cat": 0.2}, options={"sam_weights": None})
+    [table] = told(compare([given, random], tmp_path / "out").parent)["tables"]
+    assert [row[0] for row in table["rows"]] == ["gfsam (sam_weights False)", "gfsam (sam_weights True)"]
+
+
 def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
     runs = [evaluation(tmp_path / f"a{seed}", "qgnet", {"cat": iou}) for seed, iou in enumerate((0.2, 0.4))]
     runs.append(evaluation(tmp_path / "b", "qgnet", {"cow": 0.6}, fold=1))
@@ -83,7 +90,7 @@ def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
     [row] = table["rows"]
     assert table["header"][2:5] == ["fold 0", "fold 1", "mean"]
     assert row[3:5] == ["60.00", "45.00"]
-    assert row[-1] == "61.6", "of several folds the paper's mean"
+    assert row[-1] == "66.4", "the paper's mean over the same two folds, (63.4 + 69.4) / 2; over all four it is 61.6"
 
 
 def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):

@@ -1,0 +1,28 @@
+"""Measure how good the masks are that GF-SAM chooses from, and how its points err (GF-SAM, section A.5.2).
+
+    accelerate launch launch/mask_analysis.py --config configs/evaluate/gfsam.yaml --data.shards SHARDS \
+        --method.dino_weights FILE --method.sam_weights FILE --out masks
+"""
+
+import sys
+from dataclasses import dataclass
+
+from fss.config import EvalJob, command, parse
+from fss.engine.mask_analysis import analyse
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisJob(EvalJob):
+    """Measure the masks that GF-SAM chooses from, on episodes of a fold's novel classes."""
+
+    out: str = "masks"
+    """Folder for masks.json and masks.md."""
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    return analyse(parse(AnalysisJob, argv, prog="launch/mask_analysis.py", default="evaluate/gfsam.yaml"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

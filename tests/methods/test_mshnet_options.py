@@ -1,0 +1,92 @@
+"""MSHNet: the paper's numbers of parameters are met, options are what they say, and exports stand alone."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import nn
+
+from fss.errors import ConfigError, WeightsError
+from fss.methods import load_method
+from fss.methods.base import Alone
+from fss.methods.mshnet import MSHNet
+from fss.methods.mshnet_config import MSHNetConfig
+from fss.nn.weights import save_export
+from tests.methods.made_episodes import episodes, seen
+from tests.methods.made_mshnet import ALONE, build
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+@pytest.mark.parametrize(("similarities", "millions"), [("both", 29.6), ("cosine", 26.8), ("prototype", 25.9)])
+def test_the_paper_has_as_many_learned_parameters(backbone, similarities, millions):
+    with torch.device("meta"):
+        method = MSHNet(MSHNetConfig(backbone=backbone, similarities=similarities))
+    count = sum(p.numel() for p in method.trained.parameters() if p.requires_grad)
+    assert count == pytest.approx(millions * 1e6, rel=0.02)
+
+
+@pytest.mark.parametrize("similarities", ["both", "cosine", "prototype"])
+def test_a_backbone_with_more_layers_adds_what_its_layers_need(similarities):
+    """A deeper ResNet has 17 layers more, at block 3: a W of 2 x 1024 numbers and 64 columns of a 1x1 convolution."""
+    counts = []
+    for backbone in ("resnet50", "resnet101"):
+        with torch.device("meta"):
+            method = MSHNet(MSHNetConfig(backbone=backbone, similarities=similarities))
+        counts.append(sum(p.numel() for p in method.trained.parameters()))
+    names = method.config.names
+    assert counts[1] - counts[0] == 17 * (2048 * ("prototype" in names) + 64 * len(names))
+
+
+@pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
+def test_an_export_needs_no_other_file(mshnet_config, variant, tmp_path):
+    method = build(replace(mshnet_config, **variant))
+    method.loss(episodes(), Alone(), 0)    # batch norm has seen something
+    tensors, header = method.export()
+    stored = json.loads(header["config"])
+    assert stored == json.loads(json.dumps(asdict(method.config)))
+    header["config"] = json.dumps(stored | {"backbone_weights": "/gone"})
+    save_export(tmp_path / "mshnet.safetensors", tensors, header)
+    again, read = load_method(tmp_path / "mshnet.safetensors")
+    assert read["method"] == "mshnet"
+    batch = episodes(b=1)
+    assert torch.equal(again.predict(*seen(again, batch)), method.predict(*seen(method, batch)))
+
+
+def test_a_warm_start_takes_everything_and_refuses_other_shapes(mshnet_config, tmp_path):
+    source = build(mshnet_config)
+    source.loss(episodes(), Alone(), 0)
+    save_export(tmp_path / "mshnet.safetensors", *source.export())
+    method = MSHNet(mshnet_config)
+    assert method.start_from(tmp_path / "mshnet.safetensors")
+    ours, theirs = method.trained.state_dict(), source.trained.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for other in ({"width": 8}, {"similarities": "cosine"}):
+        with pytest.raises(WeightsError, match=r"does not fit: .*(shape|missing)"):
+            build(replace(mshnet_config, **other)).start_from(tmp_path / "mshnet.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"width": 30}, "method.width is 30: give a multiple of 4"),
+        ({"width": 0}, "method.width is 0: give at least 4"),
+        ({"dilations": []}, r"method.dilations is \[\]"),
+        ({"dilations": [2, 0]}, r"method.dilations is \[2, 0\]"),
+        ({"size": 64}, "method.size is 64"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        MSHNetConfig(**wrong)
+
+
+def test_cautions_name_what_is_far_from_the_paper(mshnet_config):
+    said = " ".join(build(mshnet_config).cautions(1000))
+    assert "random weights" in said and "method.width is 16" in said
+    assert not MSHNetConfig(backbone_weights="resnet50.pth").far_from_paper()
+
+
+def test_batch_norm_is_synchronised_everywhere(mshnet_config):
+    layers = [layer for layer in build(mshnet_config).trained.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert layers and all(type(layer) is not nn.BatchNorm2d for layer in layers)
