@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import fss
-from fss.engine.predict import Segmenter, read_mask, read_photograph
+from fss.engine.own_pictures import read_mask, read_photograph
+from fss.engine.predict import Segmenter
 from fss.errors import UserError
 from launch.predict import main
 from tests.engine.episode_toy import Colour

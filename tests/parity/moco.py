@@ -86,7 +86,7 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     from torch.nn.parallel import DistributedDataParallel
 
     from fss.data.batch import ViewBatch
-    from fss.engine.dist import Ranks
+    from fss.engine.ranks import Ranks
     from fss.methods.prior import PriorExtractor
     from fss.methods.prior_config import PriorConfig
     from fss.nn import contrast

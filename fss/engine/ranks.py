@@ -1,0 +1,47 @@
+"""The collectives that methods receive, over torch.distributed."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """`fss.methods.base.Peers` over the default process group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+
+    def gather(self, x: Tensor) -> Tensor:
+        x = x.detach().contiguous()
+        out = x.new_empty((self.world * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x)
+        return out
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        out = x.new_empty((sum(receive), *x.shape[1:]))
+        dist.all_to_all_single(out, x.detach().contiguous(), receive, send)
+        return out
+
+    def sum(self, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        self._flat(tensors, lambda flat: dist.all_reduce(flat), 1 / self.world)
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        self._flat(tensors, lambda flat: dist.broadcast(flat, src=0), 1)
+
+    @staticmethod
+    def _flat(tensors: list[Tensor], collective: Callable[[Tensor], object], scale: float) -> None:
+        if not tensors:
+            return
+        flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+        collective(flat)
+        flat = flat * scale
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
