@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from fss.config import CONFIGS
 from launch import evaluate, meta_train, report, train_base
 from tests.data.labelled import rectangles
 from tests.launch.conftest import PLACE, called, refusal
 
 TRAIN = [
-    *PLACE, "--data.workers", "0", "--data.batch", "4", "--method.size", "33", "--optim.steps", "2",
-    "--validate.split", "none",
+    *PLACE, "--data.workers", "0", "--data.batch", "4", "--method.size", "33", "--method.backbone", "resnet18",
+    "--optim.steps", "2", "--validate.split", "none",
 ]    # fmt: skip
 
 
@@ -33,15 +34,13 @@ def test_a_base_learner_bam_and_the_prototype_end_in_one_table(capsys, tmp_path)
     data = ["--data.shards", str(rectangles(tmp_path / "rectangles", [1, 2, 3, 4] * 5).folder)]
     fold = ["--episodes.scheme", "interleaved", "--episodes.fold", "1"]
     base, bam = tmp_path / "base", tmp_path / "bam"
-    done(
-        train_base.main, *TRAIN, *data, *fold, "--run.dir", str(base), "--method.backbone", "resnet18",
-        "--validate.share", "0",
-    )    # fmt: skip
-    weights = ["--method.base_weights", str(base / "base.safetensors")]
-    learn = [*TRAIN, *data, "--method", "bam", "--method.backbone", "resnet18", "--method.dim", "8", *weights]
-    learn += ["--run.dir", str(bam), "--episodes.min_area", "50"]
-    assert "also red (1) and not green (2)" in refusal(meta_train.main, capsys, *learn, "--episodes.fold", "0")
-    done(meta_train.main, *learn, *fold)
+    recipes = [["--config", str(CONFIGS / path)] for path in ("base/small_cpu.yaml", "meta/bam_small_cpu.yaml")]
+    done(train_base.main, *recipes[0], *TRAIN, *data, *fold, "--run.dir", str(base), "--validate.share", "0")
+    learn = [*recipes[1], *TRAIN, *data, *fold, "--run.dir", str(bam), "--episodes.min_area", "50", "--method.dim", "8"]
+    learn += ["--method.base_weights", str(base / "base.safetensors")]
+    said = refusal(meta_train.main, capsys, *learn, "--episodes.fold", "0")
+    assert "also red (1) and not green (2)" in said
+    done(meta_train.main, *learn)
     told = header(bam / "bam.safetensors")
     assert json.loads(json.loads(told["base"])["classes"]) == {"1": "red", "3": "blue", "4": "yellow"}
 

@@ -1,10 +1,15 @@
 """Files as the data sets have them, made from nothing."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
+
+SIZE = (40, 60)    # height, width of the masks here
 
 
 def photograph(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> None:
@@ -25,3 +30,23 @@ def palette_png(path: Path, labels: np.ndarray) -> None:
 def polygon(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
     """A rectangle as COCO writes it."""
     return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    """A mask of `SIZE`."""
+    mask = np.zeros(SIZE, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def compressed(mask: np.ndarray) -> dict:
+    """An RLE as JSON has it."""
+    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+
+
+def change_json(path: Path, change: Callable[[dict], None]) -> None:
+    """Change a JSON file in place."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
