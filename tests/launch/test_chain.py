@@ -45,7 +45,7 @@ def test_a_base_learner_bam_and_the_prototype_end_in_one_table(capsys, tmp_path)
     assert json.loads(json.loads(told["base"])["classes"]) == {"1": "red", "3": "blue", "4": "yellow"}
 
     (base / "base.safetensors").unlink()    # BAM's export holds the base learner
-    place = [*PLACE, "--data.workers", "0", *data, "--eval.episodes", "4", "--eval.min_area", "50"]
+    place = [*PLACE, "--data.workers", "0", *data, "--eval.episodes", "2", "--eval.min_area", "50"]
     seen = [*place, "--weights", str(bam / "bam.safetensors")]
     assert "have learned this fold's novel classes" in refusal(
         evaluate.main, capsys, *seen, "--run.dir", str(tmp_path / "other"), "--episodes.fold", "0"

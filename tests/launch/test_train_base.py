@@ -17,6 +17,7 @@ from tests.data.labelled import rectangles
 from tests.launch import conftest
 from tests.launch.conftest import PLACE, ROOT, Launched, called, refusal, rows, run
 from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
+from tests.ranks import on_ranks
 
 LAUNCHER = ROOT / "launch" / "train_base.py"
 RECIPES = sorted((CONFIGS / "base").glob("*.yaml"))
@@ -107,7 +108,7 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     words = ["--method.dropout", "0", "--optim.steps", "3"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
-    run(2, *job(coloured, two, *words), launcher=LAUNCHER)
+    on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
     for alone, together in zip(rows(one), rows(two), strict=True):
         for row in (alone, together):
             row.pop("speed", None)
@@ -134,7 +135,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
         return [*long(coloured, folder), "--data.batch", "6"]
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(world, *words(whole), launcher=LAUNCHER)
+    on_ranks(world, main, [*words(whole), "--run.world", str(world), "--data.workers", "0"], timeout=240)
     kill_inside_a_save(Launched(world, *words(cut), launcher=LAUNCHER), cut)
     draw = random.Random(world)
     kill_after(Launched(world, *words(cut), launcher=LAUNCHER), cut, draw.randint(4, 6), draw.random() * 0.3)
