@@ -111,17 +111,17 @@ class EvalJob:
     log: LogConfig = field(default_factory=LogConfig)
 
 
-def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str) -> Job:
+def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str | None = None) -> Job:
     """The job that `argv` asks for: the schema's defaults, then YAML files, then options, later over earlier.
 
     `--method NAME` (in a file `method: {name: NAME}`) decides which method's options there are. Under the files lie,
     where `--weights` names an export, the options that its method was trained with.
 
-    default: the file under configs/ that stands in where argv names no --config.
+    default: the file under configs/ that stands in where argv names no --config; without, the schema's own defaults.
     Raises ConfigError, one sentence with key, value and remedy; exits with 0 on --help and --print_config.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if _on_command_line(argv, "--config") is None:
+    if default and _on_command_line(argv, "--config") is None:
         argv = ["--config", str(CONFIGS / default), *argv]
     argv = [re.sub(r"^--method(?==|$)", "--method.name", word) for word in argv]
     trained = _trained_with(schema, argv)
@@ -129,7 +129,7 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str)
 
     parser = ArgumentParser(
         prog=prog,
-        description=f"{schema.__doc__} Without --config: configs/{default}.",
+        description=f"{schema.__doc__} Without --config: configs/{default}." if default else schema.__doc__,
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; may be repeated.")
