@@ -51,4 +51,4 @@ def test_a_method_without_maps_is_one_sentence(tmp_path, packed, capsys):
     words = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "65"]
     assert main([*words, "--out", str(tmp_path / "out"), *episodes(packed)]) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert line.startswith("error: Prototype shows no region maps") and not (tmp_path / "out").exists()
+    assert line.startswith("error: Prototype shows no maps as it is configured") and not (tmp_path / "out").exists()
