@@ -40,8 +40,7 @@ def method(**options) -> GFSAM:
 
 def episode(path: Path) -> tuple[list[str], int]:
     """The photographs of an episode, query first, and its class."""
-    with open(path.parent / "episodes.tsv", newline="") as file:
-        row = next(row for row in csv.DictReader(file, delimiter="\t") if int(row["id"]) == int(path.stem[3:]))
+    row = next(row for row in table(path.with_name("episodes.tsv")) if int(row["id"]) == int(path.stem[3:]))
     return [row["query"], *(row[f"support{i}"] for i in range(1, int(row["shot"]) + 1))], int(row["class"])
 
 
@@ -118,21 +117,45 @@ def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def check_table(path: Path) -> None:
     """The recorded areas of every episode are what our metrics count in the recorded masks."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    for row in rows:
+    for row in table(path):
         golden = np.load(path.parent / f"ep_{int(row['id']):03d}.npz", allow_pickle=False)
         final, truth = (unpacked(golden[name]).astype(np.uint8) for name in ("final_mask_bits", "gt_mask_bits"))
         recorded = [[int(row[f"{kind}_{side}"]) for kind in ("inter", "union")] for side in ("bg", "fg")]
         assert counts(final, truth).tolist() == recorded, row["id"]
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def check_episodes(path: Path) -> None:
+    """Every listed episode is recorded, of the class that its results say."""
+    classes = {row["id"]: (row["dataset"], row["shot"], row["class"]) for row in table(path.with_name("results.tsv"))}
+    listed = {row["id"]: (row["dataset"], row["shot"], row["class"]) for row in table(path)}
+    assert listed == classes
+    assert {f"ep_{int(number):03d}" for number in listed} == {file.stem for file in path.parent.glob("ep_*.npz")}
+
+
+def check_classes(path: Path) -> None:
+    """The recorded IoU of every class is what our scores make of the recorded areas."""
+    results = table(path.with_name("results.tsv"))
+    for group in table(path):
+        key = tuple(group[name] for name in ("dataset", "shot", "class"))
+        rows = [
+            (int(row["class"]), [[int(row[f"{k}_{s}"]) for k in ("inter", "union")] for s in ("bg", "fg")])
+            for row in results
+            if tuple(row[name] for name in ("dataset", "shot", "class")) == key
+        ]
+        assert len(rows) == int(group["episodes"]), key
+        found = scores(total(rows, [int(group["class"])]))
+        assert abs(100 * found.miou - float(group["gfsam"])) < 0.006, key
+
+
 def check_summary(path: Path) -> None:
     """The recorded mIoU of every group of episodes is what our scores make of the recorded areas."""
-    with open(path.with_name("results.tsv"), newline="") as file:
-        results = list(csv.DictReader(file, delimiter="\t"))
-    with open(path, newline="") as file:
-        groups = [row for row in csv.DictReader(file, delimiter="\t") if len(row["group"].split()) == 3]
+    results = table(path.with_name("results.tsv"))
+    groups = [row for row in table(path) if len(row["group"].split()) == 3]
     for group in groups:
         dataset, fold, shot = group["group"].split()    # other rows are means of these, or not by fold
         rows = [

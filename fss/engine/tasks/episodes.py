@@ -1,7 +1,5 @@
 """Runs of methods that learn from episodes."""
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from fss.data.episode_feed import EpisodeData
@@ -11,13 +9,13 @@ from fss.engine.dist import World
 from fss.engine.learnt import check_training
 from fss.engine.reports import episodes as episodes_page
 from fss.engine.reports.page import Story
-from fss.engine.run import RunDir, digest
-from fss.engine.tasks.task import Task, open_shards
+from fss.engine.run import RunDir
+from fss.engine.tasks.task import ValidatedTask, open_shards
 from fss.engine.validate import Validation, held_out
 from fss.methods.base import Method
 
 
-class EpisodeTask(Task):
+class EpisodeTask(ValidatedTask):
     """Learning from episodes of a fold's base classes; measured by episodes of classes that are left out."""
 
     unit = "episodes"
@@ -31,7 +29,6 @@ class EpisodeTask(Task):
         check_training(method.learnt(), self.source.classes, manifest.classes)
         self.samples = len(self.source)
         self.data = EpisodeData(shards=self.shards, source=self.source, augment=job.augment)
-        self.validation = None
         self.every = 0
         if job.validate.split != "none":
             self.validation = Validation(
@@ -40,17 +37,6 @@ class EpisodeTask(Task):
             )    # fmt: skip
             self.every = job.validate.every
             self.selects_by = "val/miou"
-
-    def measure(self, method: Method) -> dict[str, float]:
-        return self.validation(method) if self.validation else {}
-
-    def picture(self, method: Method, run: Path, done: int) -> Path | None:
-        return self.validation.picture(method, run / "validation", done) if self.validation else None
-
-    def identity(self) -> dict[str, object]:
-        if self.validation is None:
-            return {}
-        return {"validate.manifest": digest(asdict(self.validation.shards.manifest))}
 
     def opening(self) -> list[str]:
         e, names = self._job.episodes, self.shards.manifest.classes

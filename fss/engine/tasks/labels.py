@@ -1,7 +1,5 @@
 """Runs of methods that learn from label maps."""
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +10,14 @@ from fss.engine.dist import World
 from fss.engine.label_validate import LabelValidation, validation_images
 from fss.engine.reports import labels as labels_page
 from fss.engine.reports.page import Story
-from fss.engine.run import RunDir, digest
-from fss.engine.tasks.task import Task, open_shards
+from fss.engine.run import RunDir
+from fss.engine.tasks.task import ValidatedTask, open_shards
 from fss.engine.validate import held_out
 from fss.methods.base import Method
 from shards.format import Manifest, ShardError
 
 
-class LabelTask(Task):
+class LabelTask(ValidatedTask):
     """Learning the base classes of a fold from label maps; measured on images that are left out."""
 
     unit = "images"
@@ -41,7 +39,6 @@ class LabelTask(Task):
         self.data = LabelData(
             read=LabelReader(self.shards, list(self.classes)), images=training, augment=job.augment
         )
-        self.validation = None
         self.every = 0
         if len(images):
             self.validation = LabelValidation(
@@ -49,17 +46,6 @@ class LabelTask(Task):
             )
             self.every = job.validate.every
             self.selects_by = "val/miou"
-
-    def measure(self, method: Method) -> dict[str, float]:
-        return self.validation(method) if self.validation else {}
-
-    def picture(self, method: Method, run: Path, done: int) -> Path | None:
-        return self.validation.picture(method, run / "validation", done) if self.validation else None
-
-    def identity(self) -> dict[str, object]:
-        if self.validation is None:
-            return {}
-        return {"validate.manifest": digest(asdict(self.validation.shards.manifest))}
 
     def opening(self) -> list[str]:
         split, names = self._job.episodes, self.shards.manifest.classes

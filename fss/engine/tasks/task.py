@@ -2,13 +2,14 @@
 
 import abc
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from fss.data.feed import DataConfig
 from fss.engine.dist import World
 from fss.engine.reports.page import Story
-from fss.engine.run import RunDir
+from fss.engine.run import RunDir, digest
 from fss.methods.base import Method
 from shards.read import ShardSet
 from shards.synthetic import embed
@@ -71,3 +72,32 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def facts(self, seen: int, rows: list[dict]) -> dict[str, object]:
         """What weights exported after `seen` samples and the logged `rows` should say of their training."""
+
+
+class Validating(Protocol):
+    """Scores a method, and draws what it does."""
+
+    shards: ShardSet
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        """What is measured, by name. Collective."""
+
+    def picture(self, method: Method, folder: Path, done: int) -> Path:
+        """A PNG in `folder` after `done` steps."""
+
+
+class ValidatedTask(Task):
+    """A task that is measured by its `validation`, where it has one."""
+
+    validation: Validating | None = None
+
+    def measure(self, method: Method) -> dict[str, float]:
+        return self.validation(method) if self.validation else {}
+
+    def picture(self, method: Method, run: Path, done: int) -> Path | None:
+        return self.validation.picture(method, run / "validation", done) if self.validation else None
+
+    def identity(self) -> dict[str, object]:
+        if self.validation is None:
+            return {}
+        return {"validate.manifest": digest(asdict(self.validation.shards.manifest))}
