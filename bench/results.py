@@ -19,6 +19,7 @@ METHODS = {    # a row of the table -> the method's options
     "prototype": ("prototype",),
     "qgnet": ("qgnet",),
     "qgnet_off": ("qgnet", "--method.prior_map", "off"),
+    "qgnet_shuffled": ("qgnet", "--method.prior_map", "shuffled"),
     "bam": ("bam",),
     "msanet": ("msanet",),
     "mshnet": ("mshnet",),

@@ -22,12 +22,12 @@ from fss.data.joint import AugmentConfig
 from fss.data.view_feed import ViewDataConfig
 from fss.engine.checkpoint import CheckpointConfig
 from fss.engine.evaluation.plan import EvalConfig, FoldConfig
-from fss.engine.label_validate import LabelValidateConfig
 from fss.engine.log import LogConfig
 from fss.engine.optim import OptimConfig, base_optim, meta_optim
-from fss.engine.probe import ProbeConfig
 from fss.engine.run import PlaceConfig, RunConfig, read_header
-from fss.engine.validate import ValidateConfig
+from fss.engine.validation.episodes import ValidateConfig
+from fss.engine.validation.labels import LabelValidateConfig
+from fss.engine.validation.views import ProbeConfig
 from fss.errors import ConfigError, UserError
 from fss.methods import METHODS
 from fss.methods.base import Method

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from fss.config import EvalJob, command, parse
-from fss.engine.mask_analysis import analyse
+from fss.engine.studies.mask_analysis import analyse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from fss.config import EvalJob, command, parse
-from fss.engine.recall import recall
+from fss.engine.studies.recall import recall
 
 
 @dataclass(frozen=True, kw_only=True)

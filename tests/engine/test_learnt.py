@@ -9,8 +9,8 @@ from fss.data.folds import Fold
 from fss.engine.evaluate import evaluate
 from fss.engine.evaluation.plan import EvalConfig, FoldConfig
 from fss.engine.learnt import check_test, check_training
-from fss.engine.recall import recall
 from fss.engine.run import PlaceConfig
+from fss.engine.studies.recall import recall
 from fss.errors import ConfigError
 from fss.methods import METHODS
 from tests.data.labelled import rectangles

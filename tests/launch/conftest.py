@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fss.engine import fit
-from fss.engine.label_validate import LabelValidation
-from fss.engine.validate import Validation
+from fss.engine.validation.episodes import Validation
+from fss.engine.validation.labels import LabelValidation
 from shards.synthetic import synthetic
 from shards.write import pack
 

@@ -10,7 +10,7 @@ from fss.data.feed import DataConfig
 from fss.engine.reports.curves import series
 from fss.engine.reports.page import Picture, Story, Verdict
 from fss.engine.run import RunDir, read_header
-from fss.engine.validate import SHOWN, Validation
+from fss.engine.validation.episodes import SHOWN, Validation
 from fss.methods.base import Method
 
 COIN = math.log(2)

@@ -9,11 +9,11 @@ import numpy as np
 from fss.data.batch import LabelSpec
 from fss.data.feed import DataConfig
 from fss.data.label_feed import LabelData, LabelFeed
-from fss.engine.label_validate import LabelValidation
 from fss.engine.reports.charts import Bar, class_bars
 from fss.engine.reports.curves import series
 from fss.engine.reports.page import Picture, Story, Verdict
 from fss.engine.run import RunDir, read_header
+from fss.engine.validation.labels import LabelValidation
 from fss.methods.base import Method
 from shards.format import IGNORE_LABEL
 

@@ -13,10 +13,10 @@ from fss.data.batch import ViewSpec
 from fss.data.crops import ObjectCrops
 from fss.data.view_feed import ViewDataConfig
 from fss.data.views import encoded_image
-from fss.engine.probe import embed
 from fss.engine.reports import pictures
 from fss.engine.reports.curves import series
 from fss.engine.reports.page import Picture, Story, Verdict
+from fss.engine.validation.views import embed
 from fss.methods.base import Alone, Method
 from shards.codec import decode_image
 from shards.format import ShardError

@@ -11,7 +11,7 @@ from fss.engine.reports import episodes as episodes_page
 from fss.engine.reports.page import Story
 from fss.engine.run import RunDir
 from fss.engine.tasks.task import ValidatedTask, open_shards
-from fss.engine.validate import Validation, held_out
+from fss.engine.validation.episodes import Validation, held_out
 from fss.methods.base import Method
 
 

@@ -7,12 +7,12 @@ import numpy as np
 from fss.data.folds import training_fold
 from fss.data.label_feed import LabelData, LabelReader
 from fss.engine.dist import World
-from fss.engine.label_validate import LabelValidation, validation_images
 from fss.engine.reports import labels as labels_page
 from fss.engine.reports.page import Story
 from fss.engine.run import RunDir
 from fss.engine.tasks.task import ValidatedTask, open_shards
-from fss.engine.validate import held_out
+from fss.engine.validation.episodes import held_out
+from fss.engine.validation.labels import LabelValidation, validation_images
 from fss.methods.base import Method
 from shards.format import Manifest, ShardError
 

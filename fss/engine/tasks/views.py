@@ -3,11 +3,11 @@
 from typing import Any
 
 from fss.engine.dist import World
-from fss.engine.probe import probe, probe_crops
 from fss.engine.reports import views as views_page
 from fss.engine.reports.page import Story
 from fss.engine.run import RunDir
 from fss.engine.tasks.task import Task, open_shards
+from fss.engine.validation.views import probe, probe_crops
 from fss.methods.base import Method
 
 

@@ -21,7 +21,7 @@ from fss.engine.reports.episodes import SAMPLE, constant_losses, constant_scores
 from fss.engine.reports.training import report
 from fss.engine.run import RunDir
 from fss.engine.tasks import EpisodeTask
-from fss.engine.validate import ValidateConfig
+from fss.engine.validation.episodes import ValidateConfig
 from fss.nn.weights import save_export
 from shards.read import ShardSet
 from tests.data.labelled import rectangles

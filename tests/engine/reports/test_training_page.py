@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from fss.data.view_feed import ViewDataConfig
-from fss.engine.probe import ProbeConfig
 from fss.engine.reports import curves, pictures
 from fss.engine.reports.page import Page, Picture, Verdict, speed_table, write_page
 from fss.engine.reports.training import report, resume_command
 from fss.engine.reports.views import verdicts
 from fss.engine.run import RunDir
 from fss.engine.tasks import ViewTask
+from fss.engine.validation.views import ProbeConfig
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
 from shards.read import ShardSet

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fss.engine.dist import World
-from fss.engine.label_validate import (
+from fss.engine.validation.labels import (
     LabelValidateConfig,
     LabelValidation,
     intersections_and_unions,

@@ -20,7 +20,7 @@ from fss.data.transforms import Frame, fit_image
 from fss.engine.dist import World
 from fss.engine.evaluation.measure import evaluating
 from fss.engine.reports import label_maps
-from fss.engine.validate import check_names
+from fss.engine.validation.episodes import check_names
 from fss.errors import ConfigError, UserError, at_least
 from fss.methods.base import Method
 from shards.format import IGNORE_LABEL, Manifest, ShardError

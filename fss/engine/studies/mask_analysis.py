@@ -4,21 +4,17 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from fss.data.episodes import Episode
 from fss.data.transforms import Frame, class_mask
 from fss.engine.dist import World
-from fss.engine.evaluate import EvaluationJob, method_of
-from fss.engine.evaluation.measure import Scoring, measure
-from fss.engine.evaluation.plan import plan, require_taken
+from fss.engine.evaluation.measure import Scoring
 from fss.engine.evaluation.record import Result
-from fss.engine.reports.page import Table, markdown_table, on_console
-from fss.engine.tasks.task import open_shards
+from fss.engine.reports.page import Table, markdown_table
+from fss.engine.studies.study import StudyJob, look, study
 from fss.errors import ConfigError
 from fss.methods.base import Features
 from fss.methods.gfsam import GFSAM
@@ -40,37 +36,20 @@ WORDS = {
 Row = dict[str, float]
 
 
-class AnalysisJob(EvaluationJob, Protocol):
-    """What `analyse` needs of a job: that of an evaluation, and a folder."""
-
-    out: str
-
-
-def analyse(job: AnalysisJob) -> int:
+def analyse(job: StudyJob) -> int:
     """Analyse the masks of the episodes that an evaluation of the job would have, and write it down; returns 0.
 
     Raises UserError or ShardError for what a user can mend.
     """
     if job.method.name != "gfsam":
         raise ConfigError(f"method is {job.method.name}, which chooses from no masks: give gfsam")
-    world = World.at(job.run, threads=1)
-    try:
-        shards = open_shards(job.data, world)
-        method, header, _ = method_of(job)
-        require_taken(method.config, job.eval.size)
-        what = plan(job.episodes, job.eval, header, shards.manifest, method.config.size)
-        method.replica.to(world.device)
+    with study(job) as at:
         rows = mask_rows(
-            method, shards, what.episodes, what.how, world, cache=job.eval.cache_gib, readers=job.data.workers
-        )
-        facts = {**what.statement(shards.manifest, header), "cautions": method.cautions(0)}
-        path = world.on_main(lambda: write(Path(job.out), rows, facts))
-        if world.is_main:
-            console = Console()
-            console.print(on_console(table(rows)))
-            console.print(f"written: {path}", soft_wrap=True)
-    finally:
-        world.close()
+            at.method, at.shards, at.plan.episodes, at.plan.how, at.world,
+            cache=job.eval.cache_gib, readers=job.data.workers,
+        )    # fmt: skip
+        facts = {**at.facts(), "cautions": at.method.cautions(0)}
+        at.tell(table(rows), lambda: write(Path(job.out), rows, facts))
     return 0
 
 
@@ -97,20 +76,18 @@ def mask_rows(
     The prediction's IoU is scored as `how` says; the others in the square that the method sees, where pixels of
     unknown class count nowhere.
     """
-    kept, rows = _Kept(method), {}
+    kept = _Kept(method)
 
-    def seen(result: Result, left: int) -> None:
+    def row(result: Result) -> Row:
         mask = class_mask(shards.read(shards.find(result.query)), result.class_id, how.labels)    # [H, W]
         truth = Frame.fit(*mask.shape, how.size, how.resize).mask(mask)    # [S, S]
         found = kept.alignment
         pixels = prompts(found.points, found.grid, how.size, method.config)
         about = {"class": result.class_id, "query": result.query, "points": len(pixels)}
         quality = of_masks(kept.logits, pixels, torch.from_numpy(truth).to(kept.logits.device))
-        rows[result.seed, result.number] = about | {"prediction_iou": result.iou} | quality
+        return about | {"prediction_iou": result.iou} | quality
 
-    measure(kept, shards, episodes, how, world, cache=cache, readers=readers, seen=seen)
-    everyone = [entry for entries in world.gather_objects(list(rows.items())) for entry in entries]
-    return [row for _, row in sorted(everyone, key=lambda entry: entry[0])]
+    return look(row, kept, shards, episodes, how, world, cache=cache, readers=readers)
 
 
 def of_masks(logits: Tensor, pixels: Tensor, truth: Tensor) -> Row:

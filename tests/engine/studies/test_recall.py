@@ -13,7 +13,7 @@ from torch import Tensor
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.transforms import fit_image, read_labelled
 from fss.engine.evaluation.measure import Scoring
-from fss.engine.recall import THRESHOLDS, Recall, above, at_input, measure_recall, recall_table, write_recall
+from fss.engine.studies.recall import THRESHOLDS, Recall, above, at_input, measure_recall, recall_table, write_recall
 from fss.errors import ConfigError
 from fss.methods.base import Features
 from shards.read import ShardSet

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fss.engine.probe import ProbeConfig, embed, probe, probe_crops
+from fss.engine.validation.views import ProbeConfig, embed, probe, probe_crops
 from fss.errors import ConfigError
 from fss.methods.base import Alone
 from shards.format import ShardError

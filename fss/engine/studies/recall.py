@@ -9,27 +9,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fss.data.episodes import Episode
 from fss.data.transforms import Frame, class_mask
 from fss.engine.dist import World
-from fss.engine.evaluate import EvaluationJob, method_of
-from fss.engine.evaluation.measure import Scoring, measure
-from fss.engine.evaluation.plan import plan, require_taken
+from fss.engine.evaluation.measure import Scoring
 from fss.engine.evaluation.record import Result
-from fss.engine.learnt import check_test
 from fss.engine.reports import charts
-from fss.engine.reports.page import Table, markdown_table, on_console
+from fss.engine.reports.page import Table, markdown_table
 from fss.engine.reports.published import published_recall
-from fss.engine.run import digest
-from fss.engine.tasks.task import open_shards
+from fss.engine.studies.study import StudyJob, look, study
 from fss.errors import ConfigError
 from fss.methods.base import Features, Method
 from shards.format import write_whole
@@ -53,41 +47,20 @@ class Recall:
     """Episodes left out because no pixel of the object is left at the size of the method's input."""
 
 
-class RecallJob(EvaluationJob, Protocol):
-    """What `recall` needs of a job: that of an evaluation, and a folder."""
-
-    out: str
-
-
-def recall(job: RecallJob) -> int:
+def recall(job: StudyJob) -> int:
     """Measure recall on the episodes that an evaluation of the job would have, and write it down; returns 0.
 
     Raises UserError or ShardError for what a user can mend.
     """
-    world = World.at(job.run, threads=1)
-    try:
-        shards = open_shards(job.data, world)
-        method, header, _ = method_of(job)
-        require_taken(method.config, job.eval.size)
-        what = plan(job.episodes, job.eval, header, shards.manifest, method.config.size)
-        if what.split == "novel":
-            check_test(method.learnt(), what.fold, shards.manifest.classes)
-        world.check_same("the episodes", digest([asdict(episode) for episode in what.episodes]))
-        for part in (method.trained, method.replica):
-            part.to(world.device)
+    with study(job) as at:
         found = measure_recall(
-            method, shards, what.episodes, what.how, world, cache=job.eval.cache_gib, readers=job.data.workers
-        )
-        facts = {"weights": job.weights or "none", **what.statement(shards.manifest, header)}
-        said = method.cautions(int(header.get("episodes_seen", 0)))
+            at.method, at.shards, at.plan.episodes, at.plan.how, at.world,
+            cache=job.eval.cache_gib, readers=job.data.workers,
+        )    # fmt: skip
+        said = at.method.cautions(int(at.header.get("episodes_seen", 0)))
+        facts = {"weights": job.weights or "none", **at.facts()}
         facts |= {f"caution {number}": text for number, text in enumerate(said, start=1)}
-        path = world.on_main(lambda: write_recall(Path(job.out), found, facts))
-        if world.is_main:
-            console = Console()
-            console.print(on_console(recall_table(found)))
-            console.print(f"written: {path}", soft_wrap=True)
-    finally:
-        world.close()
+        at.tell(recall_table(found), lambda: write_recall(Path(job.out), found, facts))
     return 0
 
 
@@ -126,9 +99,8 @@ def measure_recall(
     Raises ConfigError where the method shows no maps, or where no episode is left to measure them on.
     """
     maps = _Maps(method, how.size)
-    covered: dict[tuple[int, int], tuple[int, dict[str, list[int]]]] = {}    # episode -> pixels, map -> those above
 
-    def seen(result: Result, left: int) -> None:
+    def covered(result: Result) -> tuple[int, dict[str, list[int]]]:    # pixels; map -> those above each threshold
         index = shards.find(result.query)
         mask = class_mask(shards.read(index), result.class_id, how.labels)    # [H, W]
         inside = Frame.fit(*mask.shape, how.size, how.resize).mask(mask) == 1    # [S, S]
@@ -136,11 +108,9 @@ def measure_recall(
         for name, found in maps.found.items():
             values = at_input(found, how.size)[inside]
             both |= {name: above(values, thresholds), f"{TURNED}{name}": above(1 - values, thresholds)}
-        covered[result.seed, result.number] = (int(inside.sum()), both)
+        return int(inside.sum()), both
 
-    measure(maps, shards, episodes, how, world, cache=cache, readers=readers, seen=seen)
-    everyone = [part for parts in world.gather_objects(list(covered.items())) for part in parts]
-    rows = [row for _, row in sorted(everyone, key=lambda entry: entry[0])]
+    rows = look(covered, maps, shards, episodes, how, world, cache=cache, readers=readers)
     kept = [(pixels, both) for pixels, both in rows if pixels]
     if not kept:
         raise ConfigError(

@@ -9,7 +9,7 @@ import torch
 from fss.data.episodes import EpisodeConfig, training_source
 from fss.data.folds import Fold, fold_of
 from fss.engine.dist import World
-from fss.engine.validate import ValidateConfig, Validation, held_out
+from fss.engine.validation.episodes import ValidateConfig, Validation, held_out
 from fss.errors import ConfigError
 from shards.format import Manifest, ShardError
 from shards.read import ShardSet

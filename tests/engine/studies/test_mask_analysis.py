@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from fss.data.episodes import Policy, evaluation_episodes
 from fss.engine.evaluation.measure import Scoring
-from fss.engine.mask_analysis import WORDS, mask_rows, of_masks, table
+from fss.engine.studies.mask_analysis import WORDS, mask_rows, of_masks, table
 from launch.mask_analysis import main
 from shards.read import ShardSet
 from tests.data.labelled import rectangles
