@@ -1,6 +1,6 @@
 """What it saves an evaluation to keep features, and to share episodes out by image; and how it scales over ranks.
 
-    python bench/evaluate.py [--episodes 200] [--size 225] [--backbone resnet50] [--shots 1] [--json FILE]
+    python bench/evaluate.py [--episodes 200] [--size 225] [--backbone resnet18] [--shots 1] [--json FILE]
 
 The prototype baseline with random weights on the embedded set, every rank on one thread. Keeping features is compared
 with computing them anew for every episode, in CPU time of one process; ranks are compared by the clock, so two of them
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--size", type=int, default=225, help="side of the input, pixels")
     parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--images", type=int, default=800, help="images of the set")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
