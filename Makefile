@@ -50,4 +50,6 @@ bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/cost.py
 
 lock: setup    ## Write the versions of this environment to constraints.txt.
-	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+	head -n 1 constraints.txt > constraints.new
+	$(BIN)/python -m pip freeze --exclude-editable >> constraints.new
+	mv constraints.new constraints.txt
