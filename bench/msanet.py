@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -34,8 +35,10 @@ from fss.methods.msanet import MSANet
 from fss.methods.msanet_config import MSANetConfig
 from fss.nn.ensemble import cosine_gram, psi
 from fss.nn.multisim import class_share, compared_layers, layer_similarity
+from fss.nn.pspnet import PSPNet
 from fss.nn.region import guided_region_map, small_mask
 from fss.nn.resnet import PointwiseConv2d
+from fss.nn.weights import save_export
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
@@ -47,9 +50,12 @@ PUBLISHED = {"backbone": 1.06, "multi-similarity": 0.80, "base learner": 0.30, "
 def build() -> MSANet:
     """The paper's network with random weights, without dropout, which would make the two draw differently."""
     torch.manual_seed(0)
-    base = {"backbone": "resnet50", "stem": "torchvision", "classes": json.dumps(CLASSES)}
-    config = MSANetConfig(reduction_dropout=0, classifier_dropout=0, attention_dropout=0)
-    return MSANet(config, header={"base": json.dumps(base)})
+    told = {"method": "base", "backbone": "resnet50", "stem": "torchvision", "classes": json.dumps(CLASSES)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "base.safetensors"
+        save_export(path, PSPNet("resnet50", "torchvision", len(CLASSES)).state_dict(), told)
+        off = dict.fromkeys(("reduction_dropout", "classifier_dropout", "attention_dropout"), 0.0)
+        return MSANet(MSANetConfig(base_weights=str(path), **off))
 
 
 class Shipped:

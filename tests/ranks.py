@@ -24,7 +24,7 @@ def on_ranks(world: int, function: Callable, *args, timeout: float = 120) -> lis
 
     `function` must be importable. An exception on a rank fails the test with that rank's traceback.
     """
-    return [pickle.loads(value) for value in _server().submit(_forked, world, function, args, timeout).result()]
+    return [pickle.loads(value) for value in _server().submit(forked, world, function, args, timeout).result()]
 
 
 @cache
@@ -35,7 +35,8 @@ def _server() -> ProcessPoolExecutor:
     )
 
 
-def _forked(world: int, function: Callable, args: tuple, timeout: float) -> list[bytes]:
+def forked(world: int, function: Callable, args: tuple, timeout: float) -> list[bytes]:
+    """The same with ranks that begin as copies of the calling process, and what they return as pickles."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     port = free_port()

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from fss.nn.norm import overwrite_inputs
+
 HEAD = "fc."
 """What the names of the projection head's tensors begin with, as in the official MoCo checkpoints."""
 
@@ -56,6 +58,7 @@ class ContrastiveResNet(ResNet):
         super().__init__(block, layers)
         self.fc = mlp_head(self.fc.in_features, dim)
         speed_up_pointwise(self)
+        overwrite_inputs(self)
 
     def features(self, image: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))    # [B, 64, H/4, W/4]

@@ -9,6 +9,7 @@ from fss.methods.msanet_config import BAMConfig, MSANetConfig
 from fss.methods.mshnet_config import MSHNetConfig
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
+from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.weights import save_export
 from tests.methods.made_episodes import SIZE
 from tests.methods.made_msanet import save_base
@@ -48,6 +49,14 @@ def msanet_config(base_file):
         return kind(**{"size": SIZE, "backbone": backbone, "dim": 16, **off, **weights, **options})
 
     return make
+
+
+@pytest.fixture
+def qgnet_config(prior_file) -> QGNetConfig:
+    return QGNetConfig(
+        size=SIZE, backbone="resnet18", prior_weights=prior_file, dim=16, bins=[1.0, 0.5],
+        reduction_dropout=0.0, classifier_dropout=0.0,
+    )    # fmt: skip
 
 
 @pytest.fixture

@@ -12,27 +12,14 @@ import torch
 from fss.errors import ConfigError, WeightsError
 from fss.methods import load_method
 from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.weights import save_export
-from tests.methods.made_episodes import SIZE, episodes, image_by_image
-
-
-@pytest.fixture
-def config(prior_file) -> QGNetConfig:
-    return QGNetConfig(
-        size=SIZE, backbone="resnet18", prior_weights=prior_file, dim=16, bins=[1.0, 0.5],
-        reduction_dropout=0.0, classifier_dropout=0.0,
-    )    # fmt: skip
-
-
-def build(config: QGNetConfig) -> QGNet:
-    torch.manual_seed(0)
-    return QGNet(config)
+from tests.methods.made_episodes import episodes, image_by_image
+from tests.methods.made_qgnet import build
 
 
 @pytest.mark.parametrize("variant", [{}, {"heads": True}, {"prior_map": "off"}], ids=str)
-def test_an_export_needs_no_other_file(config, variant, tmp_path):
-    method = build(replace(config, **variant))
+def test_an_export_needs_no_other_file(qgnet_config, variant, tmp_path):
+    method = build(replace(qgnet_config, **variant))
     tensors, header = method.export()
     stored = json.loads(header["config"])
     assert stored == json.loads(json.dumps(asdict(method.config)))
@@ -45,43 +32,43 @@ def test_an_export_needs_no_other_file(config, variant, tmp_path):
     assert any("prior extractor" in text for text in again.cautions(10**7)) == (method.config.prior_map != "off")
 
 
-def test_a_prior_map_cannot_be_switched_on_after_training(config):
-    tensors, header = build(replace(config, prior_map="off")).export()
+def test_a_prior_map_cannot_be_switched_on_after_training(qgnet_config):
+    tensors, header = build(replace(qgnet_config, prior_map="off")).export()
     header["config"] = json.dumps(json.loads(header["config"]) | {"prior_map": "on"})
     with pytest.raises(ConfigError, match="prior_map is on but these weights were trained with off"):
         QGNet.restore(tensors, header)
 
 
-def test_a_warm_start_takes_everything_and_refuses_other_shapes(config, tmp_path, prior_file):
-    source = build(config)
+def test_a_warm_start_takes_everything_and_refuses_other_shapes(qgnet_config, tmp_path, prior_file):
+    source = build(qgnet_config)
     with torch.no_grad():
         for parameter in source.trained.parameters():
             parameter.add_(0.01)
     save_export(tmp_path / "qgnet.safetensors", *source.export())
-    method = build(config)
+    method = build(qgnet_config)
     assert method.start_from(tmp_path / "qgnet.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(method.trained.parameters(), source.trained.parameters(), strict=True))
     with pytest.raises(WeightsError, match=r"does not fit: .*shape"):
-        build(replace(config, dim=8)).start_from(tmp_path / "qgnet.safetensors")
+        build(replace(qgnet_config, dim=8)).start_from(tmp_path / "qgnet.safetensors")
     with pytest.raises(WeightsError, match="holds prior, not qgnet"):
         method.start_from(prior_file)
 
 
-def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(config, tmp_path, prior_file):
+def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(qgnet_config, tmp_path, prior_file):
     with pytest.raises(WeightsError, match=r"holds prior, which is not evaluated.*qgnet"):
         load_method(prior_file)
     save_export(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(WeightsError, match="without the name of a method"):
         load_method(tmp_path / "x.safetensors")
-    tensors, header = build(config).export()
+    tensors, header = build(qgnet_config).export()
     header["config"] = json.dumps(json.loads(header["config"]) | {"unheard_of": 1})
     save_export(tmp_path / "new.safetensors", tensors, header)
     with pytest.raises(WeightsError, match="another version"):
         load_method(tmp_path / "new.safetensors")
 
 
-def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(config):
-    method = build(replace(config, reduction_dropout=0.5, classifier_dropout=0.5, bn="reference"))
+def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(qgnet_config):
+    method = build(replace(qgnet_config, reduction_dropout=0.5, classifier_dropout=0.5, bn="reference"))
     batch = episodes(b=1)
     method.trained.train()
     method.replica.train()

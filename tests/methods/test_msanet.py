@@ -1,6 +1,6 @@
 """MSANet and BAM: training and evaluation agree, everything learns, and the ensemble does what it should."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +9,15 @@ from torch.nn import functional as F
 from fss.data.batch import EpisodeBatch
 from fss.methods.base import Alone
 from fss.methods.msanet_config import BAMConfig
+from tests.methods.learning import (
+    UNKNOWN,
+    assert_all_learns,
+    assert_bfloat16_is_near,
+    assert_loss_falls,
+    assert_ranks_learn_alike,
+)
 from tests.methods.made_episodes import SIZE, episodes, image_by_image, seen
 from tests.methods.made_msanet import CLASSES, build
-from tests.thread_ranks import run_ranks
 
 
 def of_no_base_class(batch: EpisodeBatch) -> EpisodeBatch:
@@ -52,15 +58,10 @@ def test_bam_computes_the_same_logits_in_both_orders(msanet_config, variant, k):
 @pytest.mark.parametrize(("k", "variant"), [v for v in VARIANTS if v[1].get("backbone") != "resnet50"], ids=str)
 def test_gradients_reach_every_learned_parameter_and_no_frozen_one(msanet_config, variant, k):
     method = build(msanet_config(**variant))
-    before = {name: t.clone() for name, t in method.replica.state_dict().items()}
-    loss, report = method.loss(episodes(k=k), Alone(), 0)
-    loss.backward()
-    learned = {name: p for name, p in method.trained.named_parameters() if p.requires_grad}
-    assert not [name for name, p in learned.items() if p.grad is None or p.grad.abs().sum() == 0]
-    idle = [name for name in method.trained.state_dict() if name.startswith("learner.ensemble")]
-    assert all(name in learned for name in idle) == (method.config.output == "final")
-    assert not any(p.requires_grad for p in method.replica.parameters())
-    assert all(torch.equal(t, before[name]) for name, t in method.replica.state_dict().items())
+    idle = [name for name, p in method.trained.named_parameters() if not p.requires_grad]
+    loss, report = assert_all_learns(method, episodes(k=k), idle)
+    ensemble = [name for name in method.trained.state_dict() if name.startswith("learner.ensemble")]
+    assert {*ensemble}.isdisjoint(idle) == (method.config.output == "final")
     assert loss.item() == pytest.approx(sum(v.item() for name, v in report.items() if name.startswith("loss/")))
 
 
@@ -69,13 +70,7 @@ def test_the_loss_weighs_the_meta_learner_and_falls(msanet_config):
     method = build(msanet_config(meta_weight=0.5))
     loss, report = method.loss(batch, Alone(), 0)
     assert loss.item() == pytest.approx((report["loss/main"] + 0.5 * report["loss/meta"]).item())
-    optimizer = torch.optim.SGD(method.trained.parameters(), lr=0.05, momentum=0.9)
-    for step in range(12):
-        optimizer.zero_grad()
-        later, _ = method.loss(batch, Alone(), step)
-        later.backward()
-        optimizer.step()
-    assert later < 0.9 * loss
+    assert_loss_falls(method, batch, steps=12, to=0.9)
 
 
 def test_in_training_the_episodes_own_class_is_no_base_class(msanet_config):
@@ -142,46 +137,24 @@ def test_maps_are_named_and_between_0_and_1(msanet_config):
     assert list(alone.maps(*seen(alone, episodes(b=1)))) == ["meta prediction"]
 
 
-UNKNOWN = {"uneven": [SIZE - 2, SIZE // 2, 0, 3], "a rank knows nothing": [SIZE, SIZE, 0, 3]}
-"""Rows of each of four masks that are 255."""
-
-
 @pytest.mark.parametrize(
     ("unknown", "variant"),
     [("uneven", {}), ("uneven", {"similarity_bn": "batch"}), ("a rank knows nothing", {})],
     ids=str,
 )
 def test_two_ranks_learn_what_one_learns(msanet_config, unknown, variant):
-    batch = episodes(b=4)
-    for mask, rows in zip(batch.query_mask, UNKNOWN[unknown], strict=True):
-        mask[:rows] = 255
-    methods = [build(msanet_config(meta_weight=0.25, **variant)) for _ in range(3)]    # threads share one generator
-
-    def learn(peers):
-        method = methods[peers.rank if peers.world == 2 else 2]
-        share = slice(peers.rank * 4 // peers.world, (peers.rank + 1) * 4 // peers.world)
-        mine = EpisodeBatch(**{f.name: getattr(batch, f.name)[share] for f in fields(batch)})
-        loss, report = method.loss(mine, peers, 0)
-        loss.backward()
-        return {"loss": loss.detach(), **report, **{n: p.grad for n, p in method.trained.named_parameters()}}
-
-    (alone,) = run_ranks(1, learn)
-    first, second = run_ranks(2, learn)
-    for name, expected in alone.items():
-        torch.testing.assert_close((first[name] + second[name]) / 2, expected, rtol=1e-4, atol=1e-6, msg=name)
-    states = [method.trained.state_dict() for method in methods]
-    for name in [name for name in states[0] if "running" in name]:
-        assert torch.equal(states[0][name], states[1][name])
-        torch.testing.assert_close(states[0][name], states[2][name])
+    config = msanet_config(meta_weight=0.25, **variant)
+    _, methods = assert_ranks_learn_alike(
+        lambda: build(config), episodes(b=4), UNKNOWN[unknown], rtol=1e-4, atol=1e-6
+    )
+    alone, here, there = (method.trained.state_dict() for method in methods)
+    for name in [name for name in here if "running" in name]:
+        assert torch.equal(here[name], there[name])
+        torch.testing.assert_close(here[name], alone[name])
 
 
 def test_bfloat16_stays_finite_and_near(msanet_config):
     method = build(msanet_config())
-    expected, _ = method.loss(episodes(), Alone(), 0)
+    assert_bfloat16_is_near(method, episodes())
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = method.loss(episodes(), Alone(), 0)
-        logits = image_by_image(method, episodes(b=1))
-    assert loss.dtype == torch.float32 and logits.isfinite().all()
-    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
-    loss.backward()
-    assert all(p.grad.isfinite().all() for p in method.trained.parameters())
+        assert image_by_image(method, episodes(b=1)).isfinite().all()

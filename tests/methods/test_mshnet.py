@@ -1,6 +1,6 @@
 """MSHNet: training and evaluation agree, shots have no order, and everything learns."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +10,15 @@ from fss.data.batch import EpisodeBatch
 from fss.methods.base import Alone
 from fss.methods.mshnet import BLOCKS, MSHNet
 from fss.nn.hyperrelation import object_positions
+from tests.methods.learning import (
+    UNKNOWN,
+    assert_all_learns,
+    assert_bfloat16_is_near,
+    assert_loss_falls,
+    assert_ranks_learn_alike,
+)
 from tests.methods.made_episodes import SIZE, episodes, image_by_image, seen
 from tests.methods.made_mshnet import ALONE, build
-from tests.thread_ranks import run_ranks
 
 
 def in_evaluation(method: MSHNet, batch: EpisodeBatch) -> torch.Tensor:
@@ -74,14 +80,7 @@ def test_shots_have_no_order(mshnet_config, variant):
 @pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
 def test_gradients_reach_every_learned_parameter_and_no_frozen_one(mshnet_config, variant):
     method = build(replace(mshnet_config, **variant))
-    before = {name: t.clone() for name, t in method.replica.state_dict().items()}
-    loss, report = method.loss(episodes(k=2), Alone(), 0)
-    loss.backward()
-    method.after_step(Alone())
-    missing = [n for n, p in method.trained.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
-    assert not missing
-    assert not any(p.requires_grad for p in method.replica.parameters())
-    assert all(torch.equal(t, before[name]) for name, t in method.replica.state_dict().items())
+    loss, report = assert_all_learns(method, episodes(k=2))
     assert loss.item() == pytest.approx((report["loss/main"] + report["loss/inner"]).item())
 
 
@@ -108,41 +107,15 @@ def test_the_loss_is_equation_1_and_falls(mshnet_config):
     main, *levels = (F.cross_entropy(x, batch.query_mask.long(), ignore_index=255) for x in parts)
     assert len(levels) == 3
     assert loss.item() == pytest.approx((main + sum(levels) / 3).item(), rel=1e-5)
-    optimizer = torch.optim.SGD(method.trained.parameters(), lr=0.05, momentum=0.9)
-    for step in range(10):
-        optimizer.zero_grad()
-        later, _ = method.loss(batch, Alone(), step)
-        later.backward()
-        optimizer.step()
-    assert later < 0.85 * loss
-
-
-UNKNOWN = {"uneven": [SIZE - 2, SIZE // 2, 0, 3], "a rank knows nothing": [SIZE, SIZE, 0, 3]}
-"""Rows of each of four query masks that are 255."""
+    assert_loss_falls(method, batch, steps=10, to=0.85)
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
 def test_two_ranks_learn_what_one_learns(mshnet_config, unknown):
-    batch = episodes(b=4, k=2)
-    for mask, rows in zip(batch.query_mask, unknown, strict=True):
-        mask[:rows] = 255
-
-    methods = [build(mshnet_config) for _ in range(3)]    # threads share one generator
-
-    def learn(peers):
-        method = methods[peers.rank if peers.world == 2 else 2]
-        share = slice(peers.rank * 4 // peers.world, (peers.rank + 1) * 4 // peers.world)
-        mine = EpisodeBatch(**{f.name: getattr(batch, f.name)[share] for f in fields(batch)})
-        loss, report = method.loss(mine, peers, 0)
-        loss.backward()
-        method.after_step(peers)
-        grads = {n: p.grad for n, p in method.trained.named_parameters()}
-        return {"loss": loss.detach(), **report, **grads}, dict(method.trained.named_buffers())
-
-    ((alone, seen),) = run_ranks(1, learn)
-    (first, here), (second, there) = run_ranks(2, learn)
-    for name, expected in alone.items():
-        torch.testing.assert_close((first[name] + second[name]) / 2, expected, rtol=1e-3, atol=1e-5, msg=name)
+    _, methods = assert_ranks_learn_alike(
+        lambda: build(mshnet_config), episodes(b=4, k=2), unknown, rtol=1e-3, atol=1e-5
+    )
+    seen, here, there = (dict(method.trained.named_buffers()) for method in methods)
     for name, expected in seen.items():
         assert torch.equal(here[name], there[name]), name
         torch.testing.assert_close(here[name], expected, rtol=1e-4, atol=1e-6, msg=name)
@@ -199,12 +172,7 @@ def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(mshnet_conf
 
 
 def test_bfloat16_stays_finite_and_near(mshnet_config):
-    expected, _ = build(mshnet_config).loss(episodes(k=2), Alone(), 0)
     method = build(mshnet_config)
+    assert_bfloat16_is_near(method, episodes(k=2))
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = method.loss(episodes(k=2), Alone(), 0)
-        logits = method.predict(*seen(method, episodes(k=2)))
-    assert loss.dtype == torch.float32 and logits.isfinite().all()
-    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
-    loss.backward()
-    assert all(p.grad.isfinite().all() for p in method.trained.parameters())
+        assert method.predict(*seen(method, episodes(k=2))).isfinite().all()

@@ -1,32 +1,26 @@
 """QGNet: training and evaluation agree, and the maps are what they are said to be."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError, WeightsError
 from fss.methods.base import Alone
 from fss.methods.qgnet import GUIDED_MAP, PRIOR_MAP, QGNet
 from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.region import guided_region_map, prior_region_map, small_mask
+from tests.methods.learning import (
+    UNKNOWN,
+    assert_all_learns,
+    assert_bfloat16_is_near,
+    assert_loss_falls,
+    assert_ranks_learn_alike,
+)
 from tests.methods.made_episodes import SIZE, episodes, image_by_image
+from tests.methods.made_qgnet import build
 from tests.thread_ranks import run_ranks
-
-
-@pytest.fixture
-def config(prior_file) -> QGNetConfig:
-    return QGNetConfig(
-        size=SIZE, backbone="resnet18", prior_weights=prior_file, dim=16, bins=[1.0, 0.5],
-        reduction_dropout=0.0, classifier_dropout=0.0,
-    )    # fmt: skip
-
-
-def build(config: QGNetConfig) -> QGNet:
-    torch.manual_seed(0)
-    return QGNet(config)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +32,8 @@ def build(config: QGNetConfig) -> QGNet:
     ],
     ids=str,
 )    # fmt: skip
-def test_training_and_evaluation_compute_the_same_logits(config, variant, k):
-    method = build(replace(config, **variant))
+def test_training_and_evaluation_compute_the_same_logits(qgnet_config, variant, k):
+    method = build(replace(qgnet_config, **variant))
     batch = episodes(k=k)
     with torch.no_grad():
         logits, _ = method.forward(batch)
@@ -47,8 +41,8 @@ def test_training_and_evaluation_compute_the_same_logits(config, variant, k):
     torch.testing.assert_close(image_by_image(method, batch), expected, rtol=1e-3, atol=2e-4)
 
 
-def test_shots_are_averaged(config):
-    method = build(config)
+def test_shots_are_averaged(qgnet_config):
+    method = build(qgnet_config)
     batch = episodes(b=1, k=2)
     features = [method.encode(method.replica["standardise"](image[None])) for image in batch.support[0]]
     seen = [method.describe(f, mask[None]) for f, mask in zip(features, batch.support_mask[0], strict=True)]
@@ -59,8 +53,8 @@ def test_shots_are_averaged(config):
     torch.testing.assert_close(method.predict(query, [seen[0]] * 3), method.predict(query, [seen[0]]))
 
 
-def test_maps_are_those_of_the_two_frozen_networks(config):
-    method = build(config)
+def test_maps_are_those_of_the_two_frozen_networks(qgnet_config):
+    method = build(qgnet_config)
     batch = episodes(b=1)
     query, support = (method.replica["standardise"](x) for x in (batch.query, batch.support[0]))
     backbone, prior = method.replica["backbone"], method.replica["prior"]
@@ -76,17 +70,17 @@ def test_maps_are_those_of_the_two_frozen_networks(config):
         torch.testing.assert_close(found[name], expected_map[0, 0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(config):
-    image = build(config).replica["standardise"](episodes(b=1).query)
-    straight = build(config).encode(image)[PRIOR_MAP]
-    shuffled = build(replace(config, prior_map="shuffled")).encode(image)[PRIOR_MAP]
+def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(qgnet_config):
+    image = build(qgnet_config).replica["standardise"](episodes(b=1).query)
+    straight = build(qgnet_config).encode(image)[PRIOR_MAP]
+    shuffled = build(replace(qgnet_config, prior_map="shuffled")).encode(image)[PRIOR_MAP]
     assert not torch.equal(straight, shuffled)
     torch.testing.assert_close(straight.flatten().sort().values, shuffled.flatten().sort().values)
-    torch.testing.assert_close(build(replace(config, prior_map="shuffled")).encode(image)[PRIOR_MAP], shuffled)
+    torch.testing.assert_close(build(replace(qgnet_config, prior_map="shuffled")).encode(image)[PRIOR_MAP], shuffled)
 
 
-def test_a_support_without_an_object_still_gives_a_prediction(config):
-    method = build(config)
+def test_a_support_without_an_object_still_gives_a_prediction(qgnet_config):
+    method = build(qgnet_config)
     batch = episodes(b=1)
     features = method.encode(method.replica["standardise"](batch.query))
     seen = method.describe(features, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
@@ -96,35 +90,22 @@ def test_a_support_without_an_object_still_gives_a_prediction(config):
 
 
 @pytest.mark.parametrize("variant", [{}, {"heads": True}, {"guided_map": False}], ids=str)
-def test_gradients_reach_every_learned_parameter_and_no_frozen_one(config, variant):
-    method = build(replace(config, **variant))
-    before = {name: t.clone() for name, t in method.replica.state_dict().items()}
-    loss, report = method.loss(episodes(), Alone(), 0)
-    loss.backward()
-    method.after_step(Alone())
-    missing = [n for n, p in method.trained.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
-    assert not missing
-    assert not any(p.requires_grad for p in method.replica.parameters())
-    assert all(torch.equal(t, before[name]) for name, t in method.replica.state_dict().items())
+def test_gradients_reach_every_learned_parameter_and_no_frozen_one(qgnet_config, variant):
+    method = build(replace(qgnet_config, **variant))
+    loss, report = assert_all_learns(method, episodes())
     assert loss.item() == pytest.approx((report["loss/main"] + report["loss/inner"]).item())
 
 
-def test_the_loss_weighs_the_levels_and_falls(config):
+def test_the_loss_weighs_the_levels_and_falls(qgnet_config):
     batch = episodes()
-    method = build(replace(config, aux_weight=0.25))
+    method = build(replace(qgnet_config, aux_weight=0.25))
     loss, report = method.loss(batch, Alone(), 0)
     assert loss.item() == pytest.approx((report["loss/main"] + 0.25 * report["loss/inner"]).item())
-    optimizer = torch.optim.SGD(method.trained.parameters(), lr=0.05, momentum=0.9)
-    for step in range(12):
-        optimizer.zero_grad()
-        later, _ = method.loss(batch, Alone(), step)
-        later.backward()
-        optimizer.step()
-    assert later < 0.8 * loss
+    assert_loss_falls(method, batch, steps=12, to=0.8)
 
 
-def test_the_share_found_leaves_unknown_pixels_out(config):
-    method = build(config)
+def test_the_share_found_leaves_unknown_pixels_out(qgnet_config):
+    method = build(qgnet_config)
     batch = episodes()
     _, report = method.loss(batch, Alone(), 0)
     with torch.no_grad():
@@ -134,42 +115,17 @@ def test_the_share_found_leaves_unknown_pixels_out(config):
     assert report["iou"].item() == pytest.approx(((found & truth).sum() / (found | truth).sum().clamp(min=1)).item())
 
 
-UNKNOWN = {
-    "uneven": [SIZE - 2, SIZE // 2, 0, 3],
-    "a rank knows nothing": [SIZE, SIZE, 0, 3],
-    "nothing is known": [SIZE] * 4,
-}
-"""Rows of each of four masks that are 255."""
-
-
 @pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
-def test_two_ranks_learn_what_one_learns_however_the_unknown_pixels_lie(config, unknown):
-    batch = episodes(b=4)
-    for mask, rows in zip(batch.query_mask, unknown, strict=True):
-        mask[:rows] = 255
-
-    methods = [build(replace(config, aux_weight=0.25)) for _ in range(2)]    # threads share one generator
-
-    def learn(peers):
-        method = methods[peers.rank]
-        method.trained.zero_grad()
-        share = slice(peers.rank * 4 // peers.world, (peers.rank + 1) * 4 // peers.world)
-        mine = EpisodeBatch(**{f.name: getattr(batch, f.name)[share] for f in fields(batch)})
-        loss, report = method.loss(mine, peers, 0)
-        loss.backward()
-        return {"loss": loss.detach(), **report, **{n: p.grad for n, p in method.trained.named_parameters()}}
-
-    (alone,) = run_ranks(1, learn)
-    first, second = run_ranks(2, learn)
-    for name, expected in alone.items():
-        torch.testing.assert_close((first[name] + second[name]) / 2, expected, rtol=1e-4, atol=1e-6, msg=name)
-    assert (alone["loss"] > 0) == (min(unknown) < SIZE), "without a known pixel the loss is 0"
+def test_two_ranks_learn_what_one_learns_however_the_unknown_pixels_lie(qgnet_config, unknown):
+    config = replace(qgnet_config, aux_weight=0.25)
+    loss, _ = assert_ranks_learn_alike(lambda: build(config), episodes(b=4), unknown, rtol=1e-4, atol=1e-6)
+    assert (loss > 0) == (min(unknown) < SIZE), "without a known pixel the loss is 0"
 
 
-def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does(config):
-    method = build(replace(config, bn="reference", prior_map="off"))
+def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does(qgnet_config):
+    method = build(replace(qgnet_config, bn="reference", prior_map="off"))
     batch = episodes(b=3, k=2)
-    plain = build(replace(config, bn="reference", prior_map="off")).replica["backbone"]
+    plain = build(replace(qgnet_config, bn="reference", prior_map="off")).replica["backbone"]
     standardise = method.replica["standardise"]
     query3 = plain.middle(standardise(batch.query))[1]
     query4 = plain.block4(query3)
@@ -181,8 +137,8 @@ def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does
         torch.testing.assert_close(value, plain.state_dict()[name], msg=name)
 
 
-def test_reference_statistics_are_equal_on_all_ranks_after_a_step(config):
-    methods = [build(replace(config, bn="reference")) for _ in range(2)]
+def test_reference_statistics_are_equal_on_all_ranks_after_a_step(qgnet_config):
+    methods = [build(replace(qgnet_config, bn="reference")) for _ in range(2)]
     start = methods[0].replica["prior"].bn1.running_mean.clone()
 
     def step(peers):
@@ -196,22 +152,15 @@ def test_reference_statistics_are_equal_on_all_ranks_after_a_step(config):
     assert not torch.equal(methods[0].replica["prior"].bn1.running_mean, start)
 
 
-def test_bfloat16_stays_finite_and_near(config):
-    method = build(config)
-    expected, _ = method.loss(episodes(), Alone(), 0)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = method.loss(episodes(), Alone(), 0)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
-    loss.backward()
-    assert all(p.grad.isfinite().all() for p in method.trained.parameters())
+def test_bfloat16_stays_finite_and_near(qgnet_config):
+    assert_bfloat16_is_near(build(qgnet_config), episodes())
 
 
-def test_cautions_name_what_is_far_from_the_paper(config):
-    said = " ".join(build(config).cautions(1000))
+def test_cautions_name_what_is_far_from_the_paper(qgnet_config):
+    said = " ".join(build(qgnet_config).cautions(1000))
     for piece in ("random weights", "2,400 images seen", "1,000 episodes"):
         assert piece in said
-    known = build(config)
+    known = build(qgnet_config)
     known.prior_header = {"method": "moco", "backbone": "resnet18"}
     assert any("MoCo" in text for text in known.cautions(10**7))
 
@@ -223,9 +172,9 @@ def test_cautions_name_what_is_far_from_the_paper(config):
         ({"backbone": "resnet50"}, r"no cosine between the 2048 channels .* 512 .*set heads to true"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(config, change, sentence):
+def test_networks_that_do_not_fit_are_refused(qgnet_config, change, sentence):
     with pytest.raises((ConfigError, WeightsError), match=sentence):
-        build(replace(config, **change))
+        build(replace(qgnet_config, **change))
 
 
 @pytest.mark.parametrize(

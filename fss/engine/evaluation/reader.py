@@ -52,6 +52,11 @@ class Reader:
         coming = self._coming.pop(key, None)
         return coming.result() if coming else self._read(key)
 
+    def drop(self, key: Key) -> None:
+        """Keep `key` no longer if it was expected: who took it before still has it."""
+        if coming := self._coming.pop(key, None):
+            coming.cancel()
+
     def _read(self, key: Key) -> Sample:
         index = key if isinstance(key, int) else key[0]
         if not hasattr(self._own, "shards"):

@@ -14,6 +14,7 @@ import torch
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.transforms import fit_image, read_labelled
 from fss.engine.evaluation.measure import Scoring, measure
+from fss.engine.evaluation.reader import Reader
 from fss.engine.evaluation.record import Record, Result
 from fss.engine.loop import StopRequest
 from fss.errors import RunError
@@ -120,6 +121,21 @@ def test_a_small_memory_finds_the_same_with_more_work(packed, images):
 def test_reading_ahead_changes_nothing(packed):
     episodes = drawn(packed)
     assert measured(packed, episodes, readers=0) == measured(packed, episodes, readers=3)
+
+
+def test_nothing_read_ahead_outlives_its_use(packed, world, monkeypatch):
+    """Four images, of which memory holds too few: one is often asked for again while it is still at hand."""
+    shards, draw, left = ShardSet(packed), random.Random(0), []
+    pool = [index for index, sample in enumerate(shards.manifest.samples) if CLASSES[0] in sample.classes][:4]
+    pairs = [draw.sample(pool, 2) for _ in range(40)]
+    episodes = [
+        Episode(seed=0, number=number, class_id=CLASSES[0], query=query, supports=(support,))
+        for number, (query, support) in enumerate(pairs)
+    ]
+    monkeypatch.setattr(Reader, "__exit__", lambda reader, *_: left.append(len(reader._coming)))
+    for images in (0, 2, 3):
+        measure(Colour(), shards, episodes, HOW, world, cache=images * ENCODED / 2**30)
+    assert left == [0, 0, 0]
 
 
 def test_the_method_comes_back_as_it_was(packed, world):
