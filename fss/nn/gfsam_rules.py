@@ -70,9 +70,10 @@ class Rules:
     (Table 4)."""
     count: Literal["num", "sum"] = "num"
     """What positive gating compares: numbers of positive and negative positions, or sums of their scores (Table 5)."""
-    pivot: Literal["product", "sum", "middle", "negative"] = "product"
+    pivot: Literal["product", "sum", "middle", "negative", "aligned"] = "product"
     """What the positive similarity of a position is held against: its negative similarity times or plus the middle of
-    the positive map, or one of them (Table 14)."""
+    the positive map, or one of them (Table 14). 'aligned', ours: both as points are chosen by, each map stretched to
+    0..1 first (Eq. 3), so that no mask grows over positions that no point may come from."""
     consistency: Literal["mean", "prototype", "points", "none"] = "mean"
     """Overshooting gating: a point is compared with every position under the union of a cluster's masks, with their
     mean feature, or with the cluster's points; or not at all (Tables 4 and 6)."""

@@ -43,12 +43,10 @@ def taps(grid: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def on_grid(logits: Tensor, grid: int, size: int) -> Tensor:
     """The masks [N, s, s] at the pixels that resizing them from `size` to g x g reads, bool [N, 2g, 2g]."""
     first, second, weight = neighbours(taps(grid, size, logits.device)[0], logits.shape[-1], size)
-
-    def across(rows: Tensor) -> Tensor:
-        flat = logits.index_select(1, rows).flatten(0, 1).float()    # index_select is slow on a third dimension
-        return flat.index_select(1, first).lerp(flat.index_select(1, second), weight).unflatten(0, (-1, len(rows)))
-
-    return across(first).lerp(across(second), weight[:, None]) > 0
+    above, below = (logits.index_select(1, rows).float() for rows in (first, second))    # [N, 2g, s]
+    rows = above.lerp_(below, weight[:, None]).flatten(0, 1)    # index_select is slow on a third dimension
+    bits = rows.index_select(1, first).lerp_(rows.index_select(1, second), weight) > 0
+    return bits.unflatten(0, (len(logits), len(first)))
 
 
 def shares(bits: Tensor, size: int) -> Tensor:

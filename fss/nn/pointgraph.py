@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss.nn.alignment import AREA, Alignment, prompts
+from fss.nn.alignment import AREA, Alignment, prompts, stretched
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import at_pixels, on_grid, shares, union
 
@@ -106,6 +106,8 @@ def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
             return positive, middle.expand_as(positive)
         case "negative":
             return positive, negative
+        case "aligned":
+            return alignment.select.flatten().double().cpu(), stretched(negative)
 
 
 def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:

@@ -61,8 +61,12 @@ def polarity_by_hand(alignment: Alignment, rules: Rules) -> list[tuple[float, fl
         "sum": lambda s, t: (s + s, t + middle),
         "middle": lambda s, t: (s, middle),
         "negative": lambda s, t: (s, t),
-    }[rules.pivot]
-    return [make(s, t) for s, t in zip(mean, negative, strict=True)]
+    }
+    if rules.pivot == "aligned":    # what points are chosen by, against the background's map from 0 to 1
+        low, high = min(negative), max(negative)
+        select = alignment.select.double().flatten().tolist()
+        return [(s, (t - low) / (high - low + 1e-6)) for s, t in zip(select, negative, strict=True)]
+    return [make[rules.pivot](s, t) for s, t in zip(mean, negative, strict=True)]
 
 
 def accepted_by_hand(alignment: Alignment, masks: torch.Tensor, clusters: list[int], rules: Rules) -> list[bool]:
@@ -140,9 +144,9 @@ def consistent_by_hand(target, points, masks, clusters: list[int], rules: Rules)
 
 SWITCHES = [
     {}, {"reading": "paper"}, {"clusters": "strong"}, {"gate": "each"}, {"gate": "union"}, {"gate": "none"},
-    {"count": "sum"}, {"pivot": "sum"}, {"pivot": "middle"}, {"pivot": "negative"}, {"consistency": "prototype"},
-    {"consistency": "points"}, {"distance": False}, {"majority": False}, {"order": "ratio"}, {"overlap": "exact"},
-    {"prompt": "center"}, {"relu": True},
+    {"count": "sum"}, {"pivot": "sum"}, {"pivot": "middle"}, {"pivot": "negative"}, {"pivot": "aligned"},
+    {"consistency": "prototype"}, {"consistency": "points"}, {"distance": False}, {"majority": False},
+    {"order": "ratio"}, {"overlap": "exact"}, {"prompt": "center"}, {"relu": True},
 ]  # fmt: skip
 
 
