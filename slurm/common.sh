@@ -20,7 +20,9 @@ GPUS=${SLURM_GPUS_ON_NODE:-0}
     stop "env.sh asks for $GPUS_PER_NODE GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
 RANKS=${RANKS_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 FOLD=${SLURM_ARRAY_TASK_ID:-0}
-NAME=${SLURM_JOB_NAME}_${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+# The last task of an array has the array's own number for its id: by that, SLURM would take all of its tasks.
+JOB=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+NAME=${SLURM_JOB_NAME}_$JOB
 
 # The address of the first node as SLURM itself reaches it: a node's name need not resolve on the others.
 HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -32,15 +34,16 @@ if [[ -n $NETWORK_INTERFACE ]]; then
 fi
 say "$NAME on $NODES node(s) of $RANKS rank(s), start $((${SLURM_RESTART_COUNT:-0} + 1))"
 
-# SLURM says USR1 before the time limit and TERM before a preemption. Both ask the ranks to save and leave, over srun,
-# which passes signals on to node.sh on every node.
+# SLURM says USR1 before the time limit, TERM before a preemption and when a job is cancelled. Both ask the ranks to save
+# and leave, over srun, which passes signals on to node.sh on every node.
 asked=
 child=
-ask() {
-    asked=yes
+ask() {    # ask SIGNAL
+    asked=${asked:-$1}
     [[ -z $child ]] || kill -USR1 "$child" 2>/dev/null || true
 }
-trap ask USR1 TERM
+trap 'ask USR1' USR1
+trap 'ask TERM' TERM
 
 attend() {    # attend COMMAND...: run it while listening for signals; its exit code
     local code=0
@@ -55,8 +58,13 @@ attend() {    # attend COMMAND...: run it while listening for signals; its exit 
 }
 
 again() {    # put the job back into the queue: it goes on from its last checkpoint
-    say "back into the queue: $1"
-    scontrol requeue "$SLURM_JOB_ID" || true    # a preempted job is put there by SLURM itself
+    # Who got TERM and runs no more was cancelled, and must not come back, or SLURM itself has put it back.
+    if [[ $asked == TERM && $(squeue --noheader --jobs "$JOB" --format %T) != RUNNING ]]; then
+        say "ended by SLURM: $1"
+    else
+        say "back into the queue: $1"
+        scontrol requeue "$JOB" || true    # SLURM may be doing so at this moment
+    fi
     exit 75
 }
 

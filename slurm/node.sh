@@ -23,12 +23,14 @@ stage() {    # stage FOLDER: print the folder of a local copy; jobs that share t
 }
 
 words=()
+option=
 for word in "$@"; do
-    if [[ -n $STAGE_TO && ${words[-1]:-} == --*.shards && -d $word ]]; then
+    if [[ -n $STAGE_TO && $option == --*.shards && -d $word ]]; then
         word=$(stage "$word")
-        echo "node $SLURM_NODEID: ${words[-1]} $word"
+        echo "node $SLURM_NODEID: $option $word"
     fi
     words+=("$word")
+    option=$word
 done
 
 launch=(--num_machines "$NODES" --num_processes "$((NODES * RANKS))" --machine_rank "$SLURM_NODEID")

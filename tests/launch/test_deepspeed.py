@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
 import shutil
-from functools import partial
+import sys
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,14 @@ PRETRAIN = [
 ]    # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """On CPUs DeepSpeed compiles a library at its first use, and again whenever another ninja than before is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)    # that of an active environment
+        yield
+
+
 def state(folder: Path, step: int = STEPS) -> dict:
     return load_file(folder / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
 
@@ -38,12 +49,26 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows(folder) if "loss" in row]
 
 
+def norms(folder: Path) -> list[float]:
+    return [row["grad_norm"] for row in rows(folder) if "grad_norm" in row]
+
+
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory, coloured) -> Path:    # noqa: F811
-    """Meta-training of two ranks under DDP."""
-    folder = tmp_path_factory.mktemp("ddp") / "run"
-    run(2, *meta(coloured, folder), launcher=META)
-    return folder
+def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:    # noqa: F811
+    """Options -> a meta-training of two ranks under DDP."""
+
+    @cache
+    def trained(*words: str) -> Path:
+        folder = tmp_path_factory.mktemp("ddp") / "run"
+        run(2, *meta(coloured, folder, *words), launcher=META)
+        return folder
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def ddp(ddp_with) -> Path:
+    return ddp_with()
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
@@ -51,9 +76,7 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
     folder = tmp_path / "run"
     run(2, *meta(coloured, folder), launcher=META, config=stage)
     assert losses(folder) == pytest.approx(losses(ddp), rel=1e-4)
-    assert [row["grad_norm"] for row in rows(folder) if "grad_norm" in row] == pytest.approx(
-        [row["grad_norm"] for row in rows(ddp) if "grad_norm" in row], rel=1e-3
-    )
+    assert norms(folder) == pytest.approx(norms(ddp), rel=1e-3)
     whole, expected = state(folder), state(ddp)
     assert {name: t.shape for name, t in whole.items()} == {name: t.shape for name, t in expected.items()}
     assert load_file(folder / "qgnet.safetensors").keys() == load_file(ddp / "qgnet.safetensors").keys()
@@ -64,6 +87,26 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
         assert "resumed at step 2" in run(world, *meta(coloured, folder), launcher=META, config=config)
         found = state(folder)
         assert all(found[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in tensors)
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+@pytest.mark.parametrize(
+    ("words", "loss", "norm"),
+    [
+        pytest.param(("--optim.accumulate", "2"), 1e-4, 1e-3, id="accumulation"),
+        pytest.param(("--run.precision", "bf16"), 1e-2, 5e-2, id="bf16"),
+        pytest.param(("--optim.accumulate", "2", "--run.precision", "bf16"), 1e-2, 5e-2, id="both"),
+    ],
+)
+def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, stage, words, loss, norm):    # noqa: F811
+    folder, same = tmp_path / "run", ddp_with(*words)
+    run(2, *meta(coloured, folder, *words), launcher=META, config=stage)
+    assert losses(folder) == pytest.approx(losses(same), rel=loss)
+    assert norms(folder) == pytest.approx(norms(same), rel=norm)
+    assert losses(folder) != losses(ddp), "the options changed nothing"
+    assert {name: tensor.dtype for name, tensor in state(folder).items()} == {
+        name: tensor.dtype for name, tensor in state(same).items()
+    }
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])

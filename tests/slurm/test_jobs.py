@@ -8,6 +8,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from shards.synthetic import synthetic
+from shards.write import pack
 from tests.slurm.conftest import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("slurm")]
@@ -22,6 +24,12 @@ PRETRAIN = [
     "--checkpoint.every", "1000",
 ]    # fmt: skip
 EVALUATE = "--eval.episodes 4 --eval.seeds [0] --log.wandb off --data.workers 0"
+SMALL_BASE = [*QUIET, "--data.workers", "0", "--method.size", "33", "--optim.steps", "2", "--validate.every", "2"]
+SMALL_GFSAM = [
+    "--method.dino", "vits14", "--method.dino_size", "70", "--method.sam", "vit_t", "--method.size", "128",
+    "--eval.protocol", "gfsam", "--eval.episodes", "4", "--eval.resolution", "128", "--eval.min_area", "0",
+    "--log.wandb", "off", "--data.workers", "0",
+]    # fmt: skip
 
 
 def worlds(site: Site, run: str) -> list[int]:
@@ -47,6 +55,48 @@ def test_a_fold_across_two_nodes(site):
     assert worlds(site, "qgnet_fold1") == worlds(site, "qgnet_fold1_evaluation") == [2]
     (second,) = (site.folder / "slurm" / "logs").glob("*_node1.txt")
     assert "node 1 of 2: v2" in second.read_text()
+
+
+def test_msanet_waits_for_the_base_learner_of_its_fold(site):
+    base = site.sbatch("--array=1", "slurm/base_fold.sh", *SMALL_BASE)
+    site.sbatch(
+        "--array=1", f"--dependency=aftercorr:{base}", "slurm/coco_fold.sh", *META, METHOD="msanet", EVALUATE=EVALUATE
+    )
+    site.finish()
+    assert site.status("base_fold1") == site.status("msanet_fold1") == "finished"
+    assert site.status("msanet_fold1_evaluation") == "finished"
+    learnt, taken = (
+        json.loads((site.folder / "runs" / run / "run.json").read_text()) for run in ("base_fold1", "msanet_fold1")
+    )
+    assert (learnt["method.name"], taken["method.name"]) == ("base", "msanet")
+
+
+def test_gfsam_is_evaluated_across_two_nodes(site):
+    site.sbatch("--array=1", "--nodes=2", "slurm/eval_gfsam.sh", *SMALL_GFSAM)
+    site.finish()
+    assert site.status("gfsam_fold1_evaluation") == "finished"
+    assert worlds(site, "gfsam_fold1_evaluation") == [2]
+    results = json.loads((site.folder / "runs" / "gfsam_fold1_evaluation" / "results.json").read_text())
+    assert results["protocol"]["fold"].startswith("1")
+
+
+def test_zero_on_two_nodes_over_staged_shards(site, tmp_path):
+    shards, scratch = tmp_path / "coco", tmp_path / "scratch"
+    pack(synthetic(20), shards, superpixels=("slic",), samples_per_shard=12)
+    small = ["--method.backbone", "resnet18", "--data.window", "1", "--optim.steps", "2"]
+    site.sbatch(
+        "--nodes=2", "slurm/pretrain_prior.sh", *PRETRAIN, *small,
+        COCO_SHARDS=str(shards), STAGE_TO=str(scratch), STRATEGY="zero1",
+    )    # fmt: skip
+    site.finish()
+    assert site.status("prior") == "finished"
+    assert worlds(site, "prior") == [2]
+    (copy,) = (path for path in scratch.iterdir() if path.is_dir())    # the nodes share a disk here, so one copy
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in shards.iterdir())
+    assert f"shards: {copy}" in (site.folder / "runs" / "prior" / "config.yaml").read_text()
+    for node in range(2):
+        assert f"node {node}: --data.shards {copy}" in site.log()
+    assert "DeepSpeed" in site.log()
 
 
 def test_preempted_and_killed_a_job_ends_as_an_undisturbed_one(site):
@@ -82,7 +132,7 @@ def last_step(path: Path) -> int:
 
 def logged(path: Path, step: int) -> None:
     """Wait until a run has logged `step`."""
-    end = time.monotonic() + 200
+    end = time.monotonic() + 600
     while last_step(path) < step:
         assert time.monotonic() < end, f"step {step} was not seen"
         time.sleep(0.1)
@@ -98,14 +148,18 @@ def kill_a_rank(site: Site) -> None:
     raise AssertionError("no rank 1 was found")
 
 
-def test_a_time_limit_saves_and_requeues(site):
-    job = site.sbatch("--array=2", "slurm/coco_fold.sh", *META, "--optim.steps", "40", EVALUATE=EVALUATE)
-    site.until("step 3/40")
+def test_a_time_limit_requeues_one_task_and_a_cancelled_one_stays_away(site):
+    job = site.sbatch("--array=1-2", "slurm/coco_fold.sh", *META, "--optim.steps", "40", EVALUATE=EVALUATE)
+    for fold in (1, 2):
+        logged(site.folder / "runs" / f"qgnet_fold{fold}" / "metrics.jsonl", 3)
+    site.call("scancel", f"{job}_1")
     site.call("scancel", "--batch", "--signal=USR1", f"{job}_2")    # what --signal=B:USR1@120 does before the limit
     site.until("start 2")
     site.finish()
     assert "resumed at step" in site.log()
     assert site.status("qgnet_fold2_evaluation") == "finished"
+    assert site.log().count("start 2") == 1
+    assert not (site.folder / "runs" / "qgnet_fold1_evaluation").exists()
 
 
 def test_the_pipeline_from_packing_to_one_report(site):

@@ -1,0 +1,149 @@
+"""The model of bench/links.py against real ranks on this machine: bytes on the wire, seconds of collectives and steps.
+
+gloo over loopback, one thread a rank. alpha and beta are taken from an all-reduce of one byte and one of 32 MiB
+between two ranks; what more ranks take is then computed. A loopback moves bytes with the processor: n ranks on c cores
+get c / n of the rate each, and of the processor. The fastest of several tries counts, which other work on the machine
+disturbs least.
+"""
+
+import multiprocessing
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from links import Cluster, Link
+from traffic import Call, Pretraining, views
+
+from fss.engine.dist import World
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
+
+SMALL = {"backbone": "resnet18", "view_size": 64, "patch_size": 64, "queue": 4096, "local_queue": 4096}
+IMAGES = 12    # a rank's: whole parts for 2, 3 and 4 ranks
+STEPS, TRIES = 4, 6
+LARGE = 32 << 20
+SEEN = 64 << 10    # bytes from which the headers of the wire do not matter
+
+
+@dataclass(frozen=True)
+class Took:
+    """What rank 0 saw of one collective or one step, the fastest of its kind."""
+
+    seconds: float
+    wire: float
+    """Bytes that a rank received, on average over ranks."""
+
+
+def on_ranks(world: int, calls: list[Call]) -> tuple[list[Took], Took]:
+    """Rank 0's account of each call, and of a training step, from `world` new processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")    # the imports are done
+    answer = context.SimpleQueue()
+    ranks = [context.Process(target=_rank, args=(rank, world, port, calls, answer)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    found = answer.get()
+    for process in ranks:
+        process.join()
+    return found
+
+
+def _rank(rank: int, world: int, port: int, calls: list[Call], answer) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = (rank, rank, world, world, "127.0.0.1", port)
+    os.environ.update(zip(names, map(str, values), strict=True))
+    torch.set_num_threads(1)
+    with World(promised=world, device="cpu", precision="float32", accumulate=1, timeout_minutes=10) as ranks:
+        found = [collective(call, ranks) for call in calls], step(ranks)
+    if rank == 0:
+        answer.put(found)
+
+
+def collective(call: Call, world: World) -> Took:
+    """One call with noughts for its contents."""
+    if call.kind == "all_reduce":
+        x = torch.zeros(call.bytes, dtype=torch.uint8) if call.bytes % 4 else torch.zeros(call.bytes // 4)
+        return fastest(lambda: world.peers.sum(x), world, TRIES)
+    x = torch.zeros(IMAGES, call.bytes // IMAGES, dtype=torch.uint8)
+    parts = [IMAGES // world.size] * world.size
+    if call.kind == "all_gather":
+        return fastest(lambda: world.peers.gather(x), world, TRIES)
+    return fastest(lambda: world.peers.exchange(x, parts, parts), world, TRIES)
+
+
+def step(world: World) -> Took:
+    """A pretraining step as `Trainer` takes it."""
+    torch.manual_seed(0)
+    method = PriorExtractor(PriorConfig(**SMALL))
+    forward, optimizer = world.wrap(method, torch.optim.SGD(method.param_groups(), lr=0.01, momentum=0.9, fused=True))
+    batch = views(IMAGES, method.config)
+
+    def take() -> None:
+        world.agree(False, False)
+        with world.accumulate(forward):
+            loss, _ = forward(batch, 0)
+            world.backward(loss)
+        world.agree(False)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step(world.peers)
+
+    return fastest(take, world, STEPS)
+
+
+def fastest(action: Callable[[], object], world: World, tries: int) -> Took:
+    """The shortest time of `action`, all ranks beginning together, after one to warm up; the median of its bytes."""
+    seconds, wire = [], []
+    for _ in range(tries + 1):
+        world.wait()
+        sent, began = on_the_wire(), time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - began)
+        world.wait()
+        wire.append(on_the_wire() - sent)
+    return Took(min(seconds[1:]), sorted(wire[1:])[tries // 2] / world.size)
+
+
+def on_the_wire() -> int:
+    """Bytes that the loopback of this network namespace has carried."""
+    return psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+
+
+def loopback() -> Link:
+    """alpha and beta of this machine between two ranks."""
+    (tiny, large), _ = on_ranks(2, [Call("tiny", "all_reduce", 1), Call("large", "all_reduce", LARGE)])
+    return Link(hop=tiny.seconds / 2, rate=LARGE / (large.seconds - tiny.seconds))
+
+
+def check(worlds: list[int]) -> None:
+    """Print computed beside measured for every number of ranks."""
+    cores = os.cpu_count()
+    calls = Counter(Pretraining(**SMALL).calls(IMAGES))
+    link = loopback()
+    _, alone = on_ranks(1, [])
+    print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; ResNet-18, {IMAGES} images a rank, float32, one thread")
+    print(f"two ranks: {1e6 * link.hop:.0f} us a hop, {link.rate / 1e9:.2f} GB/s; a step alone {alone.seconds:.2f} s\n")
+    print(f"{'':32} {'MB: computed':>13} {'wire':>7} {'ms: computed':>13} {'took':>8}")
+    for world in worlds:
+        share = min(1, cores / world)
+        here = replace(link, rate=link.rate * share)
+        machine = Cluster(inside=here, between=here, node=world, trees=False)
+        each, whole = on_ranks(world, list(calls))
+        for (call, count), took in zip(calls.items(), each, strict=True):
+            wire = f"{took.wire / 1e6:7.3f}" if call.bytes >= SEEN else f"{'':7}"
+            row(world, call.what, count, call.received(world), wire, machine.seconds(call, world), took.seconds)
+        sent = sum(count * call.received(world) for call, count in calls.items())
+        waits = sum(count * machine.seconds(call, world) for call, count in calls.items())
+        row(world, "a step", 1, sent, f"{whole.wire / 1e6:7.3f}", alone.seconds / share + waits, whole.seconds)
+
+
+def row(world: int, what: str, count: int, size: float, wire: str, computed: float, took: float) -> None:
+    milliseconds = f"{1e3 * computed:13.2f} {1e3 * took:8.2f}"
+    print(f"{world} ranks {what:20} {count:3} {size / 1e6:13.3f} {wire} {milliseconds}", flush=True)

@@ -1,0 +1,182 @@
+"""What a training step sends between its ranks: asked of the shipped methods, not written down by hand.
+
+A method is given a `Ledger` for its peers, which answers every collective with a tensor of the right shape and notes
+what it was asked for. The prior extractor runs on meta tensors, whose shapes are real and whose contents do not exist.
+What methods that learn from episodes send depends on neither image size nor batch: they run on one small episode. To it
+comes what the engine sends: gradients and control words. What a rank hands in does not depend on the number of ranks.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fss.data.batch import EpisodeBatch, ViewBatch
+from fss.methods.base import Method
+from fss.methods.msanet import MSANet
+from fss.methods.msanet_config import MSANetConfig
+from fss.methods.mshnet import MSHNet
+from fss.methods.mshnet_config import MSHNetConfig
+from fss.methods.prior import PriorExtractor
+from fss.methods.prior_config import PriorConfig
+from fss.methods.qgnet import QGNet
+from fss.methods.qgnet_config import QGNetConfig
+
+Kind = Literal["all_reduce", "all_gather", "all_to_all"]
+CONTROL = "control words"
+GRADIENTS = "gradients"
+UNUSED = "unused parameters"
+ANY_WORLD = 4    # of more than one rank
+
+
+@dataclass(frozen=True)
+class Call:
+    """One collective, as rank 0 sees it."""
+
+    what: str
+    """Its name in the tables."""
+    kind: Kind
+    bytes: int
+    """What the rank hands in."""
+    rows: int = 0
+    """Of an all-to-all: it has messages for at most so many ranks."""
+
+    def received(self, world: int) -> float:
+        """Bytes that a rank receives: rings for the first two kinds, 2 (n - 1) / n and n - 1 times what it hands in;
+        (n - 1) / n of it, on average over permutations, for an all-to-all."""
+        share = {"all_reduce": 2 / world, "all_gather": 1, "all_to_all": 1 / world}
+        return self.bytes * (world - 1) * share[self.kind]
+
+
+class Ledger:
+    """`fss.methods.base.Peers` of rank 0 of `world`, alone on this process: right shapes, wrong contents."""
+
+    rank = 0
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.calls: list[Call] = []
+
+    def gather(self, x: Tensor) -> Tensor:
+        self.calls.append(Call("keys", "all_gather", x.nbytes))
+        return x.detach().repeat(self.world, *[1] * (x.dim() - 1))
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        self.calls.append(Call("shuffled images", "all_to_all", x.nbytes, rows=len(x)))
+        return x.new_empty((sum(receive), *x.shape[1:]))
+
+    def sum(self, x: Tensor) -> Tensor:
+        self.calls.append(Call("sums in the loss", "all_reduce", x.nbytes))
+        return x.detach() * self.world
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        if tensors:
+            self.calls.append(Call("running statistics", "all_reduce", 4 * sum(x.numel() for x in tensors)))
+
+    broadcast_ = mean_    # in as many bytes or fewer
+
+
+def engine_calls(method: Method) -> list[Call]:
+    """What DDP and the loop send at every step, whatever the method: see `World.wrap` and `Trainer._step`."""
+    parameters = list(method.trained.parameters())
+    return [
+        Call(GRADIENTS, "all_reduce", sum(4 * p.numel() for p in parameters)),
+        Call(UNUSED, "all_reduce", 4 * len(parameters)),    # an int32 for each: was it used on any rank?
+        Call(CONTROL, "all_reduce", 2),
+        Call(CONTROL, "all_reduce", 1),
+    ]
+
+
+def calls_of(method: Method, batch: ViewBatch | EpisodeBatch, world: int) -> list[Call]:
+    """Every collective of one optimizer step of `method` on a rank's `batch`, the engine's among them."""
+    ledger = Ledger(world)
+    loss, _ = method.loss(batch, ledger, 0)
+    loss.backward()
+    method.after_step(ledger)
+    return ledger.calls + engine_calls(method)
+
+
+def views(images: int, config: PriorConfig, device: str = "cpu") -> ViewBatch:
+    """Noise of the shapes that a prior extractor reads: two views and two patches of each image."""
+
+    def pair(side: int) -> Tensor:
+        return torch.randint(0, 256, (2, images, 3, side, side), dtype=torch.uint8, device=device)
+
+    view, patch = pair(config.view_size), pair(config.patch_size)
+    local = {"patch_query": patch[0], "patch_key": patch[1]} if config.local == "patch" else {}
+    return ViewBatch(
+        query=view[0], key=view[1], image=torch.arange(images, device=device), keys=["made up"] * images, replaced=[],
+        **local,
+    )    # fmt: skip
+
+
+def episodes(batch: int, size: int) -> EpisodeBatch:
+    """Noise, with an object on a quarter of every image; one shot."""
+    image = torch.randint(0, 256, (batch, 2, 3, size, size), dtype=torch.uint8)
+    mask = torch.zeros(batch, 2, size, size, dtype=torch.uint8)
+    mask[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    return EpisodeBatch(
+        query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
+        class_id=torch.ones(batch, dtype=torch.int64), keys=["made up"] * batch, replaced=[],
+    )    # fmt: skip
+
+
+def build_qgnet() -> QGNet:
+    header = {"prior": json.dumps({"method": "prior", "backbone": "resnet50"})}
+    return QGNet(QGNetConfig(), header=header)
+
+
+def build_msanet() -> MSANet:
+    classes = json.dumps(dict.fromkeys(range(1, 61), "made up"))
+    base = {"backbone": "resnet50", "stem": "torchvision", "classes": classes}
+    return MSANet(MSANetConfig(), header={"base": json.dumps(base)})
+
+
+META: dict[str, Callable[[], Method]] = {
+    "qgnet": build_qgnet, "msanet": build_msanet, "mshnet": lambda: MSHNet(MSHNetConfig()),
+}    # fmt: skip
+"""Methods that learn from episodes, the papers' networks with random weights."""
+SHUFFLES = ("shuffle", "published", "sync", "local")
+"""How keys get other batch statistics than queries; 'published' gathers float32 images, the other three are `bn`."""
+
+
+class Pretraining:
+    """The calls of pretraining steps, by the images of a rank.
+
+    shuffle: one of SHUFFLES; config: what else differs from the paper's recipe.
+    """
+
+    def __init__(self, shuffle: str = "shuffle", **config: object) -> None:
+        self._published = shuffle == "published"
+        self.config = PriorConfig(bn="shuffle" if self._published else shuffle, **config)
+        self._method = PriorExtractor(self.config)
+        self._method.trained.to("meta")
+        self._method.replica.to("meta")
+
+    def calls(self, images: int) -> list[Call]:
+        calls = calls_of(self._method, views(images, self.config, "meta"), ANY_WORLD)
+        return [as_published(call) for call in calls] if self._published else calls
+
+
+def as_published(call: Call) -> Call:
+    """An exchange of uint8 rows the way MoCo's authors do it: every rank gathers the float32 images of all."""
+    if call.kind != "all_to_all":
+        return call
+    return replace(call, kind="all_gather", bytes=4 * call.bytes, rows=0)
+
+
+def meta_training(name: str) -> list[Call]:
+    """The calls of a meta-training step."""
+    return calls_of(META[name](), episodes(1, 33), ANY_WORLD)
+
+
+def received(calls: list[Call], world: int) -> dict[str, float]:
+    """Bytes that a rank receives in a step, by name, the largest first."""
+    total: Counter[str] = Counter()
+    for call in calls:
+        total[call.what] += call.received(world)
+    return dict(total.most_common())
