@@ -14,8 +14,10 @@ SOURCES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / ro
 ONLY_IN = {
     "accelerate": {"fss/engine/dist.py"},
     "torch.distributed": {"fss/engine/dist.py", "fss/engine/ranks.py"},
-    "wandb": {"fss/engine/log.py"},
+    "wandb": {"fss/engine/viewers/wandb_run.py"},
+    "wandb_workspaces": {"fss/engine/dashboard.py"},
     "jsonargparse": {"fss/config.py"},
+    "gradio": {"fss/engine/web_page.py"},
     "segment_anything": {"fss/nn/sam.py"},
     "timm": {"fss/nn/dino.py"},
     "deepspeed": set(),

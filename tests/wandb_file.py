@@ -56,6 +56,48 @@ def history(path: Path) -> list[dict]:
     ]
 
 
+def kinds(path: Path) -> dict[str, str]:
+    """Everything that was logged, name -> 'number' or wandb's type: histogram, image-file, table-file."""
+    found = {}
+    for row in history(path):
+        for name, value in row.items():
+            owner, _, leaf = name.rpartition("/")
+            if leaf == "_type":
+                found[owner] = value
+            elif isinstance(value, int | float) and not name.startswith("_"):
+                found[name] = "number"
+    typed = tuple(f"{name}/" for name, kind in found.items() if kind != "number")    # which have numbers of their own
+    return {name: kind for name, kind in found.items() if not name.startswith(typed)}
+
+
+def tables(path: Path, name: str) -> list[list[dict]]:
+    """Every logging of the table `name`: its rows by column; a picture is a dict with its '_type'."""
+    staged = [
+        Path(entry.local_path)
+        for record in records(path)
+        if record.HasField("artifact")
+        for entry in record.artifact.manifest.contents
+        if entry.path == f"{name}.table.json"
+    ]
+    contents = [json.loads(file.read_text()) for file in staged]
+    return [[dict(zip(table["columns"], row, strict=True)) for row in table["data"]] for table in contents]
+
+
+def artifacts(path: Path, *, used: bool) -> dict[str, list[str]]:
+    """Artifacts of weights and results that the run used or logged: name -> aliases."""
+    found = [record.artifact for record in records(path) if record.HasField("artifact")]
+    chosen = [one for one in found if one.use_after_commit == used and one.type != "run_table"]
+    return {one.name: sorted(one.aliases) for one in chosen}
+
+
+def run(path: Path) -> dict[str, str | list[str]]:
+    """How the run is filed: group, job_type, name, tags."""
+    record = next(record.run for record in records(path) if record.HasField("run"))
+    return {
+        "group": record.run_group, "job_type": record.job_type, "name": record.display_name, "tags": list(record.tags)
+    }
+
+
 def config(path: Path) -> dict:
     """The configuration that was sent with the run."""
     return {

@@ -9,7 +9,8 @@ import datetime
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 from fss.engine.ranks import Ranks
 from fss.engine.roll import Roll
 from fss.engine.run import PlaceConfig
+from fss.engine.watch import Watch
 from fss.engine.zero import ZeroOptimizer
 from fss.errors import RunError, UserError
 from fss.methods.base import Alone, Method
 
 T = TypeVar("T")
+FOREVER = datetime.timedelta(days=365)
 
 
 class _LossForward(nn.Module):
@@ -49,7 +52,10 @@ class World:
 
     promised: the number of ranks that the user was promised (`run.world`), None to accept what the launcher started.
     device: 'auto', 'cpu' or 'cuda'. precision: 'float32' or 'bf16' (autocast; parameters stay float32).
+    timeout_minutes: how long ranks may take to come together, and later one may come no further; 0 for ever.
     Raises RunError where the processes that run are not the ranks that were asked for.
+
+    To be entered and left (`with`): where a collective failed inside, RunError names the ranks that did not come to it.
     """
 
     def __init__(
@@ -68,18 +74,24 @@ class World:
                 "start one a device, or add --run.device cpu"
             )
         launched = "LOCAL_RANK" in os.environ    # accelerate takes a named backend to mean that a group exists
-        timeout = datetime.timedelta(minutes=timeout_minutes)
+        timeout = datetime.timedelta(minutes=timeout_minutes) or FOREVER
         process_group = InitProcessGroupKwargs(backend="gloo" if cpu and launched else None, timeout=timeout)
         # DDP rebuilds its buckets after the first step unless it looks for unused parameters; a resumed run would then
         # reduce in another order than the uninterrupted one, and differ in the last bit on three ranks and more.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        self.accelerator = Accelerator(
-            cpu=cpu and not zero,    # which would be plain DDP; without a CUDA device DeepSpeed takes the CPU by itself
-            mixed_precision="no",    # see autocast
-            gradient_accumulation_steps=accumulate,
-            kwargs_handlers=[process_group, ddp],
-        )
+        try:
+            self.accelerator = Accelerator(
+                cpu=cpu and not zero,    # which would be plain DDP; DeepSpeed itself takes the CPU where that is all
+                mixed_precision="no",    # see autocast
+                gradient_accumulation_steps=accumulate,
+                kwargs_handlers=[process_group, ddp],
+            )
+        except dist.DistError as error:
+            raise RunError(
+                f"the {os.environ['WORLD_SIZE']} ranks did not come together within {timeout_minutes:g} minutes: see "
+                f"what the other nodes say, and whether they reach {os.environ['MASTER_ADDR']} ({error})"
+            ) from error
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -87,11 +99,17 @@ class World:
         self._bf16 = precision == "bf16"
         self._check(promised)
         self._check_zero()
-        self.peers = Ranks() if self.size > 1 else Alone()
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
         self._control = dist.new_group(backend="gloo", timeout=timeout) if self.size > 1 and not cpu else None
         store = dist.distributed_c10d._get_default_store() if self.size > 1 else None
         self._roll = Roll(store, self.rank, self.size)
+        self.peers = Ranks(self._roll.meet) if self.size > 1 else Alone()
+        if self.size > 1:    # all are here: from now on the watch decides what takes too long
+            dist.group.WORLD._get_backend(self.device)._set_default_timeout(FOREVER)
+        if self._control:
+            self._control._get_backend(torch.device("cpu"))._set_default_timeout(FOREVER)
+        self._watch = Watch(self._roll, timeout.total_seconds())
+        self._watch.start()
 
     @classmethod
     def at(cls, place: PlaceConfig, *, accumulate: int = 1, threads: int | None = None) -> Self:
@@ -172,19 +190,27 @@ class World:
         gradients = [p.grad for p in method.trained.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients).item()
 
-    @contextlib.contextmanager
-    def naming_the_missing(self) -> Iterator[None]:
-        """Raise RunError with the ranks that did not come, where a collective inside fails or takes too long."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise
-            missing = ", ".join(self._roll.missing()) or "no single rank"
-            raise RunError(
-                f"{missing} did not come to where rank {self.rank} waits: dead, or hanging in its data, its device or "
-                "its network; the same command goes on from the last checkpoint"
-            ) from error
+            if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+                missing = ", ".join(self._roll.missing()) or "no single rank"
+                raise RunError(
+                    f"{missing} did not come to where rank {self.rank} waits: dead, or hanging in its data, its device "
+                    "or its network; the same command goes on from what was saved"
+                ) from error
+        finally:
+            self.close()
+
+    def alive(self, doing: str) -> None:
+        """This rank has come further. doing: what it does now, to complete 'it is ...'."""
+        self._roll.move(doing)
+
+    def at_the_end(self, will: Callable[[], object]) -> None:
+        """Have `will` called where the watch must end this process."""
+        self._watch.will = will
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: is it set on any rank?"""
@@ -205,6 +231,7 @@ class World:
         """`value` of every rank, in rank order. Values travel between our own processes only."""
         if self.size == 1:
             return [value]
+        self._roll.sign()
         out: list = [None] * self.size
         dist.all_gather_object(out, value, group=self._control)
         return out
@@ -225,6 +252,7 @@ class World:
                     dist.broadcast_object_list(told, src=0, group=self._control)
                 raise
         if self.size > 1:
+            self._roll.sign()
             dist.broadcast_object_list(outcome, src=0, group=self._control)
         if outcome[1] is not None:
             raise outcome[1]
@@ -255,10 +283,12 @@ class World:
 
     def wait(self) -> None:
         """Until every rank is here."""
+        self._roll.sign()
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Leave the process group, without which torch complains at exit, and let this process start another world."""
+        self._watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)    # accelerate keeps one per process, whatever is asked

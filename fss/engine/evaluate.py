@@ -1,9 +1,10 @@
 """From a configuration to a score: sets the ranks up, checks them, measures or goes on measuring, tells."""
 
-import contextlib
 import json
 import time
+from contextlib import closing, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from fss.data.feed import DataConfig
 from fss.data.lists import write_list
 from fss.engine.dist import World, fingerprint
+from fss.engine.evaluation.cost import episode_flops
 from fss.engine.evaluation.measure import measure
 from fss.engine.evaluation.outcome import outcome, row, tables
 from fss.engine.evaluation.plan import EvalConfig, FoldConfig, Plan, plan, require_taken
@@ -19,10 +21,12 @@ from fss.engine.evaluation.record import Record, Result
 from fss.engine.learnt import check_test
 from fss.engine.log import Log, LogConfig
 from fss.engine.loop import StopRequest
+from fss.engine.meter import peak_memory_mb
 from fss.engine.reports.evaluation import report
 from fss.engine.run import PlaceConfig, RunDir, code_version, digest, identity_of, interrupted
 from fss.engine.startup import check_ranks
 from fss.engine.tasks.task import open_shards
+from fss.engine.viewers.viewer import About
 from fss.errors import ConfigError
 from fss.methods import METHODS, load_method
 from fss.methods.base import Method
@@ -50,11 +54,9 @@ def evaluate(job: EvaluationJob, config_yaml: str) -> int:
 
     Raises UserError or ShardError for what a user can mend; finished episodes stay recorded.
     """
-    world = World.at(job.run, threads=1)    # features move in the fifth digit with the number of threads
-    try:
-        return _Evaluation(job, config_yaml, world).go()
-    finally:
-        world.close()
+    # One thread: features move in the fifth digit with the number of threads.
+    with World.at(job.run, threads=1) as world, closing(EvalDir(Path(job.run.dir))) as run:
+        return _Evaluation(job, config_yaml, world, run).go()
 
 
 class EvalDir(RunDir):
@@ -73,9 +75,10 @@ class EvalDir(RunDir):
 class _Evaluation:
     """The parts of one evaluation, put together."""
 
-    def __init__(self, job: EvaluationJob, config_yaml: str, world: World) -> None:
+    def __init__(self, job: EvaluationJob, config_yaml: str, world: World, run: EvalDir) -> None:
         self.job = job
         self.world = world
+        self.run = run
         self.shards = open_shards(job.data, world)
         self.manifest = self.shards.manifest
         self.method, self.header, self.notes = method_of(job)
@@ -85,11 +88,11 @@ class _Evaluation:
             check_test(self.method.learnt(), self.plan.fold, self.manifest.classes)
         identity = self._identity()
         manifest = identity["data.manifest"]
-        self.ranks = check_ranks(world, Path(job.run.dir), config=digest(identity), manifest=manifest)
-        self.run = EvalDir(Path(job.run.dir))
-        world.on_main(lambda: self.run.open(identity, config_yaml))
-        world.on_main(lambda: self.run.record_environment(world.size))
-        world.on_main(lambda: write_list(self.run.drawn, self.plan.episodes, self.manifest))
+        self.ranks = check_ranks(world, run.folder, config=digest(identity), manifest=manifest)
+        world.on_main(lambda: run.open(identity, config_yaml))
+        world.at_the_end(partial(run.set_status, "failed"))
+        self.environment = world.on_main(lambda: run.record_environment(world.size, world.device))
+        world.on_main(lambda: write_list(run.drawn, self.plan.episodes, self.manifest))
         for part in (self.method.trained, self.method.replica):
             part.to(world.device)
 
@@ -116,9 +119,8 @@ class _Evaluation:
     def go(self) -> int:
         """Measure what is not yet recorded; when nothing is missing, tell."""
         wanted = len(self.plan.episodes)
-        log = Log(
-            self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=wanted, unit="episodes"
-        )
+        about = About(kind="evaluate", config=self._decided(), environment=self.environment)
+        log = Log(self.run, self.job.log, active=self.world.is_main, about=about, total=wanted, unit="episodes")
         ending = "failed"
         try:
             self._set_status("running")
@@ -132,11 +134,18 @@ class _Evaluation:
             else:
                 log.say(f"{len(results)} of {wanted} episodes are recorded: type the same command to go on from there")
         finally:
-            with contextlib.suppress(OSError):    # of a disk that filled the first error tells more
+            with suppress(OSError):    # of a disk that filled the first error tells more
                 self._set_status(ending)
                 log.close(failed=ending == "failed")
         self.world.wait()    # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
+
+    def _decided(self) -> dict:
+        """The job, with what weights and protocol have brought."""
+        config, fold = asdict(self.job), self.plan.fold
+        config["episodes"] |= {"scheme": fold.scheme, "fold": fold.fold, "shots": self.plan.shots}
+        config["eval"]["seeds"] = sorted({episode.seed for episode in self.plan.episodes})
+        return config
 
     def _set_status(self, status) -> None:
         if self.world.is_main:
@@ -166,12 +175,21 @@ class _Evaluation:
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 log.say(f"about {done} of {wanted} episodes, {result.seconds:.2f} s each")
+                log.scalars(done, self._speed(result.seconds))
 
         return measure(
             self.method, self.shards, self.plan.episodes, self.plan.how, world,
             Record(self.run.episodes, world.rank), cache=self.job.eval.cache_gib, readers=self.job.data.workers,
             stop=stop, seen=seen,
         )    # fmt: skip
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        return {"speed/s_per_episode": seconds, "speed/peak_memory_mb": peak_memory_mb(self.world.device)}
+
+    def _flops(self) -> int:
+        if self.run.results.exists():    # finished before, and asked to tell it again
+            return json.loads(self.run.results.read_text())["flops"]
+        return episode_flops(self.method, self.shards, self.plan.episodes[0], self.plan.how, self.world.device)
 
     def _deliver(self, log: Log, results: list[Result]) -> None:
         """Scores into results.json, the log and the console, and the page to look at; rank 0's work."""
@@ -185,14 +203,21 @@ class _Evaluation:
                 "scoring": asdict(self.plan.how),
                 "ranks": self.world.size,
                 "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in parts.items()},
+                "flops": self._flops(),
                 **found,
             }
             write_whole(self.run.results, json.dumps(facts, indent=1).encode())
             self.run.rewind(-1)    # a finished evaluation that is asked for again tells the same once more
-            return report(self.run, self.method, self.shards, results, self.plan, self.header, self.world.device)
+            with self.world.autocast():
+                return report(self.run, self.method, self.shards, results, self.plan, self.header, self.world.device)
 
         page = self.world.on_main(deliver)
         log.row({"step": len(results), **row(found)})
+        log.scalars(len(results), self._speed(found["seconds_per_episode"]))
+        log.table(len(results), "classes", [
+            {"class": name, "IoU": one["iou"]["mean"], "deviation": one["iou"]["std"], "episodes": one["episodes"]}
+            for name, one in found["classes"].items()
+        ])    # fmt: skip
         for table in tables(found, f"{self.job.method.name}, {statement['fold']}, {self.plan.shots} shot(s), percent"):
             log.say(table)
         if found["never_met"]:
@@ -204,7 +229,8 @@ class _Evaluation:
             f"{found['seconds_per_episode']:.3f} s an episode on each rank; results: {self.run.results}"
         )
         for path in sorted(self.run.report.glob("*.png")):
-            log.picture(f"report/{path.stem}", path, len(results))
+            log.picture(len(results), f"report/{path.stem}", path)
+        log.export(len(results), self.run.results)
         log.say(f"report: {page}")
 
 

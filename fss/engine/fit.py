@@ -1,8 +1,9 @@
 """From a configuration to a finished run: sets the ranks up, checks them, trains, measures, exports, reports."""
 
-import contextlib
 import json
+from contextlib import closing, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from fss.engine.reports.training import report
 from fss.engine.run import RunDir, code_version, digest, identity_of, interrupted, read_header
 from fss.engine.startup import check_ranks
 from fss.engine.tasks import TASKS
+from fss.engine.viewers.viewer import About
 from fss.errors import ConfigError
 from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.weights import save_export
 
 MEASUREMENTS = 20    # over a run, where the configuration does not say how often
+PER_CLASS = "val/iou/"    # begins the names of what is measured of one class
 
 
 def fit(job, config_yaml: str) -> int:
@@ -30,30 +33,28 @@ def fit(job, config_yaml: str) -> int:
 
     Raises UserError or ShardError for what a user can mend; whatever was saved before stays.
     """
-    world = World.at(job.run, accumulate=job.optim.accumulate)
-    try:
-        return _Fit(job, config_yaml, world).go()
-    finally:
-        world.close()
+    with World.at(job.run, accumulate=job.optim.accumulate) as world, closing(RunDir(Path(job.run.dir))) as run:
+        return _Fit(job, config_yaml, world, run).go()
 
 
 class _Fit:
     """The parts of one training run, put together."""
 
-    def __init__(self, job, config_yaml: str, world: World) -> None:
+    def __init__(self, job, config_yaml: str, world: World, run: RunDir) -> None:
         self.name = job.method.name
         self.job = job
         self.world = world
+        self.run = run
         torch.manual_seed(job.run.seed)    # the same weights on every rank
         self.method: Method = METHODS[self.name](job.method)
         self.task = TASKS[type(self.method.consumes)](job, self.method, world)
         self.shards = self.task.shards
         manifest = digest(asdict(self.shards.manifest))
         identity = identity_of(asdict(job), manifest) | self.task.identity()
-        self.ranks = check_ranks(world, Path(job.run.dir), config=digest(identity), manifest=manifest)
-        self.run = RunDir(Path(job.run.dir))
-        world.on_main(lambda: self.run.open(identity, config_yaml))
-        world.on_main(lambda: self.run.record_environment(world.size))
+        self.ranks = check_ranks(world, run.folder, config=digest(identity), manifest=manifest)
+        world.on_main(lambda: run.open(identity, config_yaml))
+        world.at_the_end(partial(run.set_status, "failed"))
+        self.environment = world.on_main(lambda: run.record_environment(world.size, world.device))
         self.schedule = Schedule(config=job.optim, images=self.task.samples, batch=job.data.batch)
         self.checkpoints = Checkpoints(self.run.checkpoints, job.checkpoint, world)
         fresh = not world.on_main(self.checkpoints.steps)
@@ -71,8 +72,11 @@ class _Fit:
 
     def go(self) -> int:
         """Train to the end, or to the step at which a signal asked to stop; then the export and the report."""
+        about = About(
+            kind=self.task.kind, config=asdict(self.job), environment=self.environment, levels=self.method.chance()
+        )
         log = Log(
-            self.run, self.job.log, active=self.world.is_main, snapshot=asdict(self.job), total=self.schedule.steps,
+            self.run, self.job.log, active=self.world.is_main, about=about, total=self.schedule.steps,
             unit=self.task.unit,
         )    # fmt: skip
         ending = "failed"
@@ -84,7 +88,7 @@ class _Fit:
             else:
                 log.say(f"saved at step {done} as asked: type the same command to go on from there")
         finally:
-            with contextlib.suppress(OSError):    # of a disk that filled the first error tells more
+            with suppress(OSError):    # of a disk that filled the first error tells more
                 if self.world.is_main:
                     self.run.set_status(ending)
                 log.close(failed=ending == "failed")
@@ -146,17 +150,20 @@ class _Fit:
             return
         score = row.get(self.task.selects_by)
 
-        def keep() -> Path | None:
+        def keep() -> None:
             # The best score is read off the file itself, so that the two cannot disagree after a kill. Of equals the
             # later is kept.
             if score is not None and (not self.best.exists() or score >= float(read_header(self.best)["score"])):
                 self._export(self.best, done, score=score, scored_by=self.task.selects_by)
-            return self.task.picture(self.method, self.run.folder, done)
+            if drawn := self.task.picture(self.method, self.run.folder, done):
+                log.picture(done, "validation/picture", drawn.path)
+                log.table(done, "validation/examples", drawn.rows)
+            if classes := {name: iou for name, iou in row.items() if name.startswith(PER_CLASS)}:
+                table = [{"class": name.removeprefix(PER_CLASS), "IoU": iou} for name, iou in classes.items()]
+                log.table(done, "validation/classes", table)
 
-        picture = self.world.on_main(keep)
+        self.world.on_main(keep)
         log.row({"step": done, **row})    # last: a measurement without its row is made again
-        if picture:
-            log.picture("validation", picture, step=done)
 
     def _export(self, path: Path, done: int, **known: object) -> None:
         """Write the weights as they stand, and all that is known of them."""
@@ -183,11 +190,13 @@ class _Fit:
 
         page = self.world.on_main(deliver)
         for path in sorted(self.run.report.glob("*.png")):
-            log.picture(f"report/{path.stem}", path)
+            log.picture(self.schedule.steps, f"report/{path.stem}", path)
+        log.export(self.schedule.steps, last)
         log.say(f"weights: {last}")
         if self.world.is_main and self.best.exists():
             known = read_header(self.best)
             score = f"{known['scored_by']} {float(known['score']):.4g} at step {known['steps']}"
+            log.export(self.schedule.steps, self.best)
             log.say(f"best weights: {self.best}, {score}")
         log.say(f"report: {page}")
 

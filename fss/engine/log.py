@@ -1,40 +1,51 @@
-"""Where a run's numbers go: metrics.jsonl, the console, wandb. The only file that imports wandb."""
+"""Where a run's numbers go: metrics.jsonl, the console, and the viewers that were asked for."""
 
+import importlib.util
 import json
-import netrc
-import os
-import secrets
+import shutil
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
-import wandb
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from fss.engine.run import RunDir
-from fss.errors import at_least
+from fss.engine.viewers.viewer import About, Ledger, Row, Viewer
+from fss.engine.viewers.wandb_run import Keeping, Mode, WandbRun
+from fss.errors import ConfigError, at_least
 
 HEADLINE = {"loss", "top1", "miou"}    # a console line shows the values that have one of these words in their name
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is logged, how often, and to which wandb project."""
+    """What is logged, how often, and where it can be looked at."""
 
     every: int = 20
     """Optimizer steps between log lines."""
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online where an API key is found, else offline; it never asks. Offline runs: `wandb sync RUN/wandb/*`."""
+    wandb: Mode = "auto"
+    """auto: online where an API key is found, else offline; it never asks. Offline runs: `wandb sync
+    RUN/wandb/offline-run-*`."""
     project: str = "fss"
     """wandb project."""
     group: str | None = None
-    """wandb group, for runs that belong together (folds, seeds)."""
+    """wandb group, for runs of one experiment (jobs, folds, seeds); null: the folder that the run directory is in."""
+    artifacts: Keeping = "reference"
+    """Exported weights in wandb, each linked to the runs that made and used it. reference: by digest and place; upload:
+    the files too."""
+    tensorboard: bool = False
+    """Also write TensorBoard's files, RUN/tensorboard: a viewer without an account."""
 
     def __post_init__(self) -> None:
         at_least("log", self, every=1)
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError(
+                'log.tensorboard is true but TensorBoard is not installed: pip install -e ".[tensorboard]"'
+            )
 
 
 class Log:
@@ -43,11 +54,12 @@ class Log:
     total: the steps (of an evaluation: episodes) of the whole run. unit: what a batch is made of, for the console.
     """
 
-    def __init__(self, run: RunDir, config: LogConfig, *, active: bool, snapshot: dict, total: int, unit: str) -> None:
+    def __init__(self, run: RunDir, config: LogConfig, *, active: bool, about: About, total: int, unit: str) -> None:
         self._active = active
         self._total = total
         self._unit = unit
-        self._wandb = None
+        self._levels = about.levels
+        self._viewers: list[tuple[Viewer, Ledger]] = []
         if not active:
             return
         self._metrics = run.metrics
@@ -58,8 +70,9 @@ class Log:
         )    # fmt: skip
         self._task = self._bar.add_task(run.folder.name, total=total)
         self._bar.start()
-        if config.wandb != "off":
-            self._wandb = _start_wandb(run.folder, config, snapshot)
+        if not run.begun():
+            _forget(run.folder)
+        self._viewers = _open(run.folder, config, about)
 
     def say(self, text: RenderableType) -> None:
         """A line, or a table, on the console."""
@@ -72,16 +85,16 @@ class Log:
             self._bar.update(self._task, completed=step)
 
     def row(self, row: dict) -> None:
-        """A line of metrics.jsonl, on the console and in wandb. `row` holds 'step'; 'speed' may be nested."""
+        """A line of metrics.jsonl, on the console and in the viewers. `row` holds 'step'; 'speed' may be nested."""
         if not self._active:
             return
         with open(self._metrics, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.say(self._line(row))
-        if self._wandb:
-            flat = {name: value for name, value in row.items() if name not in ("step", "speed")}
-            flat |= {f"speed/{name}": value for name, value in row.get("speed", {}).items()}
-            self._wandb.log(flat, step=row["step"])
+        flat = {name: value for name, value in row.items() if name not in ("step", "speed")}
+        flat |= {f"speed/{name}": value for name, value in row.get("speed", {}).items()}
+        flat |= {f"chance/{name}": level for name, level in self._levels.items() if name in flat}
+        self.scalars(row["step"], flat)
 
     def _line(self, row: dict) -> str:
         words = [f"step {row['step']}/{self._total}"]
@@ -98,58 +111,62 @@ class Log:
             ]
         return "  ".join(words)
 
-    def picture(self, name: str, path: Path, step: int | None = None) -> None:
-        """A PNG for wandb's media panel, beside the row of `step` where one is given."""
-        if self._wandb:
-            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Values that only the viewers show."""
+        self._show(step, next(iter(values)), lambda viewer: viewer.scalars(step, values))
+
+    def distributions(self, step: int, measured: Callable[[], dict[str, Tensor]]) -> None:
+        """Histograms in the viewers; where there is none, nothing is measured."""
+        if self._viewers:
+            for name, values in measured().items():
+                array = values.cpu().numpy()
+                self._show(step, name, lambda viewer, name=name, array=array: viewer.distribution(step, name, array))
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A PNG in the viewers."""
+        self._show(step, name, lambda viewer: viewer.picture(step, name, path))
+
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        """A table in the viewers; arrays in it are pictures."""
+        self._show(step, name, lambda viewer: viewer.table(step, name, rows))
+
+    def export(self, step: int, path: Path) -> None:
+        """A file that the run leaves for others, known to the viewers from here on."""
+        self._show(step, path.name, lambda viewer: viewer.export(path))
+
+    def _show(self, step: int, name: str, send: Callable[[Viewer], None]) -> None:
+        for viewer, ledger in self._viewers:
+            if not ledger.holds(step, name):
+                send(viewer)
+                ledger.add(step, name)
 
     def close(self, *, failed: bool = False) -> None:
-        """Stop the bar and end the wandb run."""
+        """Stop the bar and end the run in the viewers."""
         if self._active:
             self._bar.stop()
-        if self._wandb:
-            self._wandb.finish(exit_code=int(failed))
-            self._wandb = None
+        for viewer, _ in self._viewers:
+            viewer.close(failed=failed)
+        self._viewers = []
 
 
-def _start_wandb(folder: Path, config: LogConfig, snapshot: dict):
-    mode = config.wandb
-    if mode == "auto":
-        mode = "online" if _has_key() else "offline"
-
-    def start(mode: str):
-        return wandb.init(
-            mode=mode,
-            dir=str(folder),
-            project=config.project,
-            group=config.group,
-            name=folder.name,
-            id=_run_id(folder),
-            resume="allow" if mode == "online" else None,
-            config=snapshot,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+def _open(folder: Path, config: LogConfig, about: About) -> list[tuple[Viewer, Ledger]]:
+    """The viewers that were asked for, and what they have got before."""
+    viewers: list[tuple[Viewer, Ledger]] = []
+    if config.wandb != "off":
+        run = WandbRun(
+            folder, about, mode=config.wandb, project=config.project, group=config.group, artifacts=config.artifacts
         )
+        viewers.append((run, Ledger(folder / "wandb.sent")))
+    if config.tensorboard:
+        from fss.engine.viewers.tensorboard import TensorBoard  # an extra, and a second of imports
 
-    try:
-        return start(mode)
-    except wandb.Error as error:
-        print(f"wandb is not reachable ({error}): logging offline, sync later", file=sys.stderr)
-        return start("offline")
-
-
-def _run_id(folder: Path) -> str:
-    """This run's id for wandb, the same at every start, another in another folder of the same name."""
-    path = folder / "wandb.id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(6))
-    return path.read_text()
+        viewers.append((TensorBoard(folder, about), Ledger(folder / "tensorboard.sent")))
+    return viewers
 
 
-def _has_key() -> bool:
-    """Is there an account to log in to without asking?"""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _forget(folder: Path) -> None:
+    """A start that left nothing to go on from may be repeated with other options: viewers must not take both for one.
+    """
+    for name in ("wandb.id", "wandb.sent", "tensorboard.sent"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -79,8 +79,7 @@ class Trainer:
             for step in range(start, total):
                 done = step + 1
                 logged = done == 1 or done == total or done % self.log_every == 0
-                with self.world.naming_the_missing():
-                    stopping, row = self._step(batches, step, stop, logged)
+                stopping, row = self._step(batches, step, stop, logged)
                 if logged:
                     for text in self.method.warnings(done, row):
                         self.log.say(f"note: {text}")
@@ -88,8 +87,10 @@ class Trainer:
                 if self.check_every and done % self.check_every == 0:
                     self._check_equal()
                 if stopping or done == total or done % self.save_every == 0:
+                    self.world.alive(f"saving step {done}")
                     self.checkpoints.save(self.state, done)
                 if not stopping or done == total:    # whoever asked to stop will not wait for a measurement
+                    self.world.alive(f"measuring after step {done}")
                     with self.meter.aside():
                         after(done)
                 if stopping:
@@ -98,7 +99,9 @@ class Trainer:
 
     def _step(self, batches: Iterator, step: int, stop: StopRequest, logged: bool) -> tuple[bool, dict]:
         """One optimizer step; returns whether a stop was asked for on any rank, and the row that was logged."""
+        self.world.alive(f"waiting for the data of step {step + 1}")
         seen, unreadable = self._fetch(batches)
+        self.world.alive(f"in step {step + 1}")
         # One word between the ranks before the forward pass and one after it: nobody leaves, saves or fails alone.
         stopping, refused = self.world.agree(stop.asked, unreadable is not None)
         if refused:
@@ -124,6 +127,7 @@ class Trainer:
         self.meter.step(self.schedule.batch)
         if logged:
             self.log.row(row | {"speed": self.meter.read()})
+            self.log.distributions(step + 1, self.method.distributions)
         return stopping, row
 
     def _fetch(self, batches: Iterator) -> tuple[list, str | None]:

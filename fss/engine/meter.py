@@ -42,15 +42,18 @@ class Meter:
     def read(self) -> dict[str, float]:
         """images_per_s (all ranks), step_s, data_wait (share of time, this rank), peak_memory_mb (this rank)."""
         elapsed = time.perf_counter() - self._start
-        if self._device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(self._device) / 2**20
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10    # Linux counts in KiB
         reading = {
             "images_per_s": self._images / elapsed,
             "step_s": elapsed / max(self._steps, 1),
             "data_wait": self._waited / elapsed,
-            "peak_memory_mb": memory,
+            "peak_memory_mb": peak_memory_mb(self._device),
         }
         self._reset()
         return {name: round(value, 4) for name, value in reading.items()}
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most MiB of the device, or of this process on a CPU, that were taken since the start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10    # Linux counts in KiB

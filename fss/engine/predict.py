@@ -41,10 +41,23 @@ class Prediction:
     labels: np.ndarray
     """uint8 [H, W]: 0 background, i the i-th of `classes`."""
     classes: tuple[str, ...]
+    sure: float | None
+    """Mean, over the pixels found, of the probability that the method's logits give to their class against the
+    background, above 0.5; None where nothing was found."""
 
     def mask(self, name: str = OBJECT) -> np.ndarray:
         """Where the class is, bool [H, W]."""
         return self.labels == self.classes.index(name) + 1
+
+    def save_labels(self, path: Path) -> None:
+        """Write the labels as a PNG of 8-bit indices whose palette has a colour for every class."""
+        labels = Image.fromarray(self.labels, "P")
+        labels.putpalette(label_maps.label_colours(len(self.classes)).round().astype(np.uint8).tobytes())
+        labels.save(path)
+
+    def overlay(self) -> np.ndarray:
+        """The query in grey, what was found in colour over it, uint8 RGB [H, W, 3]."""
+        return label_maps.tinted(self.image, self.labels, len(self.classes))
 
 
 class Segmenter:
@@ -91,8 +104,10 @@ class Segmenter:
                 features = features | self.method.encode_query(square)
             margins = [frame.margin(self.method.predict(features, shots), "original") for shots in known.values()]
         best, place = torch.stack(margins).max(0)    # [H, W] each
-        labels = torch.where(best > 0, place + 1, 0).to(torch.uint8).cpu().numpy()
-        return Prediction(image, labels, tuple(known))
+        found = best > 0
+        labels = torch.where(found, place + 1, 0).to(torch.uint8).cpu().numpy()
+        sure = float(best[found].sigmoid().mean()) if found.any() else None
+        return Prediction(image, labels, tuple(known), sure)
 
     def predict(self, query: Picture, supports: Supports | Mapping[str, Supports]) -> Prediction:
         """`learn` and `find` in one, for a single query."""
@@ -140,20 +155,38 @@ def load(
     names = [field.name for field in fields(kind.Config)]
     if unknown := sorted(options.keys() - names):
         raise ConfigError(f"{unknown[0]} is no option of {method}: it has {', '.join(names)}")
-    return Segmenter(kind(kind.Config(**options)), device=device, size=size, resize=resize)
+    config = kind.Config(**options)
+    require_taken(config, size, "size")    # before files of gigabytes are read
+    return Segmenter(kind(config), device=device, size=size, resize=resize)
 
 
-class PredictJob(Protocol):
+class MethodJob(Protocol):
+    """What `segmenter_of` needs of a job; the fields are described in launch/predict.py."""
+
+    size: int | None
+    device: str
+    method: Any
+    weights: str | None
+
+
+def segmenter_of(job: MethodJob) -> tuple[Segmenter, list[str]]:
+    """The segmenter that a command asks for, and what its user must know of it.
+
+    Raises UserError for what the user can mend.
+    """
+    require_taken(job.method, job.size, "size")    # before files of gigabytes are read
+    method, header, notes = method_of(job)
+    segmenter = Segmenter(method, device=job.device, size=job.size)
+    return segmenter, [*notes, *method.cautions(int(header.get("episodes_seen", 0)))]
+
+
+class PredictJob(MethodJob, Protocol):
     """What `segment_files` needs of a job; its fields are described in launch/predict.py."""
 
     support: list[str]
     mask: list[str]
     name: list[str]
     query: list[str]
-    size: int | None
-    device: str
-    method: Any
-    weights: str | None
 
 
 def segment_files(job: PredictJob, out: Path) -> Path:
@@ -165,8 +198,7 @@ def segment_files(job: PredictJob, out: Path) -> Path:
     """
     shots = _shots(job)
     queries = _pictures(job, out)
-    method, header, notes = method_of(job)
-    segmenter = Segmenter(method, device=job.device, size=job.size)
+    segmenter, notes = segmenter_of(job)
     known = segmenter.learn(shots)
     shown = {
         name: [label_maps.overlaid(read_photograph(p), label * (read_mask(m) == 1), len(known)) for p, m in pairs]
@@ -181,11 +213,12 @@ def segment_files(job: PredictJob, out: Path) -> Path:
         except UserError as error:
             unread.append(str(error))
             continue
-        _write(prediction, out, path.stem)
-        notes += [f"{path.name}: {remark}" for remark in method.remarks()]
+        prediction.save_labels(out / f"{path.stem}.png")
+        Image.fromarray(prediction.overlay()).save(out / f"{path.stem}_overlay.jpg")
+        notes += [f"{path.name}: {remark}" for remark in segmenter.method.remarks()]
         if len(found) < SHOWN:
             found.append((path.name, label_maps.overlaid(prediction.image, prediction.labels, len(known))))
-    for text in (*notes, *method.cautions(int(header.get("episodes_seen", 0)))):
+    for text in notes:
         print(f"note: {text}")
     label_maps.contact_sheet(shown, found, out / f"{SHEET}.png")
     if unread:
@@ -229,16 +262,6 @@ def _pictures(job: PredictJob, out: Path) -> list[Path]:
     if there := next((path for path in given if path.parent.resolve() == out.resolve()), None):
         raise UserError(f"{there} lies in --out {out}, where label maps are written: give another folder")
     return found
-
-
-def _write(prediction: Prediction, out: Path, stem: str) -> None:
-    """The label map as STEM.png, and the photograph with it in colour as STEM_overlay.jpg."""
-    classes = len(prediction.classes)
-    palette = label_maps.label_colours(classes).round().astype(np.uint8)
-    labels = Image.fromarray(prediction.labels, "P")
-    labels.putpalette(palette.tobytes())
-    labels.save(out / f"{stem}.png")
-    Image.fromarray(label_maps.tinted(prediction.image, prediction.labels, classes)).save(out / f"{stem}_overlay.jpg")
 
 
 def _name(picture: Picture) -> str:

@@ -8,24 +8,28 @@ from torch import Tensor
 
 
 class Ranks:
-    """`fss.methods.base.Peers` over the default process group."""
+    """`fss.methods.base.Peers` over the default process group. meet: called before each collective."""
 
-    def __init__(self) -> None:
+    def __init__(self, meet: Callable[[], None] = lambda: None) -> None:
+        self._meet = meet
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
 
     def gather(self, x: Tensor) -> Tensor:
+        self._meet()
         x = x.detach().contiguous()
         out = x.new_empty((self.world * x.shape[0], *x.shape[1:]))
         dist.all_gather_into_tensor(out, x)
         return out
 
     def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        self._meet()
         out = x.new_empty((sum(receive), *x.shape[1:]))
         dist.all_to_all_single(out, x.detach().contiguous(), receive, send)
         return out
 
     def sum(self, x: Tensor) -> Tensor:
+        self._meet()
         total = x.detach().clone()
         dist.all_reduce(total)
         return total
@@ -36,10 +40,10 @@ class Ranks:
     def broadcast_(self, tensors: list[Tensor]) -> None:
         self._flat(tensors, lambda flat: dist.broadcast(flat, src=0), 1)
 
-    @staticmethod
-    def _flat(tensors: list[Tensor], collective: Callable[[Tensor], object], scale: float) -> None:
+    def _flat(self, tensors: list[Tensor], collective: Callable[[Tensor], object], scale: float) -> None:
         if not tensors:
             return
+        self._meet()
         flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
         collective(flat)
         flat = flat * scale

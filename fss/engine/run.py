@@ -12,6 +12,7 @@
     NAME.safetensors     the last weights of method NAME, for other jobs; best.safetensors: those that validated best
     validation/          pictures of the same few episodes at every validation
     report/              the page to look at
+    wandb/, tensorboard/ what viewers read, see fss.engine.log; wandb.id and *.sent: under which name, and what they got
     nonfinite/           evidence of a NaN or infinite loss: batch, keys, report
 """
 
@@ -61,7 +62,7 @@ class PlaceConfig:
     threads: int | None = None
     """CPU threads of torch in each rank; null leaves what the launcher set."""
     timeout_minutes: float = 30
-    """How long a rank waits for the others before it gives up."""
+    """How long a rank, or one that it waits for, may come no further before it ends the job; 0 for ever."""
 
     def __post_init__(self) -> None:
         at_least("run", self, world=1, threads=1, timeout_minutes=0)
@@ -152,9 +153,9 @@ class RunDir:
         if self._lock:
             self._lock.close()
 
-    def record_environment(self, world: int) -> dict:
+    def record_environment(self, world: int, device: torch.device) -> dict:
         """Append a line to environment.jsonl, and return it."""
-        facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "world": world, **environment()}
+        facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "world": world, **environment(device)}
         with open(self.folder / "environment.jsonl", "a") as file:
             file.write(json.dumps(facts) + "\n")
         return facts
@@ -240,7 +241,7 @@ def code_version() -> str:
         return version("fss")
 
 
-def environment() -> dict:
+def environment(device: torch.device) -> dict:
     """What a result may depend on beside the configuration."""
     return {
         "command": shlex.join(sys.argv),
@@ -248,7 +249,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "host": platform.node(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

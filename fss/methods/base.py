@@ -112,6 +112,10 @@ class Method(abc.ABC):
         """Name of a logged value -> what guessing gives."""
         return {}
 
+    def distributions(self) -> dict[str, Tensor]:
+        """What to look at as histograms, values [n] by name. Asked for on one rank, after a step that is logged."""
+        return {}
+
     def cautions(self, images_seen: int) -> list[str]:
         """Sentences on what keeps a run over `images_seen` images from being compared with the paper's figures."""
         return []

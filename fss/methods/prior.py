@@ -218,6 +218,9 @@ class PriorExtractor(Method):
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
         return [text for watch in self._watches for text in watch.warnings(step, report)]
 
+    def distributions(self) -> dict[str, Tensor]:
+        return {name: values for watch in self._watches for name, values in watch.distributions().items()}
+
     def chance(self) -> dict[str, float]:
         levels = {name: level for watch in self._watches for name, level in watch.levels().items()}
         return {"loss": sum(level for name, level in levels.items() if name.startswith("loss/")), **levels}

@@ -2,7 +2,12 @@
 
 import math
 
+import torch
+from torch import Tensor
+
 from fss.nn.contrast import Queue
+
+LATEST, COMPARED = 64, 512    # keys whose similarities make a histogram: enough to see its shape, and soon computed
 
 
 class QueueWatch:
@@ -36,6 +41,29 @@ class QueueWatch:
     def levels(self) -> dict[str, float]:
         """What guessing gives: metric -> ln(K + 1) nats of loss, one in K + 1 hits."""
         return {f"loss/{self.name}": self.chance, f"top1/{self.name}": 1 / (len(self.queue) + 1)}
+
+    @torch.no_grad()
+    def distributions(self) -> dict[str, Tensor]:
+        """What the queue holds, by name, random vectors left out.
+
+        queue_age/NAME: for every key, the images that the network saw since it was made.
+        key_similarity/NAME_young and _old: cosine similarities of the latest keys to some of the youngest and some of
+        the oldest quarter of the others. A queue whose keys tell their age is stale; one whose keys are all alike, near
+        1, has collapsed.
+        """
+        name, queue = self.name, self.queue
+        ages = torch.arange(queue.filled)    # keys written since
+        found = {f"queue_age/{name}": ages.float() / self.keys_per_image}
+        latest = min(LATEST, -(-queue.filled // 5))
+        quarter = (queue.filled - latest) // 4
+        if not quarter:
+            return found
+        stride = -(-quarter // COMPARED)
+        keys = queue.keys[(queue.pointer - 1 - ages[:latest]).to(queue.keys.device) % len(queue)]    # [n, D]
+        for end, part in (("young", ages[latest : latest + quarter]), ("old", ages[-quarter:])):
+            others = queue.keys[(queue.pointer - 1 - part[::stride]).to(keys.device) % len(queue)]    # [m, D]
+            found[f"key_similarity/{name}_{end}"] = (keys @ others.T).flatten()
+        return found
 
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
         """About the report of a step; what can only be a passing state is said once."""

@@ -10,7 +10,7 @@ from fss.engine.run import PlaceConfig
 
 def joined(promised: int | None = None, accumulate: int = 1) -> World:
     """The world of this process on the CPU: of one rank, or of those that `tests.ranks.on_ranks` started."""
-    return World.at(PlaceConfig(world=promised, device="cpu", timeout_minutes=1), accumulate=accumulate)
+    return World.at(PlaceConfig(world=promised, device="cpu", timeout_minutes=10), accumulate=accumulate)
 
 
 @pytest.fixture

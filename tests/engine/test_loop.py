@@ -13,10 +13,13 @@ from fss.engine.log import Log, LogConfig
 from fss.engine.loop import Trainer
 from fss.engine.optim import OptimConfig, Schedule, build_optimizer
 from fss.engine.run import RunDir
+from fss.engine.viewers.viewer import About
 from fss.errors import RunError
 from tests.engine.conftest import joined
 from tests.engine.toy import Toy, batches
 from tests.ranks import on_ranks
+
+ABOUT = About(kind="pretrain", config={})
 
 
 class NoBadSamples:
@@ -37,7 +40,7 @@ def train(folder: str, steps: int, *, stop_at: int | None = None, poison: tuple 
     optimizer = build_optimizer(method, config)
     state = State(name="toy", method=method, optimizer=optimizer)
     checkpoints = Checkpoints(run.checkpoints, CheckpointConfig(every=100), world)
-    log = Log(run, LogConfig(every=1, wandb="off"), active=world.is_main, snapshot={}, total=steps, unit="images")
+    log = Log(run, LogConfig(every=1, wandb="off"), active=world.is_main, about=ABOUT, total=steps, unit="images")
     trainer = Trainer(
         method=method, optimizer=optimizer, world=world, state=state, schedule=schedule, checkpoints=checkpoints,
         log=log, bad_samples=NoBadSamples(), evidence=run.folder / "nonfinite", log_every=1, save_every=100,

@@ -62,6 +62,16 @@ def test_several_supports_and_several_classes():
     assert not np.array_equal(segmenter.predict(query, [*one, strange]).labels, alone.labels)
 
 
+def test_how_sure_it_is():
+    """The mean probability of what was found; of nothing there is none."""
+    segmenter = Segmenter(Colour(), device="cpu")
+    supports = [(scene((LEFT, RED)), marked(LEFT))]
+    plain = segmenter.predict(scene((RIGHT, RED)), supports)
+    faint = segmenter.predict(scene((RIGHT, (150, 10, 100))), supports)
+    assert 0.5 < faint.sure < plain.sure <= 1
+    assert segmenter.predict(scene(), supports).sure is None
+
+
 def rgba(mask: np.ndarray) -> np.ndarray:
     """White everywhere, the mask is in the alpha channel."""
     return np.dstack([np.full((*mask.shape, 3), 255, np.uint8), mask])
@@ -273,6 +283,12 @@ def test_commands_that_are_refused(change, words, shots, photos, tmp_path, capsy
     assert run(*change(shots, photos), "--out", tmp_path / "out") != 0
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
+
+
+def test_a_wrong_size_is_refused_before_weights_are_read(shots, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fss.engine.predict.method_of", lambda job: pytest.fail("the weights were read"))
+    assert run(*shots, "--query", photos, "--size", "500", "--out", tmp_path / "out") != 0
+    assert "size is 500: give a multiple of 16" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_picture(shots, tmp_path, capsys):

@@ -1,48 +1,60 @@
-"""A rank that hangs or dies is named by those that wait for it, within the time that was set."""
+"""A rank that is gone is named by those that waited for it."""
 
 import os
-import time
 
 import pytest
 import torch
 
 from fss.engine.dist import World
+from fss.engine.roll import Roll
 from fss.errors import RunError
+from tests.engine.conftest import joined
+from tests.engine.stores import Together
 from tests.ranks import on_ranks
 
-SECONDS = 3
+
+def test_those_who_have_come_less_far_are_missing():
+    store = Together()
+    one, two, three = (Roll(store, rank, 3) for rank in range(3))
+    for roll in (one, two, three, one, three):
+        roll.sign()
+    node = os.uname().nodename
+    assert one.missing() == three.missing() == [f"rank 1 on node {node}"]
+    assert two.missing() == []
 
 
-def waited(how: str) -> tuple[str, float]:
-    world = World(promised=2, device="cpu", precision="float32", accumulate=1, timeout_minutes=SECONDS / 60)
-    world.agree(False)
-    began = time.monotonic()
+def test_meeting_on_the_way_to_the_next_signature_accuses_nobody():
+    store = Together()
+    one, two = (Roll(store, rank, 2) for rank in range(2))
+    for roll in (one, two):
+        roll.sign()
+    one.meet()
+    one.write()
+    assert one.missing() == two.missing() == []
+
+
+def left_alone() -> str:
     try:
-        with world.naming_the_missing():
-            if world.rank == 1 and how == "hangs":
-                time.sleep(2 * SECONDS)
-                return "slept", 0
+        with joined() as world:
+            world.agree(False)
             if world.rank == 1:
                 torch.distributed.destroy_process_group()    # its sockets close, as the kernel does for the dead
-                return "gone", 0
+                return "gone"
             world.agree(False)
     except RunError as error:
-        return str(error), time.monotonic() - began
-    return "nobody was missed", 0
+        return str(error)
+    return "nobody was missed"
 
 
-@pytest.mark.parametrize("how", ["hangs", "dies"])
-def test_the_missing_rank_is_named(how):
-    text, seconds = on_ranks(2, waited, how)[0]
+def test_the_rank_that_died_is_named():
+    text, _ = on_ranks(2, left_alone)
     assert text.startswith(f"rank 1 on node {os.uname().nodename} did not come to where rank 0 waits")
-    assert "goes on from the last checkpoint" in text
-    assert seconds < 2 * SECONDS
+    assert "goes on from what was saved" in text
 
 
 def own_failure() -> str:
-    world = World(promised=2, device="cpu", precision="float32", accumulate=1, timeout_minutes=1)
     try:
-        with world.naming_the_missing():
+        with joined():
             raise RuntimeError("out of memory")
     except RuntimeError as error:
         return str(error)
@@ -50,3 +62,20 @@ def own_failure() -> str:
 
 def test_a_failure_of_its_own_is_left_as_it_is():
     assert on_ranks(2, own_failure) == ["out of memory"] * 2
+
+
+def not_all() -> str:
+    """Rank 1 never joins."""
+    if os.environ["RANK"] == "1":
+        return "absent"
+    try:
+        World(promised=2, device="cpu", precision="float32", accumulate=1, timeout_minutes=2 / 60)
+    except RunError as error:
+        return str(error)
+    return "came together"
+
+
+@pytest.mark.parametrize("world", [2])
+def test_ranks_that_never_come_are_not_waited_for(world):
+    text, _ = on_ranks(world, not_all)
+    assert text.startswith("the 2 ranks did not come together within 0.0333333 minutes")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from fss.engine import fit
 from fss.engine.validation.episodes import Validation
@@ -46,6 +47,20 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+Tolerance = tuple[float, float]    # relative, absolute
+
+
+def assert_trained_alike(one: Path, two: Path, export: str, *, logged: Tolerance, weights: Tolerance) -> None:
+    """Two runs differ by rounding only, in what they logged and in the weights that they export."""
+    for alone, together in zip(rows(one), rows(two), strict=True):
+        for row in (alone, together):
+            row.pop("speed", None)
+        assert alone == pytest.approx(together, *logged)
+    expected, found = (load_file(folder / export) for folder in (one, two))
+    for name in expected:
+        assert expected[name].float().allclose(found[name].float(), *weights), name
+
+
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Without the pictures that a training in this process draws: they take longer than a few steps."""
@@ -73,6 +88,12 @@ class Launched:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        """Rank 0 first."""
+        children = psutil.Process(self._process.pid).children()
+        return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+
     def kill(self) -> None:
         """kill -9 of the launcher and all its ranks and workers."""
         launcher = psutil.Process(self._process.pid)
@@ -80,6 +101,10 @@ class Launched:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.communicate()
+
+    def kill_one(self, which: int) -> None:
+        """kill -9 of one rank, or of the launcher alone where `which` is as large as the number of ranks."""
+        [*self.ranks, self._process][which].kill()
 
     def send(self, which: signal.Signals, *, to_ranks: bool) -> None:
         """Signal every rank, or the launcher alone."""

@@ -20,8 +20,8 @@ from fss.nn.weights import save_export
 from launch.meta_train import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
-from tests.launch.conftest import PLACE, ROOT, Launched, called, refusal, rows, run
-from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
+from tests.launch.conftest import PLACE, ROOT, Launched, assert_trained_alike, called, refusal, rows, run
+from tests.launch.test_resume import STEPS, assert_same_run, kill_after, kill_inside_a_save
 from tests.ranks import on_ranks
 from tests.wandb_file import history
 
@@ -109,7 +109,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     (offline,) = folder.glob("wandb/offline-run-*/*.wandb")
     logged = history(offline)
     assert [row["val/miou"] for row in logged if "val/miou" in row] == list(validated.values())
-    assert sum("validation/path" in row for row in logged) == 3
+    assert sum("validation/picture/path" in row for row in logged) == 3
     assert len(list((folder / "validation").glob("step_*.png"))) == 3
     assert (folder / "report" / "index.html").exists()
 
@@ -145,24 +145,12 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
     on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
-    for alone, together in zip(rows(one), rows(two), strict=True):
-        for row in (alone, together):
-            row.pop("speed", None)
-        assert alone == pytest.approx(together, rel=1e-4, abs=1e-5)
-    expected, found = (load_file(folder / "qgnet.safetensors") for folder in (one, two))
-    for name in expected:
-        assert expected[name].allclose(found[name], rtol=1e-3, atol=1e-5), name
+    assert_trained_alike(one, two, "qgnet.safetensors", logged=(1e-4, 1e-5), weights=(1e-3, 1e-5))
 
 
 def long(folder: Path, run_dir: Path) -> list[str]:
     steps = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
     return job(folder, run_dir, *steps, "--data.workers", "1")
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert_same(one, other)
-    best, same = (load_file(folder / "best.safetensors") for folder in (one, other))
-    assert all(best[name].equal(same[name]) for name in best)
 
 
 @pytest.mark.usefixtures("no_pictures")

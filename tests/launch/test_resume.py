@@ -39,6 +39,13 @@ def assert_same(one: Path, other: Path) -> None:
     assert expected_rows == found_rows
 
 
+def assert_same_run(one: Path, other: Path) -> None:
+    """As `assert_same`, of a run that keeps its best weights."""
+    assert_same(one, other)
+    best, same = (load_file(folder / "best.safetensors") for folder in (one, other))
+    assert all(best[name].equal(same[name]) for name in best)
+
+
 def kill_inside_a_save(started: Launched, folder: Path) -> None:
     """Kill as soon as a half-written checkpoint is there."""
     while not any(folder.glob("checkpoints/.step_*.tmp/state.safetensors")):

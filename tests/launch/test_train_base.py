@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from fss.config import CONFIGS
 from fss.nn.weights import load_base
 from launch.train_base import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
-from tests.launch.conftest import PLACE, ROOT, Launched, called, refusal, rows, run
-from tests.launch.test_resume import STEPS, assert_same, kill_after, kill_inside_a_save
+from tests.launch.conftest import PLACE, ROOT, Launched, assert_trained_alike, called, refusal, rows, run
+from tests.launch.test_resume import STEPS, assert_same_run, kill_after, kill_inside_a_save
 from tests.ranks import on_ranks
 
 LAUNCHER = ROOT / "launch" / "train_base.py"
@@ -109,24 +108,12 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
     on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
-    for alone, together in zip(rows(one), rows(two), strict=True):
-        for row in (alone, together):
-            row.pop("speed", None)
-        assert alone == pytest.approx(together, rel=2e-2, abs=1e-3)
-    expected, found = (load_file(folder / "base.safetensors") for folder in (one, two))
-    for name in expected:
-        assert expected[name].float().allclose(found[name].float(), rtol=1e-2, atol=1e-3), name
+    assert_trained_alike(one, two, "base.safetensors", logged=(2e-2, 1e-3), weights=(1e-2, 1e-3))
 
 
 def long(folder: Path, run_dir: Path) -> list[str]:
     steps = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
     return job(folder, run_dir, *steps, "--data.workers", "1")
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert_same(one, other)
-    best, same = (load_file(folder / "best.safetensors") for folder in (one, other))
-    assert all(best[name].equal(same[name]) for name in best)
 
 
 @pytest.mark.slow    # the engine's part of it is held by test_resume on every `make test`

@@ -72,6 +72,7 @@ def measure(
                 if record:
                     record.append(result)
                 seen(result, len(block) - len(found))
+                world.alive(f"in episode {len(found) + 1} of its {len(block)}")
                 if record and stop and stop.asked:
                     record.halt()
                 if record and record.halted:
@@ -193,6 +194,8 @@ class _Walk:
         if self._at_hand is None or self._at_hand[0] != image:
             fitted, self._frames[image] = self._reader.take(image)
             self._at_hand = image, fitted.to(self._device)
+        else:
+            self._reader.drop(image)
         return self._at_hand[1]
 
     def _describe(self, image: int, class_id: int, now: int) -> Features:

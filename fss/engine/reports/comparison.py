@@ -5,15 +5,17 @@ import io
 import json
 import shutil
 import statistics
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fss.engine.reports import charts
 from fss.engine.reports.page import Page, Picture, Table, write_page
 from fss.engine.reports.published import Cell, published
+from fss.engine.reports.spent import spent_on_evaluation, spent_on_training
 from fss.errors import RunError
 from shards.format import write_whole
 
@@ -78,7 +80,7 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
         page.pictures.append(_dots(out, number, title, rows))
         page.pictures += _worst(out, number, rows)
         page.appendix += [_costs(title, rows), _how(title, rows)]
-    page.cautions += dict.fromkeys(f"{e.cell.method}: {text}" for e in entries for text in e.cautions)
+    page.cautions += _cautions(entries)
     for suffix, written in (("csv", _csv), ("tex", _latex)):
         write_whole(out / f"tables.{suffix}", "\n".join(map(written, page.tables)).encode())
     return write_page(out, page)
@@ -186,6 +188,15 @@ def _unlike(title: str, entries: Sequence[Entry]) -> list[str]:
     return said
 
 
+def _cautions(entries: Sequence[Entry]) -> list[str]:
+    """Those of all runs, each once, with the methods that it is of."""
+    methods: dict[str, dict[str, None]] = defaultdict(dict)
+    for entry in entries:
+        for text in entry.cautions:
+            methods[text][entry.cell.method] = None
+    return [f"{', '.join(names)}: {text}" for text, names in methods.items()]
+
+
 def _dots(out: Path, number: int, title: str, rows: Sequence[Row]) -> Picture:
     """The classes of all folds, a dot for every row of the table."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -198,7 +209,8 @@ def _dots(out: Path, number: int, title: str, rows: Sequence[Row]) -> Picture:
             found[name][row.label] = statistics.fmean(ious)
     file = f"classes_{number}.png"
     charts.class_dots(found, [row.label for row in rows], out / file)
-    return Picture(title="Classes", file=file, caption=f"Intersection over union by class, per cent. {title}.")
+    caption = f"Intersection over union by class, per cent. {title}."
+    return Picture(title="Classes", file=file, caption=caption, wide=True)
 
 
 def _worst(out: Path, number: int, rows: Sequence[Row]) -> Iterator[Picture]:
@@ -219,11 +231,34 @@ def _costs(title: str, rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         first = row.entries[0].found
-        sizes = [f"{first['parameters'][part] / 1e6:.2f}" for part in ("trained", "frozen")]
+        sizes = {**first.get("parameters", {}), "flops": first.get("flops")}    # old results have neither
         seconds = statistics.median(entry.found["seconds_per_episode"] for entry in row.entries)
-        lines.append((row.label, *sizes, f"{seconds:.3f}", f"{first['encoder_passes_per_image']:.2f}"))
-    header = ("", "trained, M", "frozen, M", "s / episode and rank", "encoder passes / image")
-    return Table(title=f"Cost: {title}", header=header, rows=lines, note="Parameters in millions.")
+        counts = [_scaled(sizes.get(name), unit) for name, unit in (("trained", 1e6), ("frozen", 1e6), ("flops", 1e9))]
+        hours = [_hours(row, spent) for spent in (spent_on_training, spent_on_evaluation)]
+        lines.append((row.label, *counts, f"{seconds:.3f}", f"{first['encoder_passes_per_image']:.2f}", *hours))
+    header = (
+        "", "trained, M", "frozen, M", "GFLOP", "s / episode and rank", "encoder passes / image",
+        "hours of training", "of evaluation",
+    )    # fmt: skip
+    note = (
+        "Parameters in millions; GFLOP of an episode of one shot, both images encoded, a product and a sum "
+        "being two. Hours are the mean over the runs of the row: of all optimizer steps behind the weights, prior "
+        "extractor and base learner included, and of all episodes; on CPUs of every thread of every rank."
+    )
+    return Table(title=f"Cost: {title}", header=header, rows=lines, note=note)
+
+
+def _scaled(count: float | None, unit: float) -> str:
+    return NOTHING if count is None else f"{count / unit:.2f}"
+
+
+def _hours(row: Row, spent: Callable[[Path], Counter[str] | None]) -> str:
+    """The mean over the runs of the row, where all of them have their records."""
+    each = [spent(entry.folder) for entry in row.entries]
+    if None in each:
+        return NOTHING
+    mean = {device: sum(hours[device] for hours in each) / len(each) for device in dict.fromkeys(chain(*each))}
+    return " + ".join(f"{value:.{0 if value >= 10 else 2}f} {device}" for device, value in mean.items())
 
 
 def _how(title: str, rows: Sequence[Row]) -> Table:

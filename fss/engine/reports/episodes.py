@@ -1,7 +1,6 @@
 """What the page of a run on episodes tells: losses and validation beside those of constant answers, a validation."""
 
 import math
-import shutil
 from collections.abc import Mapping
 
 from fss.data.batch import EpisodeSpec
@@ -9,7 +8,8 @@ from fss.data.episode_feed import EpisodeData, EpisodeFeed
 from fss.data.feed import DataConfig
 from fss.engine.reports.curves import series
 from fss.engine.reports.page import Picture, Story, Verdict
-from fss.engine.run import RunDir, read_header
+from fss.engine.reports.validated import best_weights, last_picture
+from fss.engine.run import RunDir
 from fss.engine.validation.episodes import SHOWN, Validation
 from fss.methods.base import Method
 
@@ -115,32 +115,17 @@ def _error(score: float, episodes: int) -> float:
 
 
 def _best(run: RunDir, rows: list[dict], validation: Validation | None) -> str:
-    """Which weights are the best, and how they were chosen."""
     if validation is None:
         return "none chosen, as validate.split is none: the last weights are all there is"
-    best = run.folder / "best.safetensors"
-    if not best.exists():
-        return "best.safetensors is no longer there"
-    known = read_header(best)
-    count = len(series(rows, known["scored_by"])[1])
     names = ", ".join(validation.shards.manifest.classes[class_id] for class_id in validation.classes)
     kind = "novel classes, those of the test" if validation.config.split == "novel" else "base classes not learned from"
-    return (
-        f"of step {int(known['steps']):,}: the highest {known['scored_by']}, {float(known['score']):.1%}, of {count} "
-        f"validations on {len(validation.episodes):,} episodes of {kind}: {names}"
-    )
+    return best_weights(run, rows, f"{len(validation.episodes):,} episodes of {kind}: {names}")
 
 
 def _last_validation(run: RunDir, validation: Validation) -> list[Picture]:
-    """The last picture of a validation, copied beside the page."""
-    drawn = sorted((run.folder / "validation").glob("step_*.png"))
-    if not drawn:
-        return []
-    shutil.copyfile(drawn[-1], run.report / "validation.png")
-    step = int(drawn[-1].stem.removeprefix("step_"))
-    caption = (
-        f"Step {step:,}: the first {min(SHOWN, len(validation.episodes))} validation episodes, not chosen by hand and "
-        "the same at every validation; earlier ones are in the folder validation of the run. Supports are dimmed "
-        "outside of the mask. Region maps, if any, go from 0, dark, to 1, bright, under the outline of the truth."
+    return last_picture(
+        run,
+        f"the first {min(SHOWN, len(validation.episodes))} validation episodes, not chosen by hand and the same at "
+        "every validation. Supports are dimmed outside of the mask. Region maps, if any, go from 0, dark, to 1, "
+        "bright, under the outline of the truth.",
     )
-    return [Picture(title="Last validation", file="validation.png", caption=caption, wide=True)]

@@ -204,7 +204,7 @@ def _bars(folder: Path, manifest: Manifest, results: Sequence[Result], plan: Pla
     charts.class_bars(bars, folder / "classes.png", mean=100 * statistics.fmean(one.miou for one in by_seed))
     dots = " A dot is one seed, the bar their mean." if len(by_seed) > 1 else ""
     caption = f"Intersection over union by class, summed over its episodes; in brackets how many there were.{dots}"
-    return Picture(title="Classes", file="classes.png", caption=caption)
+    return Picture(title="Classes", file="classes.png", caption=caption, wide=True)
 
 
 def _every_class(found: Mapping) -> Table:

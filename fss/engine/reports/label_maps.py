@@ -56,6 +56,12 @@ def draw(rows: Sequence[Segmented], names: Sequence[str], path: Path) -> None:
     save(figure, path)
 
 
+def row(shown: Segmented, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What `draw` shows of one image, by column: pictures uint8 RGB [h, w, 3]."""
+    truth, found = (overlaid(shown.image, labels, len(names)) for labels in (shown.truth, shown.prediction))
+    return {"image": small(shown.image), "truth": truth, "prediction": found}
+
+
 def contact_sheet(
     supports: Mapping[str, Sequence[np.ndarray]], queries: Sequence[tuple[str, np.ndarray]], path: Path
 ) -> None:

@@ -1,6 +1,5 @@
 """What the page of a base learner's training tells: loss and scores beside constant answers, classes, a validation."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from fss.data.label_feed import LabelData, LabelFeed
 from fss.engine.reports.charts import Bar, class_bars
 from fss.engine.reports.curves import series
 from fss.engine.reports.page import Picture, Story, Verdict
-from fss.engine.run import RunDir, read_header
+from fss.engine.reports.validated import best_weights, last_picture
+from fss.engine.run import RunDir
 from fss.engine.validation.labels import LabelValidation
 from fss.methods.base import Method
 from shards.format import IGNORE_LABEL
@@ -95,22 +95,17 @@ def verdicts(rows: list[dict], levels: Mapping[str, float]) -> list[Verdict]:
 
 
 def _best(run: RunDir, rows: list[dict], validation: LabelValidation | None) -> str:
-    """Which weights are the best, and how they were chosen."""
-    best = run.folder / "best.safetensors"
     if validation is None:
         return "none chosen, as validate.share is 0: the last weights are all there is"
-    if not best.exists():
-        return "best.safetensors is no longer there"
-    known = read_header(best)
-    count = len(series(rows, known["scored_by"])[1])
-    return (
-        f"of step {int(known['steps']):,}: the highest {known['scored_by']}, {float(known['score']):.1%}, of {count} "
-        f"validations on {len(validation.images):,} images that were not trained on"
-    )
+    return best_weights(run, rows, f"{len(validation.images):,} images that were not trained on")
 
 
 def _pictures(run: RunDir, rows: list[dict], validation: LabelValidation) -> list[Picture]:
-    return [*_classes(run.report, rows, validation), *_last_validation(run)]
+    shown = (
+        "validation images spread over the set, not chosen by hand and the same at every validation. Novel classes and "
+        "those held out are background."
+    )
+    return [*_classes(run.report, rows, validation), *last_picture(run, shown)]
 
 
 def _classes(folder: Path, rows: Sequence[dict], validation: LabelValidation) -> list[Picture]:
@@ -133,17 +128,3 @@ def _classes(folder: Path, rows: Sequence[dict], validation: LabelValidation) ->
     if absent:
         caption += f" No validation image shows {', '.join(absent)}: not in the mean."
     return [Picture(title="Classes", file="classes.png", caption=caption)]
-
-
-def _last_validation(run: RunDir) -> list[Picture]:
-    """The last picture of a validation, copied beside the page."""
-    drawn = sorted((run.folder / "validation").glob("step_*.png"))
-    if not drawn:
-        return []
-    shutil.copyfile(drawn[-1], run.report / "validation.png")
-    step = int(drawn[-1].stem.removeprefix("step_"))
-    caption = (
-        f"Step {step:,}: validation images spread over the set, not chosen by hand and the same at every validation; "
-        "earlier ones are in the folder validation of the run. Novel classes and those held out are background."
-    )
-    return [Picture(title="Last validation", file="validation.png", caption=caption, wide=True)]

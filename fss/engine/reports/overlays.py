@@ -110,6 +110,12 @@ def episodes(rows: Sequence[Shown], path: Path) -> None:
     save(figure, path)
 
 
+def row(shown: Shown) -> dict[str, str | np.ndarray]:
+    """What `episodes` draws of one without its maps, by column: words, and pictures uint8 RGB [h, w, 3]."""
+    pictures = dict(zip(("supports", "query", "truth", "prediction"), _cells(shown, []), strict=True))
+    return {"class": shown.name, "score": shown.score, **pictures}
+
+
 def _cells(row: Shown, names: Sequence[str]) -> list[np.ndarray]:
     """The pictures of a row, uint8 [h, w, 3] each; a map that the episode does not have is left white."""
     query, truth, prediction = paint.small(row.query), paint.small_mask(row.truth), paint.small_mask(row.prediction)

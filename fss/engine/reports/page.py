@@ -32,7 +32,7 @@ class Picture:
     """Name inside the report folder."""
     caption: str
     wide: bool = False
-    """Scrolls on a narrow screen instead of shrinking until nothing can be made out."""
+    """Scrolls where it has no room instead of shrinking until nothing can be made out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def _html(page: Page, appendix: list[Table]) -> str:
     cautions = "".join(f"<p>{_text(text)}</p>" for text in page.cautions)
     pictures = "".join(
         f'<figure{" class=wide" if p.wide else ""}><h2>{_text(p.title)}</h2>'
-        f'<a href="{_text(p.file)}"><img src="{_text(p.file)}" alt="{_text(p.title)}"></a>'
+        f'<a href="{_text(p.file)}"><img {_source(p)} alt="{_text(p.title)}"></a>'
         f"<figcaption>{_text(p.caption)}</figcaption></figure>"
         for p in page.pictures
     )
@@ -207,6 +207,11 @@ def _html(page: Page, appendix: list[Table]) -> str:
 </body>
 </html>
 """
+
+
+def _source(picture: Picture) -> str:
+    """A wide picture is drawn with two pixels for one of the page; a src beside would count as one for one."""
+    return f'srcset="{_text(picture.file)} 2x"' if picture.wide else f'src="{_text(picture.file)}"'
 
 
 def _table(table: Table) -> str:
@@ -259,13 +264,15 @@ figure { margin: 0; }
 img { width: auto; max-width: 100%; height: auto; display: block; margin: 0 auto; background: #fff;
   border: 1px solid var(--rule); border-radius: 6px; }
 .wide a { display: block; overflow-x: auto; }
-@media (max-width: 760px) { .wide img { max-width: none; width: 760px; } }
+.wide img { min-width: 100%; max-width: none; }
+@media (max-width: 760px) { dl { grid-template-columns: minmax(5rem, 30%) 1fr; } }
 figcaption, .note { color: var(--dim); font-size: .92rem; margin: .5rem 0 0; max-width: 48rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: right; font-weight: 400; }
 thead th { color: var(--dim); }
 th:first-child, .words { text-align: left; }
+td:not(.words) { white-space: nowrap; }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 """

@@ -71,4 +71,4 @@ def _curves(run: RunDir, rows: list[dict], story: Story, unit: str) -> Picture:
     )
     if filling:
         caption += " While a queue is filling, most negatives are random vectors and the loss is lower than it will be."
-    return Picture(title="Curves", file="curves.png", caption=caption)
+    return Picture(title="Curves", file="curves.png", caption=caption, wide=True)

@@ -97,6 +97,7 @@ def _neighbours(folder: Path, method: Method, crops: ObjectCrops) -> Iterator[Pi
         yield Picture(
             title="Nearest neighbours",
             file="neighbours.png",
+            wide=True,
             caption="Left: a held-out crop, one of each of up to six classes, not chosen by hand. Right: those "
             "with the nearest features, their cosine similarity below. Green with a tick: the same class. Orange "
             "with a cross: another.",
@@ -119,6 +120,7 @@ def _dense(folder: Path, method: Method, shards: ShardSet, count: int = 8) -> Pi
     return Picture(
         title="Dense features",
         file="dense.png",
+        wide=True,
         caption="Main three directions of the last feature map over all images shown, as red, green and blue. Equal "
         "colours mean equal features, border effects removed; compare with the same network before training.",
     )

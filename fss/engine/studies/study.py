@@ -57,8 +57,7 @@ class Study:
 @contextmanager
 def study(job: StudyJob) -> Iterator[Study]:
     """Join the ranks and open what the job names. Raises UserError or ShardError for what a user can mend."""
-    world = World.at(job.run, threads=1)
-    try:
+    with World.at(job.run, threads=1) as world:
         shards = open_shards(job.data, world)
         method, header, _ = method_of(job)
         require_taken(method.config, job.eval.size)
@@ -69,8 +68,6 @@ def study(job: StudyJob) -> Iterator[Study]:
         for part in (method.trained, method.replica):
             part.to(world.device)
         yield Study(world=world, shards=shards, method=method, header=header, plan=what)
-    finally:
-        world.close()
 
 
 def look(

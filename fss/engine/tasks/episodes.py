@@ -18,6 +18,7 @@ from fss.methods.base import Method
 class EpisodeTask(ValidatedTask):
     """Learning from episodes of a fold's base classes; measured by episodes of classes that are left out."""
 
+    kind = "meta"
     unit = "episodes"
 
     def __init__(self, job: Any, method: Method, world: World) -> None:

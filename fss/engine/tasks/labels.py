@@ -20,6 +20,7 @@ from shards.format import Manifest, ShardError
 class LabelTask(ValidatedTask):
     """Learning the base classes of a fold from label maps; measured on images that are left out."""
 
+    kind = "base"
     unit = "images"
 
     def __init__(self, job: Any, method: Method, world: World) -> None:

@@ -10,6 +10,7 @@ from fss.data.feed import DataConfig
 from fss.engine.dist import World
 from fss.engine.reports.page import Story
 from fss.engine.run import RunDir, digest
+from fss.engine.viewers.viewer import Drawn, Kind
 from fss.methods.base import Method
 from shards.read import ShardSet
 from shards.synthetic import embed
@@ -31,6 +32,8 @@ class Task(abc.ABC):
 
     selects_by: ClassVar[str | None] = None
     """The measurement whose highest value marks the best weights."""
+    kind: ClassVar[Kind]
+    """What viewers call runs of this task."""
     unit: ClassVar[str]
     """What a batch is counted in."""
     shards: ShardSet
@@ -49,8 +52,8 @@ class Task(abc.ABC):
     def measure(self, method: Method) -> dict[str, float]:
         """What is measured at times, by name; empty where there is nothing to measure on. Collective."""
 
-    def picture(self, method: Method, run: Path, done: int) -> Path | None:
-        """A PNG in the folder of the run of what the method does after `done` steps. For one rank."""
+    def picture(self, method: Method, run: Path, done: int) -> Drawn | None:
+        """What the method does after `done` steps, as a PNG in the folder of the run and as rows. For one rank."""
         return None
 
     def identity(self) -> dict[str, object]:
@@ -82,8 +85,8 @@ class Validating(Protocol):
     def __call__(self, method: Method) -> dict[str, float]:
         """What is measured, by name. Collective."""
 
-    def picture(self, method: Method, folder: Path, done: int) -> Path:
-        """A PNG in `folder` after `done` steps."""
+    def picture(self, method: Method, folder: Path, done: int) -> Drawn:
+        """What it does after `done` steps, as a PNG in `folder` and as rows."""
 
 
 class ValidatedTask(Task):
@@ -94,7 +97,7 @@ class ValidatedTask(Task):
     def measure(self, method: Method) -> dict[str, float]:
         return self.validation(method) if self.validation else {}
 
-    def picture(self, method: Method, run: Path, done: int) -> Path | None:
+    def picture(self, method: Method, run: Path, done: int) -> Drawn | None:
         return self.validation.picture(method, run / "validation", done) if self.validation else None
 
     def identity(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ from fss.methods.base import Method
 class ViewTask(Task):
     """Contrastive pretraining on all images; measured by a kNN probe of labelled crops."""
 
+    kind = "pretrain"
     unit = "images"
 
     def __init__(self, job: Any, method: Method, world: World) -> None:

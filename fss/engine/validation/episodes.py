@@ -11,6 +11,7 @@ from fss.engine.dist import World
 from fss.engine.evaluation.measure import Scoring, measure
 from fss.engine.evaluation.metrics import scores, total
 from fss.engine.reports import overlays
+from fss.engine.viewers.viewer import Drawn
 from fss.errors import ConfigError, at_least
 from fss.methods.base import Method
 from shards.format import Manifest, ShardError
@@ -87,13 +88,17 @@ class Validation:
         self.world = world
 
     def __call__(self, method: Method) -> dict[str, float]:
-        """val/miou and val/fb_iou of `method` as it stands. Collective; equal on all ranks."""
+        """val/miou, val/fb_iou and each class's val/iou/NAME of `method` as it stands, as fractions. Collective; equal
+        on all ranks.
+        """
         results = measure(method, self.shards, self.episodes, self.how, self.world)
         found = scores(total(((result.class_id, result.counts) for result in results), self.classes))
-        return {"val/miou": found.miou, "val/fb_iou": found.fb_iou}
+        names = self.shards.manifest.classes
+        by_class = {f"val/iou/{names[class_id]}": iou for class_id, iou in found.per_class.items()}
+        return {"val/miou": found.miou, "val/fb_iou": found.fb_iou, **by_class}
 
-    def picture(self, method: Method, folder: Path, done: int) -> Path:
-        """A PNG in `folder`: supports, truth and prediction of the first episodes, the same at every validation."""
+    def picture(self, method: Method, folder: Path, done: int) -> Drawn:
+        """Supports, truth and prediction of the first episodes, the same at every validation."""
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{done:08d}.png"
         shown = [
@@ -101,7 +106,7 @@ class Validation:
             for episode in self.episodes[:SHOWN]
         ]
         overlays.episodes(shown, path)
-        return path
+        return Drawn(path, [overlays.row(one) for one in shown])
 
 
 def check_names(classes: Sequence[int], training: Manifest, validation: ShardSet) -> None:

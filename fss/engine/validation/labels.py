@@ -21,6 +21,7 @@ from fss.engine.dist import World
 from fss.engine.evaluation.measure import evaluating
 from fss.engine.reports import label_maps
 from fss.engine.validation.episodes import check_names
+from fss.engine.viewers.viewer import Drawn
 from fss.errors import ConfigError, UserError, at_least
 from fss.methods.base import Method
 from shards.format import IGNORE_LABEL, Manifest, ShardError
@@ -117,6 +118,7 @@ class LabelValidation:
         try:
             for image, labels in self._ahead(self.images[self.world.rank :: self.world.size]):
                 counts += intersections_and_unions(self.predict(method, image), labels, len(self.names))
+                self.world.alive("validating")
         except (ShardError, UserError) as error:
             failure = error
         everyone, failures = zip(*self.world.gather_objects((counts, failure)), strict=True)
@@ -134,8 +136,8 @@ class LabelValidation:
             logits = method.segment(fitted[None].to(self.world.device))    # [1, 1 + n, h, w]
         return restored(logits.float(), frame)
 
-    def picture(self, method: Method, folder: Path, done: int) -> Path:
-        """A PNG in `folder`: images, their labels and the prediction, the same images at every validation."""
+    def picture(self, method: Method, folder: Path, done: int) -> Drawn:
+        """Images, their labels and the prediction, the same images at every validation."""
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{done:08d}.png"
         rows = []
@@ -143,7 +145,7 @@ class LabelValidation:
             image, labels = self.read(index)
             rows.append(label_maps.Segmented(image=image, truth=labels, prediction=self.predict(method, image)))
         label_maps.draw(rows, self.names, path)
-        return path
+        return Drawn(path, [label_maps.row(one, self.names) for one in rows])
 
     def _ahead(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images and labels, read by threads a few ahead. Raises ShardError where one cannot be read."""

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fss.engine.reports.comparison import compare
 from fss.errors import RunError
@@ -14,9 +15,9 @@ from launch.report import main
 SCORING = {"size": 225, "resize": "exact", "resolution": "original", "labels": "own", "ignore_255": True}
 
 
-def evaluation(
+def evaluated(
     folder: Path, method: str, ious: dict[str, float], *, fold: int = 0, drawn: str = "a", options: dict | None = None,
-    scoring: dict | None = None, cautions: list[str] | None = None,
+    scoring: dict | None = None, cautions: list[str] | None = None, flops: int | None = None,
 ) -> Path:    # fmt: skip
     """A run directory as launch/evaluate.py leaves it, of one seed."""
     (folder / "report").mkdir(parents=True)
@@ -28,14 +29,17 @@ def evaluation(
         "miou": {"mean": mean, "std": None},
         "fb_iou": {"mean": 0.5, "std": None},
         "classes": {name: {"iou": {"mean": iou, "std": None}} for name, iou in ious.items()},
+        "episodes": 1440,
         "seconds_per_episode": 0.25,
         "encoder_passes_per_image": 1.0,
     }
     cell = {"method": method, "scheme": "pascal", "fold": fold, "shots": 1, "backbone": "resnet50", "size": 473}
     run = {"episodes": drawn, "method.name": method, "method.backbone": "resnet50", "method.size": 473}
     run |= {f"method.{key}": value for key, value in (options or {}).items()}
-    told = {"figures": {"cell": cell}, "cautions": cautions or []}
-    (folder / "results.json").write_text(json.dumps(found))
+    told = {"figures": {"cell": cell}, "cautions": cautions or [], "ran": {"ranks": "1 x cpu"}}
+    (folder / "results.json").write_text(json.dumps(found | ({"flops": flops} if flops else {})))
+    (folder / "environment.jsonl").write_text(json.dumps({"world": 1, "device": "cpu", "threads": 1}) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": {}, "method": {}, "weights": None}))
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "report" / "report.json").write_text(json.dumps(told))
     (folder / "report" / "worst.png").write_bytes(b"PNG")
@@ -48,10 +52,10 @@ def told(out: Path) -> dict:
 
 def test_training_runs_of_a_cell_are_one_row_beside_the_paper(tmp_path):
     runs = [
-        evaluation(tmp_path / f"q{seed}", "qgnet", {"cat": iou, "dog": 0.5}, options={"prior_weights": f"sha {seed}"})
+        evaluated(tmp_path / f"q{seed}", "qgnet", {"cat": iou, "dog": 0.5}, options={"prior_weights": f"sha {seed}"})
         for seed, iou in enumerate((0.3, 0.4, 0.5))
     ]
-    runs.append(evaluation(tmp_path / "p", "prototype", {"cat": 0.2, "dog": 0.3}, options={"scale": 20.0}))
+    runs.append(evaluated(tmp_path / "p", "prototype", {"cat": 0.2, "dog": 0.3}, options={"scale": 20.0}))
     page = told(compare(runs, tmp_path / "out").parent)
     [table] = page["tables"]
     assert table["header"] == ["", "backbone", "fold 0", "FB-IoU", "published"]
@@ -69,7 +73,7 @@ def test_training_runs_of_a_cell_are_one_row_beside_the_paper(tmp_path):
 
 def test_options_that_differ_name_the_row_and_equal_ones_do_not(tmp_path):
     runs = [
-        evaluation(tmp_path / value, "qgnet", {"cat": 0.5}, options={"prior_map": value, "dim": 256})
+        evaluated(tmp_path / value, "qgnet", {"cat": 0.5}, options={"prior_map": value, "dim": 256})
         for value in ("on", "off")
     ]
     [table] = told(compare(runs, tmp_path / "out").parent)["tables"]
@@ -77,15 +81,15 @@ def test_options_that_differ_name_the_row_and_equal_ones_do_not(tmp_path):
 
 
 def test_runs_with_and_without_weights_are_not_averaged(tmp_path):
-    given = evaluation(tmp_path / "a", "gfsam", {"cat": 0.6}, options={"sam_weights": "sha256 12"})
-    random = evaluation(tmp_path / "b", "gfsam", {"cat": 0.2}, options={"sam_weights": None})
+    given = evaluated(tmp_path / "a", "gfsam", {"cat": 0.6}, options={"sam_weights": "sha256 12"})
+    random = evaluated(tmp_path / "b", "gfsam", {"cat": 0.2}, options={"sam_weights": None})
     [table] = told(compare([given, random], tmp_path / "out").parent)["tables"]
     assert [row[0] for row in table["rows"]] == ["gfsam (sam_weights False)", "gfsam (sam_weights True)"]
 
 
 def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
-    runs = [evaluation(tmp_path / f"a{seed}", "qgnet", {"cat": iou}) for seed, iou in enumerate((0.2, 0.4))]
-    runs.append(evaluation(tmp_path / "b", "qgnet", {"cow": 0.6}, fold=1))
+    runs = [evaluated(tmp_path / f"a{seed}", "qgnet", {"cat": iou}) for seed, iou in enumerate((0.2, 0.4))]
+    runs.append(evaluated(tmp_path / "b", "qgnet", {"cow": 0.6}, fold=1))
     [table] = told(compare(runs, tmp_path / "out").parent)["tables"]
     [row] = table["rows"]
     assert table["header"][2:5] == ["fold 0", "fold 1", "mean"]
@@ -95,8 +99,8 @@ def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
 
 def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):
     runs = [
-        evaluation(tmp_path / "a", "qgnet", {"cat": 0.5}),
-        evaluation(tmp_path / "b", "gfsam", {"cat": 0.5}, scoring={"resolution": 1024}),
+        evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}),
+        evaluated(tmp_path / "b", "gfsam", {"cat": 0.5}, scoring={"resolution": 1024}),
     ]
     titles = [table["title"] for table in told(compare(runs, tmp_path / "out").parent)["tables"]]
     assert len(titles) == 2 and "1024" in titles[1]
@@ -104,9 +108,9 @@ def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):
 
 def test_unlike_episodes_and_missing_folds_are_told(tmp_path):
     runs = [
-        evaluation(tmp_path / "a", "qgnet", {"cat": 0.5}, drawn="a", cautions=["short."]),
-        evaluation(tmp_path / "b", "prototype", {"cat": 0.5}, drawn="b"),
-        evaluation(tmp_path / "c", "prototype", {"cow": 0.5}, fold=1),
+        evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}, drawn="a", cautions=["short."]),
+        evaluated(tmp_path / "b", "prototype", {"cat": 0.5}, drawn="b"),
+        evaluated(tmp_path / "c", "prototype", {"cow": 0.5}, fold=1),
     ]
     said = "\n".join(told(compare(runs, tmp_path / "out").parent)["cautions"])
     assert "fold 0 were not evaluated on the same episodes" in said
@@ -116,9 +120,60 @@ def test_unlike_episodes_and_missing_folds_are_told(tmp_path):
 
 @pytest.mark.parametrize("missing", ["results.json", "report/report.json"])
 def test_a_folder_without_a_finished_evaluation_is_refused(tmp_path, missing, capsys):
-    folder = evaluation(tmp_path / "a", "qgnet", {"cat": 0.5})
+    folder = evaluated(tmp_path / "a", "qgnet", {"cat": 0.5})
     (folder / missing).unlink()
     with pytest.raises(RunError, match="holds no finished evaluation"):
         compare([folder], tmp_path / "out")
     assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {folder} holds no finished evaluation")
+
+
+def test_equal_cautions_are_told_once(tmp_path):
+    runs = [
+        evaluated(tmp_path / name, method, {"cat": 0.5}, cautions=["short."], options={"seed": name})
+        for name, method in (("a", "qgnet"), ("b", "qgnet"), ("c", "bam"))
+    ]
+    assert told(compare(runs, tmp_path / "out").parent)["cautions"] == ["qgnet, bam: short."]
+
+
+def costs(out: Path) -> dict[str, dict[str, str]]:
+    """Row -> column -> cell of the one table of costs."""
+    [table] = [table for table in told(out)["appendix"] if table["title"].startswith("Cost")]
+    return {row[0]: dict(zip(table["header"], row, strict=True)) for row in table["rows"]}
+
+
+def trained(folder: Path, ranks: int, device: str, *, threads: int = 1, **made_from: str) -> str:
+    """A training run of 30 steps, 4 s each for 20 and 6 s each for 10; gives its weights."""
+    (folder / "report").mkdir(parents=True)
+    rows = [{"step": step, "speed": {"step_s": seconds}} for step, seconds in ((10, 4.0), (20, 4.0), (30, 6.0))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    placed(folder, ranks, device, threads, run={}, method=made_from, weights=None)
+    return str(folder / "best.safetensors")
+
+
+def placed(folder: Path, ranks: int, device: str, threads: int, **config) -> None:
+    environment = {"world": ranks, "device": device, "threads": threads}
+    (folder / "environment.jsonl").write_text(json.dumps(environment) + "\n")
+    told = folder / "report" / "report.json"
+    facts = json.loads(told.read_text()) if told.exists() else {}
+    kind = "cpu" if device == "cpu" else "cuda"
+    told.write_text(json.dumps(facts | {"ran": {"ranks": f"{ranks} x {kind}"}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_hours_are_those_of_all_runs_behind_the_weights(tmp_path):
+    """30 steps take 140 s; the prior extractor ran on 9 devices, what was trained from it on 2 cores of 3 ranks."""
+    prior = trained(tmp_path / "prior", 9, "H200", backbone_weights=str(tmp_path / "others.pth"))
+    weights = trained(tmp_path / "meta", 3, "cpu", threads=2, prior_weights=prior)
+    run = evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}, flops=3_210_000_000)
+    placed(run, 2, "H200", 1, run={}, method={"prior_weights": prior}, weights=weights)
+    untrained = evaluated(tmp_path / "b", "prototype", {"cat": 0.5})
+    placed(untrained, 1, "cpu", 4, run={}, method={}, weights=None)
+    lost = evaluated(tmp_path / "c", "bam", {"cat": 0.5})
+    placed(lost, 1, "cpu", 4, run={}, method={}, weights=str(tmp_path / "gone" / "best.safetensors"))
+    found = costs(compare([run, untrained, lost], tmp_path / "out").parent)
+    assert found["qgnet"]["hours of training"] == "0.23 CPU core + 0.35 H200"
+    assert found["qgnet"]["of evaluation"] == "0.10 H200", "1440 episodes of 0.25 s"
+    assert found["prototype"]["of evaluation"] == "0.40 CPU core"
+    assert found["prototype"]["hours of training"] == found["bam"]["hours of training"] == "\N{EM DASH}"
+    assert found["qgnet"]["GFLOP"] == "3.21" and found["bam"]["GFLOP"] == "\N{EM DASH}"

@@ -69,7 +69,7 @@ def measured(shards: ShardSet, what: Plan) -> list[Result]:
 def opened(folder: Path) -> RunDir:
     run = RunDir(folder)
     run.open({}, "")
-    run.record_environment(2)
+    run.record_environment(2, torch.device("cpu"))
     return run
 
 

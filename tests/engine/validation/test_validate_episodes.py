@@ -75,7 +75,8 @@ def test_it_scores_alike_every_time_and_draws_from_no_generator(shards, world):
     first = found(method)
     torch.rand(3)
     assert found(method) == first
-    assert set(first) == {"val/miou", "val/fb_iou"} and 0 < first["val/miou"] <= 1
+    names = {"val/miou", "val/fb_iou", "val/iou/blue"}
+    assert set(first) == names and first["val/iou/blue"] == first["val/miou"] and 0 < first["val/miou"] <= 1
     torch.manual_seed(1)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert before[0].equal(after[0]) and before[1:] == after[1:]
@@ -89,7 +90,9 @@ def test_a_plainly_coloured_object_is_found(shards, world):
 
 
 def test_its_picture_is_drawn(shards, world, tmp_path):
-    path = validation(shards, world).picture(Colour(), tmp_path / "validation", 20)
+    path, rows = validation(shards, world).picture(Colour(), tmp_path / "validation", 20)
+    assert [row["class"] for row in rows] == ["blue"] * 4
+    assert all(row[column].shape[2] == 3 for row in rows for column in ("supports", "query", "truth", "prediction"))
     assert path.name == "step_00000020.png" and path.stat().st_size > 5000
 
 

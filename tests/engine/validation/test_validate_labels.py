@@ -144,5 +144,7 @@ def test_sets_must_mean_the_same_by_a_class(shards, world):
 
 
 def test_its_picture_is_drawn(shards, world, tmp_path):
-    path = validation(shards, world).picture(by_colour(), tmp_path / "validation", 20)
+    path, rows = validation(shards, world).picture(by_colour(), tmp_path / "validation", 20)
+    assert [list(row) for row in rows] == [["image", "truth", "prediction"]] * len(rows)
+    assert all(row["truth"].shape == row["image"].shape for row in rows)
     assert path.name == "step_00000020.png" and path.stat().st_size > 10_000

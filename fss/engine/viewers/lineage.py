@@ -1,0 +1,35 @@
+"""Which of our files a run began from, and the names by which viewers know them: of a method and a digest."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fss.engine.run import read_header
+
+
+def inputs(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Option -> export of ours that a job of this nested config reads.
+
+    An evaluation's weights hold what its method was trained from, so they stand alone. Published weights are left out:
+    nothing is known of them but their path.
+    """
+    if config.get("weights"):
+        named = {"weights": config["weights"]}
+    else:
+        named = {f"method.{key}": value for key, value in config["method"].items() if key.endswith("_weights")}
+        named["run.start_from"] = config["run"].get("start_from")
+    paths = {key: Path(value) for key, value in named.items() if value}
+    return {key: path for key, path in paths.items() if is_export(path)}
+
+
+def is_export(path: Path) -> bool:
+    """Whether this is a file of weights that a run of ours wrote; a file that has gone is none."""
+    return path.suffix == ".safetensors" and path.is_file() and "method" in read_header(path)
+
+
+def name_of(path: Path) -> str:
+    """METHOD-DIGEST of weights, evaluation-DIGEST of results: equal for equal files, wherever they lie."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return f"{read_header(path)['method'] if is_export(path) else 'evaluation'}-{digest}"

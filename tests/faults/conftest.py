@@ -1,0 +1,5 @@
+"""The packed set of the launch tests."""
+
+from tests.launch.conftest import packed
+
+__all__ = ["packed"]

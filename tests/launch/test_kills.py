@@ -1,0 +1,154 @@
+"""Any process of a job, killed at any of twenty moments: every job that is started again ends as an undisturbed one.
+
+The processes are ranks and launchers; the moments lie in start-up, steps, saves, measurements, episodes and reports.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fss.engine.run import RunDir
+from shards.synthetic import synthetic
+from shards.write import pack
+from tests.data.labelled import rectangles
+from tests.launch import test_evaluate_command, test_meta_train, test_resume, test_train_base
+from tests.launch.conftest import LAUNCHER, Launched, job
+from tests.launch.test_resume import LONG, STEPS, assert_same
+from tests.ranks import on_ranks
+
+PATIENCE = 1200    # seconds for what takes one or two minutes on a machine that does nothing else
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5 * PATIENCE)]
+SAVE = "save"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A job that trains or evaluates."""
+
+    main: Callable[[list[str]], int]
+    launcher: Path
+    words: Callable[[Path, Path], list[str]]
+    """(shards, run directory) -> options."""
+    far: Callable[[Path], int]
+    """run directory -> steps or episodes done, of `end`."""
+    end: int
+    same: Callable[[Path, Path], None]
+    """Asserts that two run directories hold the same result."""
+
+
+def steps(folder: Path) -> int:
+    return max((row["step"] for row in RunDir(folder).rows() if "loss" in row), default=0)
+
+
+def episodes(folder: Path) -> int:
+    return sum(path.read_text().count("\n") for path in folder.glob("episodes/rank_*.jsonl"))
+
+
+def same_run(one: Path, other: Path) -> None:
+    """The last checkpoint, every row but its speed, and all exported weights."""
+    assert_same(one, other)
+    exports = sorted(path.name for path in one.glob("*.safetensors"))
+    assert exports == sorted(path.name for path in other.glob("*.safetensors"))
+    for name in exports:
+        expected, found = load_file(one / name), load_file(other / name)
+        assert expected.keys() == found.keys()
+        assert not [key for key in expected if not expected[key].equal(found[key])], name
+
+
+def same_counts(one: Path, other: Path) -> None:
+    """Every pixel that was counted, and the scores made of them."""
+    assert test_evaluate_command.recorded(one) == test_evaluate_command.recorded(other)
+    assert test_evaluate_command.scores(one) == test_evaluate_command.scores(other)
+
+
+def evaluation(shards: Path, folder: Path) -> list[str]:
+    return [*test_evaluate_command.job(shards, folder), *test_evaluate_command.SLOWLY]
+
+
+EVERY = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
+KINDS = {
+    "pretrain": Kind(test_resume.main, LAUNCHER, lambda *at: job(LONG, *at), steps, STEPS, same_run),
+    "meta": Kind(
+        test_meta_train.main, test_meta_train.LAUNCHER, lambda *at: job(test_meta_train.SMALL, *at, *EVERY),
+        steps, STEPS, same_run,
+    ),
+    "base": Kind(
+        test_train_base.main, test_train_base.LAUNCHER, lambda *at: job(test_train_base.SMALL, *at, *EVERY),
+        steps, STEPS, same_run,
+    ),
+    "evaluate": Kind(
+        test_evaluate_command.main, test_evaluate_command.LAUNCHER, evaluation,
+        episodes, test_evaluate_command.EPISODES, same_counts,
+    ),
+}    # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> dict[str, Path]:
+    """The set of each kind of job."""
+    folder = tmp_path_factory.mktemp("shards")
+    pack(synthetic(60), folder / "labelled", samples_per_shard=25)
+    pack(synthetic(20), folder / "unlabelled", superpixels=("slic",), samples_per_shard=12)
+    coloured = rectangles(folder / "coloured", [1, 2, 3, 4] * 5).folder
+    return {
+        "pretrain": folder / "unlabelled", "evaluate": folder / "labelled", "meta": coloured, "base": coloured,
+    }    # fmt: skip
+
+
+def moments(kind: Kind, world: int, count: int, draw: random.Random) -> Iterator[tuple[int | str, float, int]]:
+    """(how far, seconds later, who): `count` of them in order, the first of a training inside a save."""
+    places = sorted(draw.sample(range(1, kind.end), count))
+    for number, far in enumerate(places):
+        inside = number == 0 and kind.same is same_run
+        yield SAVE if inside else far, 0 if inside else draw.random() * 0.3, draw.randint(0, world)
+
+
+def killed(launched: Launched, kind: Kind, folder: Path, far: int | str, delay: float, who: int) -> None:
+    """Kill one process of a job at a moment, and see the others leave."""
+    began = time.time()
+
+    def fresh(path: Path) -> bool:
+        return path.exists() and path.stat().st_mtime > began
+
+    def come() -> bool:
+        if far == SAVE:
+            return any(fresh(path) for path in folder.glob("checkpoints/.step_*.tmp/state.safetensors"))
+        return any(fresh(folder / name) for name in ("metrics.jsonl", "status.json")) and kind.far(folder) >= far
+
+    while not come():
+        assert launched.running, f"it ended before the moment: {launched.wait()[1]}"
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert launched.running, f"it ended before the kill: {launched.wait()[1]}"
+    launched.kill_one(who)
+    code, _ = launched.wait(PATIENCE)
+    assert code
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "count"),
+    [
+        ("evaluate", 2, 3), ("evaluate", 4, 2), ("meta", 2, 3), ("meta", 4, 2), ("base", 2, 2), ("pretrain", 2, 3),
+        ("pretrain", 3, 3), ("pretrain", 4, 2),
+    ],
+)    # fmt: skip
+def test_killed_at_random_moments(tmp_path, shards, name, world, count):
+    kind, whole, cut = KINDS[name], tmp_path / "whole", tmp_path / "cut"
+
+    def words(folder: Path) -> list[str]:
+        batch = [] if name == "evaluate" else ["--data.batch", "8" if world == 4 else "6"]
+        return [*kind.words(shards[name], folder), *batch]
+
+    on_ranks(world, kind.main, [*words(whole), "--run.world", str(world)], timeout=PATIENCE)
+    for moment in moments(kind, world, count, random.Random(f"{name} {world}")):
+        print(f"{name} on {world} ranks, killed at (how far, seconds later, which process): {json.dumps(moment)}")
+        killed(Launched(world, *words(cut), launcher=kind.launcher), kind, cut, *moment)
+    code, output = Launched(world, *words(cut), launcher=kind.launcher).wait(PATIENCE)
+    assert code == 0, output
+    kind.same(whole, cut)
