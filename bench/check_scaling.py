@@ -6,9 +6,7 @@ get c / n of the rate each, and of the processor. The fastest of several tries c
 disturbs least.
 """
 
-import multiprocessing
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 from links import Cluster, Link
+from ranks import on_ranks
 from traffic import Call, Pretraining, views
 
 from fss.engine.dist import World
@@ -39,31 +38,11 @@ class Took:
     """Bytes that a rank received, on average over ranks."""
 
 
-def on_ranks(world: int, calls: list[Call]) -> tuple[list[Took], Took]:
-    """Rank 0's account of each call, and of a training step, from `world` new processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")    # the imports are done
-    answer = context.SimpleQueue()
-    ranks = [context.Process(target=_rank, args=(rank, world, port, calls, answer)) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    found = answer.get()
-    for process in ranks:
-        process.join()
-    return found
-
-
-def _rank(rank: int, world: int, port: int, calls: list[Call], answer) -> None:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (rank, rank, world, world, "127.0.0.1", port)
-    os.environ.update(zip(names, map(str, values), strict=True))
+def timed(world: int, calls: list[Call]) -> tuple[list[Took], Took]:
+    """This rank's account of each call, and of a training step, among `world` ranks."""
     torch.set_num_threads(1)
     with World(promised=world, device="cpu", precision="float32", accumulate=1, timeout_minutes=10) as ranks:
-        found = [collective(call, ranks) for call in calls], step(ranks)
-    if rank == 0:
-        answer.put(found)
+        return [collective(call, ranks) for call in calls], step(ranks)
 
 
 def collective(call: Call, world: World) -> Took:
@@ -118,7 +97,7 @@ def on_the_wire() -> int:
 
 def loopback() -> Link:
     """alpha and beta of this machine between two ranks."""
-    (tiny, large), _ = on_ranks(2, [Call("tiny", "all_reduce", 1), Call("large", "all_reduce", LARGE)])
+    (tiny, large), _ = on_ranks(2, timed, 2, [Call("tiny", "all_reduce", 1), Call("large", "all_reduce", LARGE)])
     return Link(hop=tiny.seconds / 2, rate=LARGE / (large.seconds - tiny.seconds))
 
 
@@ -127,7 +106,7 @@ def check(worlds: list[int]) -> None:
     cores = os.cpu_count()
     calls = Counter(Pretraining(**SMALL).calls(IMAGES))
     link = loopback()
-    _, alone = on_ranks(1, [])
+    _, alone = on_ranks(1, timed, 1, [])
     print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; ResNet-18, {IMAGES} images a rank, float32, one thread")
     print(f"two ranks: {1e6 * link.hop:.0f} us a hop, {link.rate / 1e9:.2f} GB/s; a step alone {alone.seconds:.2f} s\n")
     print(f"{'':32} {'MB: computed':>13} {'wire':>7} {'ms: computed':>13} {'took':>8}")
@@ -135,7 +114,7 @@ def check(worlds: list[int]) -> None:
         share = min(1, cores / world)
         here = replace(link, rate=link.rate * share)
         machine = Cluster(inside=here, between=here, node=world, trees=False)
-        each, whole = on_ranks(world, list(calls))
+        each, whole = on_ranks(world, timed, world, list(calls))
         for (call, count), took in zip(calls.items(), each, strict=True):
             wire = f"{took.wire / 1e6:7.3f}" if call.bytes >= SEEN else f"{'':7}"
             row(world, call.what, count, call.received(world), wire, machine.seconds(call, world), took.seconds)

@@ -9,15 +9,13 @@ want two quiet cores. All runs must find the same pixels.
 
 import argparse
 import json
-import multiprocessing
-import os
-import socket
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from ranks import on_ranks
 
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.folds import fold_of
@@ -76,31 +74,6 @@ def run(work: Work, cache: float) -> Run:
     return Run(results, *took)
 
 
-def on_ranks(world: int, work: Work) -> Run:
-    """The run as rank 0 of `world` processes saw it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    ranks = [context.Process(target=_rank, args=(rank, world, port, work, answer)) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    found = answer.get()
-    for process in ranks:
-        process.join()
-    return found
-
-
-def _rank(rank: int, world: int, port: int, work: Work, answer) -> None:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (rank, rank, world, world, "127.0.0.1", port)
-    os.environ.update(zip(names, map(str, values), strict=True))
-    found = run(work, CACHE_GIB)
-    if rank == 0:
-        answer.put(found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=200)
@@ -117,7 +90,7 @@ def main() -> None:
         episodes = evaluation_episodes(manifest, novel, policy, args.shots, args.episodes, [0])
         work = Work(folder, episodes, args.size, args.backbone)
         kept, anew = run(work, CACHE_GIB), run(work, 0)
-        two, four = on_ranks(2, work), on_ranks(4, work)
+        two, four = (on_ranks(ranks, run, work, CACHE_GIB) for ranks in (2, 4))
     assert kept.results == anew.results == two.results == four.results, "the runs do not find the same pixels"
 
     images = len({image for episode in episodes for image in (episode.query, *episode.supports)})

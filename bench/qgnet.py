@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from traffic import episodes
 
 from fss.data.batch import EpisodeBatch
 from fss.methods.base import Alone
@@ -132,17 +133,6 @@ class Shipped:
 
 
 VARIANTS = {"plain": Plain, "float32": Shipped, "bf16": lambda method: Shipped(method, bf16=True)}
-
-
-def episodes(batch: int, size: int) -> EpisodeBatch:
-    """Noise, with an object on a quarter of every image."""
-    image = torch.randint(0, 256, (batch, 2, 3, size, size), dtype=torch.uint8)
-    mask = torch.zeros(batch, 2, size, size, dtype=torch.uint8)
-    mask[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
-    return EpisodeBatch(
-        query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
-        class_id=torch.ones(batch, dtype=torch.int64), keys=[str(i) for i in range(batch)], replaced=[],
-    )    # fmt: skip
 
 
 def check(method: QGNet, size: int) -> None:
