@@ -101,13 +101,11 @@ class World:
         self._check_zero()
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
         self._control = dist.new_group(backend="gloo", timeout=timeout) if self.size > 1 and not cpu else None
-        store = dist.distributed_c10d._get_default_store() if self.size > 1 else None
-        self._roll = Roll(store, self.rank, self.size)
+        self._roll = Roll(dist.distributed_c10d._get_default_store() if self.size > 1 else None, self.rank, self.size)
         self.peers = Ranks(self._roll.meet) if self.size > 1 else Alone()
-        if self.size > 1:    # all are here: from now on the watch decides what takes too long
-            dist.group.WORLD._get_backend(self.device)._set_default_timeout(FOREVER)
-        if self._control:
-            self._control._get_backend(torch.device("cpu"))._set_default_timeout(FOREVER)
+        for group, at in ((dist.group.WORLD, self.device), (self._control, torch.device("cpu"))):
+            if group:    # all are here: from now on the watch decides what takes too long
+                group._get_backend(at)._set_default_timeout(FOREVER)
         self._watch = Watch(self._roll, timeout.total_seconds())
         self._watch.start()
 
@@ -209,7 +207,7 @@ class World:
         self._roll.move(doing)
 
     def at_the_end(self, will: Callable[[], object]) -> None:
-        """Have `will` called where the watch must end this process."""
+        """Have `will` called where the watch must end this process, in the place of one that was given before."""
         self._watch.will = will
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:

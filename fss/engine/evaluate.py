@@ -136,6 +136,8 @@ class _Evaluation:
         finally:
             with suppress(OSError):    # of a disk that filled the first error tells more
                 self._set_status(ending)
+                self.world.at_the_end(lambda: None)    # what became of the run is decided; viewers may take long
+                self.world.alive("ending the log")
                 log.close(failed=ending == "failed")
         self.world.wait()    # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
@@ -172,7 +174,7 @@ class _Evaluation:
             nonlocal said
             done = max(0, wanted - left * world.size)    # the ranks' shares are alike
             log.at(done)
-            if time.monotonic() - said > SAY_EVERY:
+            if left and time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 log.say(f"about {done} of {wanted} episodes, {result.seconds:.2f} s each")
                 log.scalars(done, self._speed(result.seconds))
@@ -211,6 +213,7 @@ class _Evaluation:
             with self.world.autocast():
                 return report(self.run, self.method, self.shards, results, self.plan, self.header, self.world.device)
 
+        self.world.alive("writing the report")
         page = self.world.on_main(deliver)
         log.row({"step": len(results), **row(found)})
         log.scalars(len(results), self._speed(found["seconds_per_episode"]))

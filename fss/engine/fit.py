@@ -91,6 +91,8 @@ class _Fit:
             with suppress(OSError):    # of a disk that filled the first error tells more
                 if self.world.is_main:
                     self.run.set_status(ending)
+                self.world.at_the_end(lambda: None)    # what became of the run is decided; viewers may take long
+                self.world.alive("ending the log")
                 log.close(failed=ending == "failed")
         self.world.wait()    # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
@@ -188,6 +190,7 @@ class _Fit:
             self._export(last, self.schedule.steps)
             return report(self.run, self.method, self.task, self.world.device)
 
+        self.world.alive("writing the report")
         page = self.world.on_main(deliver)
         for path in sorted(self.run.report.glob("*.png")):
             log.picture(self.schedule.steps, f"report/{path.stem}", path)

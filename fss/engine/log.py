@@ -28,8 +28,7 @@ class LogConfig:
     every: int = 20
     """Optimizer steps between log lines."""
     wandb: Mode = "auto"
-    """auto: online where an API key is found, else offline; it never asks. Offline runs: `wandb sync
-    RUN/wandb/offline-run-*`."""
+    """auto: online where an API key is found, else offline, to be sent as docs/dashboards.md says; it never asks."""
     project: str = "fss"
     """wandb project."""
     group: str | None = None

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import threading
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -22,12 +23,15 @@ class Entry:
 
 
 class Roll:
-    """store: torch's key-value store of the job, which lives with rank 0; None where a rank is alone."""
+    """store: torch's key-value store of the job, on rank 0's node and in its launcher, if it has one; None where a rank
+    is alone.
+    """
 
     def __init__(self, store: Any, rank: int, world: int) -> None:
         self._store = store
         self._keys = [f"roll/{other}" for other in range(world)]
         self._signed = 0
+        self._writing = threading.Lock()    # the watch writes too, and what is newer must land later
         self.rank = rank
         self.mine = Entry(node=platform.node())
         self.entries: list[Entry] = []
@@ -57,8 +61,9 @@ class Roll:
     def write(self) -> None:
         """Put down how far this rank is."""
         if not self.alone:
-            self.mine.writes += 1
-            self._store.set(self._keys[self.rank], json.dumps(astuple(self.mine)))
+            with self._writing:
+                self.mine.writes += 1
+                self._store.set(self._keys[self.rank], json.dumps(astuple(self.mine)))
 
     def read(self) -> None:
         """See how far the others are."""

@@ -1,6 +1,6 @@
 """Nobody waits for ever: a watch in every rank that ends the process where the job cannot go on, and says why.
 
-Collectives have no time limit of their own, since a rank may have to wait long for one that works: evaluations meet
+Collectives of ours have no time limit, since a rank may have to wait long for one that works: evaluations meet
 only at their end. What counts is whether the ranks waited for still come further. A rank that hangs in its data, its
 device or a collective is told by its own watch; one that cannot tell (stopped, killed, cut off) by those of the others.
 """
@@ -16,7 +16,7 @@ from fss.engine.roll import Roll
 
 PERIOD = 10    # seconds between looks, at most
 GIVEN_UP = 2    # exit code, that of every error which the same command may mend
-LAST_SECONDS = 5    # for the last will: the file system may be what hangs
+LAST_SECONDS = 5    # for each of the last words
 OURS = str(Path(__file__).parents[1])
 REMEDY = "the same command goes on from what was saved; run.timeout_minutes is how long this may take"
 
@@ -103,10 +103,13 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         """End a process whose main thread cannot be reached."""
-        print(f"error: {reason}; {REMEDY}", file=sys.stderr, flush=True)
-        last = threading.Thread(target=self.will, daemon=True)
-        last.start()
-        last.join(LAST_SECONDS)
+        def say() -> None:
+            print(f"error: {reason}; {REMEDY}", file=sys.stderr, flush=True)
+
+        for last in (say, self.will):    # each may fail, or hang itself: the file system may be the reason
+            thread = threading.Thread(target=last, daemon=True)
+            thread.start()
+            thread.join(LAST_SECONDS)
         os._exit(GIVEN_UP)
 
 

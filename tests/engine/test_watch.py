@@ -167,6 +167,36 @@ def test_processes_that_cannot_go_on_are_ended(how):
     assert wills == ["failed"]
 
 
+class Broken(io.StringIO):
+    """What is left of stderr where the terminal is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+class Full(io.StringIO):
+    """A pipe that nobody empties."""
+
+    def write(self, text: str) -> int:
+        threading.Event().wait()
+
+
+def speechless(stderr: io.StringIO) -> list[str]:
+    watch.LAST_SECONDS = 0.2
+    ended, wills = Ended(), []
+    world = joined()
+    world.at_the_end(lambda: wills.append("failed"))
+    sys.stderr = stderr
+    world.alive("in step 1")
+    ended.wait()
+    return wills
+
+
+@pytest.mark.parametrize("stderr", [Broken, Full])
+def test_nobody_need_hear_why(stderr):
+    assert on_ranks(1, speechless, stderr()) == [["failed"]]
+
+
 def meeting_late() -> list[int]:
     """Rank 1 works on for longer than the limit while rank 0 waits for it, as at the end of an evaluation."""
     with joined() as world:

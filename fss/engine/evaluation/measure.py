@@ -67,12 +67,13 @@ def measure(
     failure = None
     try:
         with evaluating(method), torch.inference_mode(), world.autocast():
+            world.alive(f"at its {len(block)} episodes")
             for result in _Walk(method, shards, block, how, world.device, cache).results(readers):
                 found.append(result)
                 if record:
                     record.append(result)
                 seen(result, len(block) - len(found))
-                world.alive(f"in episode {len(found) + 1} of its {len(block)}")
+                world.alive(f"past episode {len(found)} of its {len(block)}")
                 if record and stop and stop.asked:
                     record.halt()
                 if record and record.halted:

@@ -1,5 +1,6 @@
 """Runs of methods that learn from views of images."""
 
+from functools import partial
 from typing import Any
 
 from fss.engine.dist import World
@@ -28,7 +29,10 @@ class ViewTask(Task):
     def measure(self, method: Method) -> dict[str, float]:
         if self.crops is None:
             return {}
-        return probe(method, self.crops, self._world.peers, self._world.device, k=self._job.probe.k)
+        world = self._world
+        return probe(
+            method, self.crops, world.peers, world.device, k=self._job.probe.k, alive=partial(world.alive, "probing")
+        )
 
     def story(self, method: Method, run: RunDir) -> Story:
         data, seed = self._job.data, self._job.run.seed

@@ -1,5 +1,6 @@
 """The kNN probe: do the frozen features of a method tell classes apart, that it never saw a label of?"""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,9 +53,12 @@ def probe_crops(config: ProbeConfig, training: ShardSet) -> ObjectCrops | None:
 
 
 def probe(
-    method: Method, crops: ObjectCrops, peers: Peers, device: torch.device, *, batch: int = 64, k: int = 20
-) -> dict[str, float]:
+    method: Method, crops: ObjectCrops, peers: Peers, device: torch.device, *, batch: int = 64, k: int = 20,
+    alive: Callable[[], None] = lambda: None,
+) -> dict[str, float]:    # fmt: skip
     """Top-1 accuracy of a weighted kNN over one half of the crops on the other. Collective; equal on all ranks.
+
+    alive: called from time to time.
 
     Returns:
         knn/top1: share of the held-out crops whose class is found.
@@ -62,7 +66,7 @@ def probe(
         knn/images: crops used, both halves.
         knn/unreadable: crops left out because their sample could not be read.
     """
-    features, readable = embed(method, crops, peers, device, batch=batch)
+    features, readable = embed(method, crops, peers, device, batch=batch, alive=alive)
     labels = torch.tensor([row.label for row in crops.rows], device=device)    # [N]
     held_out = torch.tensor([row.held_out for row in crops.rows], device=device)    # [N]
     voters, asked = readable & ~held_out, (readable & held_out).nonzero()[:, 0]
@@ -80,8 +84,9 @@ def probe(
 
 @torch.no_grad()
 def embed(
-    method: Method, crops: ObjectCrops, peers: Peers, device: torch.device, *, batch: int = 64
-) -> tuple[Tensor, Tensor]:
+    method: Method, crops: ObjectCrops, peers: Peers, device: torch.device, *, batch: int = 64,
+    alive: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:    # fmt: skip
     """`method.encode` of all crops. Collective; equal on all ranks.
 
     Crops are cut into the same batches whatever the number of ranks, which take them in turn: features differ in the
@@ -101,6 +106,7 @@ def embed(
             features.append(method.embed(images.to(device).contiguous()))
             readable += [good for _, good in loaded]
             block.clear()    # the pixels are done with
+            alive()
     gathered = peers.gather(torch.cat(features))    # [world * rounds * batch, D]
     flags = peers.gather(torch.tensor(readable, dtype=torch.uint8, device=device))
 

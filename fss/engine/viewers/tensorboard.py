@@ -25,23 +25,27 @@ class TensorBoard(Viewer):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()    # what a kill takes back would not be written again
+        self._writer.flush()    # here as below: what a kill takes back would not be written again
 
     def distribution(self, step: int, name: str, values: np.ndarray) -> None:
         self._writer.add_histogram(name, values, step, bins=64)
+        self._writer.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
         self._writer.add_image(name, cv2.imread(str(path))[..., ::-1].copy(), step, dataformats="HWC")
+        self._writer.flush()
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         """As text: pictures in it are left out, since the picture of all of them is shown."""
         columns = [column for column, cell in rows[0].items() if not isinstance(cell, np.ndarray)]
         lines = [columns, ["---"] * len(columns), *([_text(row[column]) for column in columns] for row in rows)]
         self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
+        self._writer.flush()
 
     def export(self, path: Path) -> None:
         """TensorBoard has no files; where this one lies is said."""
         self._writer.add_text("exports", str(path))
+        self._writer.flush()
 
     def close(self, *, failed: bool) -> None:
         self._writer.close()
