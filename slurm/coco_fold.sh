@@ -35,7 +35,7 @@ if [[ $PART == *train* ]]; then
             fi
             ;;
         bam | msanet)
-            base=$RUNS/base_fold$FOLD/base.safetensors
+            base=$RUNS/base_fold$FOLD/best.safetensors
             [[ -e $base ]] || stop "there is no $base to learn from: sbatch slurm/base_fold.sh first"
             learns_from=(--method.base_weights "$base")    # which holds the backbone
             ;;

@@ -16,8 +16,6 @@ export PATH
 
 NODES=${SLURM_NNODES:-1}
 GPUS=${SLURM_GPUS_ON_NODE:-0}
-((GPUS >= ${GPUS_PER_NODE:-0})) ||
-    stop "env.sh asks for $GPUS_PER_NODE GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
 RANKS=${RANKS_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
 FOLD=${SLURM_ARRAY_TASK_ID:-0}
 # The last task of an array has the array's own number for its id: by that, SLURM would take all of its tasks.
@@ -71,13 +69,16 @@ again() {    # put the job back into the queue: it goes on from its last checkpo
 status() { sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true; }
 
 complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ranks to its end
-    local dir=$1 attempt
+    local dir=$1 attempt device=()
     shift
+    ((GPUS >= ${GPUS_PER_NODE:-0})) ||
+        stop "env.sh asks for $GPUS_PER_NODE GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
+    ((GPUS == 0)) || device=(--run.device cuda)    # or, under a driver that torch cannot use, they would idle
     for ((attempt = 0; attempt <= RESTARTS; attempt++)); do
         [[ -z $asked ]] || again "asked to stop"
         rm -f "$dir/status.json"    # what the file says afterwards, this attempt said: exit codes do not survive srun
         attend srun --nodes="$NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1 \
-            bash slurm/node.sh "$@" --run.dir "$dir" --run.world "$((NODES * RANKS))" ${PRECISION:+--run.precision "$PRECISION"} || true
+            bash slurm/node.sh "$@" --run.dir "$dir" --run.world "$((NODES * RANKS))" "${device[@]}" ${PRECISION:+--run.precision "$PRECISION"} || true
         case $(status "$dir") in
             finished) return ;;
             interrupted) again "saved as asked" ;;

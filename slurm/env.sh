@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2034    # what is set here is read by the scripts beside it
-# The one file that a site edits. Every line may also be overridden from the environment of the one who submits.
+# The one file that a site edits. What follows the first part may also be set in the environment of the one who submits.
 #
-#     source slurm/env.sh            once in a login shell, for what sbatch itself must know (first part)
+#     source slurm/env.sh            once in a login shell, for what sbatch itself must know (first part); after a change
+#                                    in a new one
 #     sbatch slurm/coco_fold.sh      the scripts read this file again, for the rest
 
 # --- What sbatch asks for. Empty: the cluster's default, or what you give sbatch. Nodes: `sbatch --nodes 4 ...`.

@@ -52,7 +52,8 @@ class PlaceConfig:
     """Where a run lives and on what it runs."""
 
     dir: str | None = None
-    """Run directory; null: runs/ and the name of the config file. The same command goes on where it stopped."""
+    """Run directory; null: runs/ and a name made from the job, its configuration file or weights, and the fold. The same
+    command goes on where it stopped."""
     world: int | None = None
     """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -97,13 +97,13 @@ class Checker:
         assert promised in (None, ranks), f"{ranks} ranks are started and run.world promises {promised}"
 
     def sbatch(self, options: list[str], settings: dict[str, str]) -> None:
-        """Its own options, and behind the script those of the launcher that it starts first."""
+        """Its own options, and behind the script, if there are any, those of the launcher that it starts first."""
         while options[0].startswith("--"):
             assert options[0].split("=")[0] in SBATCH, f"sbatch {options[0]}: teach this test"
             options = options[1 if "=" in options[0] else 2 :]
         script, *own = options
         lines = [line for line in (ROOT / script).read_text().splitlines() if not line.startswith("#")]
-        if launchers := re.findall(r"launch/\w+\.py", "\n".join(lines)):
+        if own and (launchers := re.findall(r"launch/\w+\.py", "\n".join(lines))):
             recipe = ["--config", f"configs/meta/{settings['METHOD']}_coco.yaml"] if "METHOD" in settings else []
             self.script(Path(launchers[0]), [*recipe, *own])
 

@@ -100,6 +100,7 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_program():
     """`...` stands for what differs."""
     said = "\n".join(text for room in ("fss", "shards", "launch") for path in (ROOT / room).rglob("*.py")
                      for text in texts(ast.parse(path.read_text())))
+    said += "\n".join(path.read_text() for path in (ROOT / "slurm").glob("*.sh"))
     quoted = [line.split("|")[1].strip() for line in Page("docs/troubleshooting.md").lines if line.startswith("| `")]
     messages = [cell[1:-1] for cell in quoted if not cell.endswith("no error")]
     assert len(messages) > 30
