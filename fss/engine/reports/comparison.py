@@ -131,14 +131,23 @@ def _rows(entries: Sequence[Entry]) -> list[Row]:
 
 
 def _label(entry: Entry, entries: Sequence[Entry]) -> str:
-    """The method, and the options in which runs of it differ."""
+    """The method, and the options in which runs of it differ; not those of weights that follow from the others."""
     same = [e.options for e in entries if e.cell.method == entry.cell.method]
     differing = [
-        f"{key} {value}"
+        key
         for key, value in entry.options.items()
         if key not in PLACES and any(other.get(key) != value for other in same)
     ]
-    return entry.cell.method + (f" ({', '.join(differing)})" if differing else "")
+
+    def kinds(keys: Sequence[str]) -> int:
+        return len({tuple(str(options.get(key)) for key in keys) for options in same})
+
+    for key in [key for key in differing if key.endswith("_weights")]:
+        others = [other for other in differing if other != key]
+        if kinds(others) == kinds(differing):
+            differing = others
+    shown = ", ".join(f"{key} {entry.options[key]}" for key in differing)
+    return entry.cell.method + (f" ({shown})" if shown else "")
 
 
 def _scores(title: str, rows: Sequence[Row]) -> Table:

@@ -87,6 +87,24 @@ def test_runs_with_and_without_weights_are_not_averaged(tmp_path):
     assert [row[0] for row in table["rows"]] == ["gfsam (sam_weights False)", "gfsam (sam_weights True)"]
 
 
+def test_weights_that_follow_from_another_option_are_not_named(tmp_path):
+    def run(name: str, prior_map: str, weights: str | None) -> Path:
+        return evaluated(
+            tmp_path / name, "qgnet", {"cat": 0.5}, options={"prior_map": prior_map, "prior_weights": weights}
+        )
+
+    def names(*runs: Path) -> set[str]:
+        [table] = told(compare(runs, tmp_path / f"out_{len(runs)}").parent)["tables"]
+        return {row[0] for row in table["rows"]}
+
+    on, off, unused = run("a", "on", "sha256 12"), run("b", "off", None), run("c", "off", "sha256 12")
+    assert names(on, off) == {"qgnet (prior_map on)", "qgnet (prior_map off)"}
+    assert names(on, off, unused) == {
+        "qgnet (prior_map on, prior_weights True)", "qgnet (prior_map off, prior_weights False)",
+        "qgnet (prior_map off, prior_weights True)",
+    }    # fmt: skip
+
+
 def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
     runs = [evaluated(tmp_path / f"a{seed}", "qgnet", {"cat": iou}) for seed, iou in enumerate((0.2, 0.4))]
     runs.append(evaluated(tmp_path / "b", "qgnet", {"cow": 0.6}, fold=1))
