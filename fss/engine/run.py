@@ -52,7 +52,7 @@ class PlaceConfig:
     """Where a run lives and on what it runs."""
 
     dir: str | None = None
-    """Run directory; null: runs/ and a name made from the job, its configuration file or weights, and the fold. The same
+    """Run directory; null: runs/ and a name made from the job, its recipe or weights, and the fold. The same
     command goes on where it stopped."""
     world: int | None = None
     """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
