@@ -1,7 +1,6 @@
 """`launch/meta_train.py`: recipes, what a run leaves, equal results on more ranks and after kills, refusals."""
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +19,8 @@ from fss.nn.weights import save_export
 from launch.meta_train import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
-from tests.launch.conftest import PLACE, ROOT, Launched, assert_trained_alike, called, refusal, rows, run
-from tests.launch.test_resume import STEPS, assert_same_run, kill_after, kill_inside_a_save
+from tests.launch.conftest import PLACE, ROOT, Launched, assert_trained_alike, called, refusal, rows
+from tests.launch.test_resume import STEPS, assert_same_run, kill_inside_a_save
 from tests.ranks import on_ranks
 from tests.wandb_file import history
 
@@ -159,21 +158,6 @@ def test_killed_inside_a_save_it_ends_where_it_would_have_ended(capsys, tmp_path
     assert launch(capsys, *long(coloured, whole))[0] == 0
     kill_inside_a_save(Launched(1, *long(coloured, cut), launcher=LAUNCHER), cut)
     assert launch(capsys, *long(coloured, cut))[0] == 0
-    assert_same_run(whole, cut)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
-    def words(folder: Path) -> list[str]:
-        return [*long(coloured, folder), "--data.batch", "6"]
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(world, *words(whole), launcher=LAUNCHER)
-    kill_inside_a_save(Launched(world, *words(cut), launcher=LAUNCHER), cut)
-    draw = random.Random(world)
-    kill_after(Launched(world, *words(cut), launcher=LAUNCHER), cut, draw.randint(4, 6), draw.random() * 0.3)
-    assert "resumed at step" in run(world, *words(cut), launcher=LAUNCHER)
     assert_same_run(whole, cut)
 
 

@@ -1,7 +1,6 @@
-"""The shipped launcher, killed at any moment and started again, ends where an undisturbed run ends, bit for bit."""
+"""The shipped launcher, killed or asked to stop and started again, ends where an undisturbed run ends, bit for bit."""
 
 import json
-import random
 import signal
 import time
 from functools import partial
@@ -54,27 +53,13 @@ def kill_inside_a_save(started: Launched, folder: Path) -> None:
     started.kill()
 
 
-def kill_after(started: Launched, folder: Path, step: int, delay: float) -> None:
-    """Kill `delay` seconds after `step` was logged."""
-    log = folder / "metrics.jsonl"
-    while not log.exists() or f'"step": {step},' not in log.read_text():
-        assert started.running, f"step {step} was not seen: {started.wait()[1]}"
-        time.sleep(0.01)
-    time.sleep(delay)
-    assert started.running, f"it ended before the kill: {started.wait()[1]}"
-    started.kill()
-
-
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_and_resumed(tmp_path, packed, world):
+@pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_inside_a_save_and_resumed(tmp_path, packed, world):
+    """Other moments and other jobs: test_kills.py."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     on_ranks(world, main, job(packed, whole, "--run.world", str(world), "--data.workers", "0"), timeout=240)
-
     kill_inside_a_save(Launched(world, *job(packed, cut)), cut)
-    rng = random.Random(world)    # the first checkpoint is whole once step 3 is logged, whichever of the runs did it
-    kill_after(Launched(world, *job(packed, cut)), cut, rng.randint(3, 5), rng.random() * 0.3)
-    output = run(world, *job(packed, cut))
-    assert "resumed at step" in output
+    run(world, *job(packed, cut))
     assert any(name.startswith("replica/") for name in outcome(whole)[0]), "momentum encoders and queues"
     assert_same(whole, cut)
 

@@ -1,7 +1,6 @@
-"""`launch/train_base.py`: recipes, what a run leaves, equal results on more ranks and after kills, refusals."""
+"""`launch/train_base.py`: recipes, what a run leaves, equal results on more ranks, refusals."""
 
 import json
-import random
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from fss.nn.weights import load_base
 from launch.train_base import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
-from tests.launch.conftest import PLACE, ROOT, Launched, assert_trained_alike, called, refusal, rows, run
-from tests.launch.test_resume import STEPS, assert_same_run, kill_after, kill_inside_a_save
+from tests.launch.conftest import PLACE, ROOT, assert_trained_alike, called, refusal, rows
 from tests.ranks import on_ranks
 
 LAUNCHER = ROOT / "launch" / "train_base.py"
@@ -109,26 +107,6 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
     on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
     assert_trained_alike(one, two, "base.safetensors", logged=(2e-2, 1e-3), weights=(1e-2, 1e-3))
-
-
-def long(folder: Path, run_dir: Path) -> list[str]:
-    steps = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
-    return job(folder, run_dir, *steps, "--data.workers", "1")
-
-
-@pytest.mark.slow    # the engine's part of it is held by test_resume on every `make test`
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_killed_at_any_moment_and_resumed(tmp_path, coloured, world):
-    def words(folder: Path) -> list[str]:
-        return [*long(coloured, folder), "--data.batch", "6"]
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    on_ranks(world, main, [*words(whole), "--run.world", str(world), "--data.workers", "0"], timeout=240)
-    kill_inside_a_save(Launched(world, *words(cut), launcher=LAUNCHER), cut)
-    draw = random.Random(world)
-    kill_after(Launched(world, *words(cut), launcher=LAUNCHER), cut, draw.randint(4, 6), draw.random() * 0.3)
-    assert "resumed at step" in run(world, *words(cut), launcher=LAUNCHER)
-    assert_same_run(whole, cut)
 
 
 def test_what_does_not_fit_is_refused(capsys, tmp_path, coloured):
