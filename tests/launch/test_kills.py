@@ -145,7 +145,8 @@ def test_killed_at_random_moments(tmp_path, shards, name, world, count):
         batch = [] if name == "evaluate" else ["--data.batch", "8" if world == 4 else "6"]
         return [*kind.words(shards[name], folder), *batch]
 
-    on_ranks(world, kind.main, [*words(whole), "--run.world", str(world)], timeout=PATIENCE)
+    alone = ["--run.world", str(world), "--data.workers", "0"]    # ranks of a test have no children
+    on_ranks(world, kind.main, [*words(whole), *alone], timeout=PATIENCE)
     for moment in moments(kind, world, count, random.Random(f"{name} {world}")):
         print(f"{name} on {world} ranks, killed at (how far, seconds later, which process): {json.dumps(moment)}")
         killed(Launched(world, *words(cut), launcher=kind.launcher), kind, cut, *moment)
