@@ -30,6 +30,7 @@ test: setup
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-all: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,deepspeed]"
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-slurm: setup    ## The job scripts on a real SLURM of two virtual nodes; part of test-all. Needs root and the daemons.

@@ -20,6 +20,7 @@ from tests.launch.test_meta_train import coloured  # noqa: F401    # a fixture
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),    # on CPUs DeepSpeed compiles a library at its first use
     pytest.mark.skipif(
         not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"
     ),
