@@ -61,7 +61,7 @@ class Site:
     def log(self) -> str:
         return "".join(path.read_text() for path in sorted((self.folder / "slurm" / "logs").glob("*.txt")))
 
-    def until(self, text: str, timeout: float = 300) -> None:
+    def until(self, text: str, timeout: float = 600) -> None:
         """Wait until the logs hold `text`."""
         end = time.monotonic() + timeout
         while text not in self.log():
