@@ -2,23 +2,27 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TWO_RANKS := $(BIN)/accelerate launch --config_file configs/accelerate/cpu2.yaml
 
 .PHONY: setup demo test test-all test-slurm lint bench lock
 
-setup: $(READY)
+setup: .venv/.dev
 
-$(READY): pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml constraints.txt    ## What the jobs need.
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(INSTALL) -e .
+	touch $@
+
+.venv/.dev: .venv/.ready    ## What the tests and the extras need, too.
+	$(INSTALL) -e ".[dev]"
 	touch $@
 
 PLACE := --run.world 2 --run.device cpu
 PRIOR := runs/demo/prior/prior.safetensors
 QGNET := runs/demo/qgnet/best.safetensors
 
-demo: setup    ## QGNet on the embedded data, on two processes: pretrain the prior extractor, meta-train, evaluate.
+demo: .venv/.ready    ## QGNet on the embedded data, on two processes: pretrain the prior extractor, meta-train, evaluate.
 	$(TWO_RANKS) launch/pretrain_prior.py $(PLACE) --run.dir runs/demo/prior
 	$(TWO_RANKS) launch/meta_train.py $(PLACE) --run.dir runs/demo/qgnet \
 		--method.backbone_weights $(PRIOR) --method.prior_map on --method.heads true --method.prior_weights $(PRIOR)
@@ -30,7 +34,7 @@ test: setup
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,deepspeed]"
+	$(INSTALL) -e ".[dev,deepspeed]"
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-slurm: setup    ## The job scripts on a real SLURM of two virtual nodes; part of test-all. Needs root and the daemons.
@@ -51,6 +55,7 @@ bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/cost.py
 
 lock: setup    ## Write the versions of this environment to constraints.txt.
+	$(INSTALL) -e ".[dev,deepspeed]"
 	head -n 1 constraints.txt > constraints.new
 	$(BIN)/python -m pip freeze --exclude-editable >> constraints.new
 	mv constraints.new constraints.txt
