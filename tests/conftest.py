@@ -1,19 +1,32 @@
 """Fixtures that every part of the suite shares."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")    # before torch is there: `make test` has a process a core already
 
-ROOT = Path(__file__).resolve().parent.parent
 
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Size, such as '256k' -> the root of an empty file system of that size; skips where none may be mounted."""
+    folder = tmp_path / "disk"
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real photographs, weights and golden files that lies beside a developer's checkout."""
-    folder = ROOT.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder.name}/ beside the checkout: real photographs and golden files are not here")
-    return folder
+    def mounted(size: str) -> Path:
+        if not shutil.which("mount"):
+            pytest.skip("there is no command mount on this machine, and this test wants a disk that fills")
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"a disk that fills cannot be mounted by this user here: {done.stderr.strip()}")
+        return folder
+
+    yield mounted
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)

@@ -10,6 +10,7 @@ from fss.data.folds import VOC_CLASSES, fss1000_split
 from fss.data.lists import read_list, write_list
 from fss.data.transforms import read_labelled
 from shards.format import Manifest, ShardError
+from tests.beside import shared
 from tests.data.made import manifest, pack_listed
 
 VOC = dict(enumerate(VOC_CLASSES, start=1))
@@ -116,10 +117,8 @@ def test_a_damaged_or_missing_file(tmp_path):
 @pytest.mark.parametrize("name, classes, shots", [
     ("pascal_fold0_5shot", VOC, 5), ("coco_fold1_1shot", COCO, 1), ("fss_5shot", FSS, 5),
 ])  # fmt: skip
-def test_published_lists_on_a_packed_set(name, classes, shots, shared, tmp_path):
-    published = shared / "golden" / "episodes" / f"{name}.tsv.gz"
-    if not published.is_file():
-        pytest.skip(f"no {published.name} beside the checkout")
+def test_published_lists_on_a_packed_set(name, classes, shots, tmp_path):
+    published = shared(f"golden/episodes/{name}.tsv.gz")
     shards, short = pack_listed(published, tmp_path / "packed", classes, rows=12)
     episodes = read_list(short, shards.manifest, shots)
     rows = [line.split("\t") for line in short.read_text().splitlines()]

@@ -18,6 +18,7 @@ from fss.data.view_feed import ViewDataConfig
 from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
+from tests.beside import shared
 from tests.data.packed import write_set
 
 COUNTS = [9, 2, 14, 1, 6]    # 32 samples
@@ -245,12 +246,12 @@ def test_workers_end_with_the_trainer(shards, tmp_path, end, code):
         time.sleep(0.1)
 
 
-def test_real_photographs(shared, tmp_path):
+def test_real_photographs(tmp_path):
     """Packed by the shipped packer: both superpixel algorithms, both readings, no sample lost."""
     from shards.sources.folder import folder
     from shards.write import pack
 
-    for path in sorted((shared / "data/realmini/coco/images").iterdir())[:6]:
+    for path in sorted(shared("data/realmini/coco/images").iterdir())[:6]:
         (tmp_path / path.name).symlink_to(path)
     pack(folder(tmp_path), tmp_path / "set", superpixels=["slic", "felzenszwalb"], samples_per_shard=4)
     shards = ShardSet(tmp_path / "set")

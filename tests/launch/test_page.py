@@ -194,7 +194,6 @@ def test_without_gradio_it_is_said_how_to_get_it(monkeypatch, capsys):
 
 def test_ports_that_cannot_be_had(weights, capsys):
     assert "port is 70000: give 1 to 65535" in refusal(main, capsys, "--weights", str(weights), "--port", "70000")
-    pytest.importorskip("gradio", reason="gradio is not installed")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -13,6 +13,7 @@ from fss.nn.backbones import BACKBONES, make_backbone
 from fss.nn.norm import Standardise
 from fss.nn.weights import load_backbone
 from shards.codec import decode_image
+from tests.beside import shared
 
 RESNETS = [("resnet18", stem) for stem in ("torchvision", "deep")] + [
     ("resnet50", stem) for stem in ("torchvision", "deep", "original")
@@ -207,10 +208,10 @@ def auc(positive: list[float], negative: list[float]) -> float:
     return float(np.mean(np.array(positive)[:, None] > np.array(negative)))
 
 
-def test_real_weights_find_an_object_in_another_photograph(shared):
+def test_real_weights_find_an_object_in_another_photograph():
     """Nearness to the mean feature of an object, not of its surroundings, ranks another photograph of its class."""
-    voc = shared / "data" / "realmini" / "voc20"
-    path = shared / "data" / "weights" / "resnet50_imagenet_v1_stride_in_conv1.safetensors"
+    voc = shared("data/realmini/voc20")
+    path = shared("data/weights/resnet50_imagenet_v1_stride_in_conv1.safetensors")
     backbones = {name: make_backbone("resnet50", stem="original") for name in ("random", "trained")}
     backbones["trained"].load_state_dict(load_backbone(path, "resnet50", "original"))
 

@@ -8,6 +8,7 @@ from fss.errors import WeightsError
 from fss.nn.backbones import make_backbone
 from fss.nn.resnet import BACKBONES
 from fss.nn.weights import load_backbone, load_export, load_prior, load_start, save_export
+from tests.beside import shared
 
 
 def official_moco(dim: int = 16, queue: int = 32, sides: str = "qk", backbone: str = "resnet18") -> dict:
@@ -193,8 +194,8 @@ def test_files_of_other_methods_are_refused_in_a_sentence(tmp_path):
         load_prior(tmp_path / "deep.pth.tar")
 
 
-def test_original_weights_as_they_are_passed_around(shared):
-    path = shared / "data" / "weights" / "resnet50_imagenet_v1_stride_in_conv1.safetensors"
+def test_original_weights_as_they_are_passed_around():
+    path = shared("data/weights/resnet50_imagenet_v1_stride_in_conv1.safetensors")
     state = load_backbone(path, "resnet50", "original")
     skeleton("resnet50", "original").load_state_dict(state, assign=True)
     assert all(t.dtype in (torch.float32, torch.int64) for t in state.values())

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden"
+from tests.beside import SHARED
+
+DEFAULT = SHARED / "golden"
 QUICK = 3    # of the files that take long; the others are marked slow
 SUFFIXES = (".npz", ".tsv", ".tsv.gz")
 
@@ -37,7 +39,7 @@ def pytest_generate_tests(metafunc):
     files = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES)) if folder.is_dir() else []
     if given and not files:
         raise pytest.UsageError(f"--golden {folder}: no {', '.join(SUFFIXES)} file in it")
-    missing = pytest.mark.skip(reason="no recorded reference runs: give --golden DIR")
+    missing = pytest.mark.skip(reason=f"no recorded runs in {folder}: give --golden DIR")
     ids = [p.relative_to(folder).as_posix().split(".")[0] for p in files]
     smallest = sorted((p for p in files if _takes_long(p)), key=lambda p: (p.stat().st_size, p))[:QUICK]
     rows = [

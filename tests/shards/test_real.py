@@ -15,14 +15,15 @@ from shards.sources.coco import coco
 from shards.sources.fss1000 import fss1000
 from shards.sources.voc import voc
 from shards.write import pack
+from tests.beside import shared
 
 FEW = 24
 AMOUNTS = [FEW, pytest.param(None, marks=pytest.mark.slow)]    # None: all
 
 
 @pytest.fixture(scope="session")
-def real(shared) -> Path:
-    return shared / "data" / "realmini"
+def real() -> Path:
+    return shared("data/realmini")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def test_bash_reads_it(script):
 
 def test_shellcheck_finds_nothing():
     if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed")
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
     found = subprocess.run(
         ["shellcheck", "-x", "-P", ".", *SCRIPTS, "tests/slurm/cluster.sh"], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,0 +1,15 @@
+"""What lies beside a developer's checkout and comes with no release: recorded runs, photographs, weights."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared(name: str) -> Path:
+    """A file or folder of ../shared; skips the test where there is none."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"there is no ../shared/{name} beside this checkout: only the developers' machines have it")
+    return path
