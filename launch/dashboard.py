@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from fss.config import command
-from fss.engine.dashboard import markdown, publish
+from fss.engine.viewers.dashboard import markdown, publish
 
 
 @command

@@ -15,7 +15,7 @@ ONLY_IN = {
     "accelerate": {"fss/engine/dist.py"},
     "torch.distributed": {"fss/engine/dist.py", "fss/engine/ranks.py"},
     "wandb": {"fss/engine/viewers/wandb_run.py"},
-    "wandb_workspaces": {"fss/engine/dashboard.py"},
+    "wandb_workspaces": {"fss/engine/viewers/dashboard.py"},
     "jsonargparse": {"fss/config.py"},
     "gradio": {"fss/engine/web_page.py"},
     "segment_anything": {"fss/nn/sam.py"},

@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fss.config import CONFIGS
-from fss.engine.charts import PAGES
-from fss.engine.viewers.lineage import name_of
+from fss.engine.lineage import name_of
+from fss.engine.viewers.charts import PAGES
 from launch import evaluate, meta_train, pretrain_prior, train_base
 from tests.data.labelled import rectangles
 from tests.launch.conftest import SMALL

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from fss.engine.lineage import weights_of
 from fss.engine.reports.curves import series
 from fss.engine.run import RunDir
 
-OURS = ("weights", "prior_weights", "base_weights")    # options that name an export of a run
-OFTEN_OTHERS = ("start_from", "backbone_weights")
+OURS = ("weights", "method.prior_weights", "method.base_weights")    # options that can only name an export of a run
 CORE = "CPU core"    # each thread of a rank keeps one busy
 
 
@@ -43,13 +43,9 @@ def spent_on_training(folder: Path) -> Counter[str] | None:
 
 def _made_from(folder: Path) -> Iterator[Path]:
     """The run directories of the weights that a run began with."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    given = {"weights": config.get("weights"), **config["run"], **config["method"]}
-    for key, path in given.items():
-        if path and key in OURS + OFTEN_OTHERS:
-            run = Path(path).parent
-            if key in OURS or (run / "run.json").exists():
-                yield run
+    for key, path in weights_of(yaml.safe_load((folder / "config.yaml").read_text())).items():
+        if key in OURS or (path.parent / "run.json").exists():
+            yield path.parent
 
 
 def _place(folder: Path) -> tuple[int, str, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from fss.engine.charts import PAGES
+from fss.engine.viewers.charts import PAGES
 from fss.engine.viewers.viewer import About, Kind, Row, Viewer
 
 

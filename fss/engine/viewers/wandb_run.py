@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import wandb
 
+from fss.engine.lineage import inputs, is_export, name_of
 from fss.engine.run import read_header
-from fss.engine.viewers.lineage import inputs, is_export, name_of
 from fss.engine.viewers.viewer import About, Row, Viewer
 from fss.errors import RunError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fss.engine.charts import PAGES, Chart
+from fss.engine.viewers.charts import PAGES, Chart
 from fss.engine.viewers.viewer import Kind
 from fss.engine.viewers.wandb_run import reaching_wandb
 from fss.errors import ConfigError

@@ -9,12 +9,12 @@ import pytest
 import wandb_workspaces.workspaces as ws
 from wandb import errors
 
-from fss.engine.charts import PAGES
-from fss.engine.dashboard import markdown, workspaces
+from fss.engine.viewers.charts import PAGES
+from fss.engine.viewers.dashboard import markdown, workspaces
 from launch.dashboard import main
 from tests.launch.conftest import called, refusal
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "dashboards.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "dashboards.md"
 
 
 @pytest.fixture

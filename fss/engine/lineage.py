@@ -8,19 +8,21 @@ from typing import Any
 from fss.engine.run import read_header
 
 
-def inputs(config: Mapping[str, Any]) -> dict[str, Path]:
-    """Option -> export of ours that a job of this nested config reads.
+def weights_of(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Option -> file of weights that a job of this nested config begins with.
 
-    An evaluation's weights hold what its method was trained from, so they stand alone. Published weights are left out:
-    nothing is known of them but their path.
+    An evaluation's weights hold what its method was trained from, so they stand alone.
     """
     if config.get("weights"):
-        named = {"weights": config["weights"]}
-    else:
-        named = {f"method.{key}": value for key, value in config["method"].items() if key.endswith("_weights")}
-        named["run.start_from"] = config["run"].get("start_from")
-    paths = {key: Path(value) for key, value in named.items() if value}
-    return {key: path for key, path in paths.items() if is_export(path)}
+        return {"weights": Path(config["weights"])}
+    named = {f"method.{key}": value for key, value in config["method"].items() if key.endswith("_weights")}
+    named["run.start_from"] = config["run"].get("start_from")
+    return {key: Path(value) for key, value in named.items() if value}
+
+
+def inputs(config: Mapping[str, Any]) -> dict[str, Path]:
+    """`weights_of`, of which only exports of ours: of published weights nothing is known but their path."""
+    return {key: path for key, path in weights_of(config).items() if is_export(path)}
 
 
 def is_export(path: Path) -> bool:
