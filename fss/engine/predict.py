@@ -43,7 +43,7 @@ class Prediction:
     classes: tuple[str, ...]
     sure: float | None
     """Mean, over the pixels found, of the probability that the method's logits give to their class against the
-    background, above 0.5; None where nothing was found."""
+    background, above 0.5; None where nothing was found, or where the method gives no probabilities."""
 
     def mask(self, name: str = OBJECT) -> np.ndarray:
         """Where the class is, bool [H, W]."""
@@ -106,7 +106,7 @@ class Segmenter:
         best, place = torch.stack(margins).max(0)    # [H, W] each
         found = best > 0
         labels = torch.where(found, place + 1, 0).to(torch.uint8).cpu().numpy()
-        sure = float(best[found].sigmoid().mean()) if found.any() else None
+        sure = float(best[found].sigmoid().mean()) if self.method.probable and found.any() else None
         return Prediction(image, labels, tuple(known), sure)
 
     def predict(self, query: Picture, supports: Supports | Mapping[str, Supports]) -> Prediction:

@@ -183,10 +183,10 @@ def _segmented(
     seconds = time.monotonic() - began
     path = _new(folder, f"{Path(query).stem}_mask.png")
     found.save_labels(Path(path))
-    if found.sure is None:
-        words = "**Nothing found**"
-    else:
-        words = f"**{found.mask().mean():.1%} of the picture**, of which the method is {found.sure:.0%} sure,"
+    share = found.mask().mean()
+    words = f"**{share:.1%} of the picture**" if share else "**Nothing found**"
+    if found.sure is not None:
+        words += f", of which the method is {found.sure:.0%} sure,"
     sentence = f"{words} by {len(examples)} example{'s' if len(examples) > 1 else ''} in {seconds:.2f} s."
     remarks = "".join(f"\n\n{remark}" for remark in segmenter.method.remarks())
     return found.overlay(), sentence + remarks, gr.DownloadButton(value=path, interactive=True), *_shown(examples)

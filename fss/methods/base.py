@@ -76,6 +76,8 @@ class Method(abc.ABC):
     """Whether there is anything to train; without, `trained` is empty and `loss` raises TypeError."""
     encodes_queries: ClassVar[bool] = False
     """Whether a query needs more than `encode` gives: then `encode_query` is called, too."""
+    probable: ClassVar[bool] = True
+    """Whether the logits of `predict` are those of probabilities; else only their sign means the class."""
 
     trained: nn.Module
     replica: nn.Module

@@ -33,6 +33,7 @@ class GFSAM(Method):
 
     Config = GFSAMConfig
     learns = False
+    probable = False
 
     def __init__(self, config: GFSAMConfig):
         """Raises WeightsError where a file of weights does not fit."""

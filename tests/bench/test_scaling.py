@@ -2,11 +2,12 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+from tests.places import ROOT
+
+sys.path.insert(0, str(ROOT / "bench"))
 
 from links import Cluster, Link, control, network
 from scaling import Cost, Job, main

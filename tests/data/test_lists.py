@@ -10,8 +10,8 @@ from fss.data.folds import VOC_CLASSES, fss1000_split
 from fss.data.lists import read_list, write_list
 from fss.data.transforms import read_labelled
 from shards.format import Manifest, ShardError
-from tests.beside import shared
 from tests.data.made import manifest, pack_listed
+from tests.places import shared
 
 VOC = dict(enumerate(VOC_CLASSES, start=1))
 COCO = {i: f"class {i}" for i in range(1, 81)}

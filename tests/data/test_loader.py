@@ -18,8 +18,8 @@ from fss.data.view_feed import ViewDataConfig
 from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
-from tests.beside import shared
 from tests.data.packed import write_set
+from tests.places import shared
 
 COUNTS = [9, 2, 14, 1, 6]    # 32 samples
 SPEC = ViewSpec(size=16, local="patch", patch_size=8)

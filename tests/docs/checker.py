@@ -28,7 +28,8 @@ from accelerate.commands.launch import launch_command_parser
 from fss.config import parse
 from fss.methods import METHODS
 from fss.nn.weights import save_export
-from tests.docs.pages import ROOT, words
+from tests.docs.pages import words
+from tests.places import ROOT
 
 OURS = ("bench/", "configs/", "docs/", "fss/", "launch/", "shards/", "slurm/", "tests/")
 MADE = ("slurm/logs/", "fss/methods/projected.py", "configs/meta/projected.yaml")    # below OURS, but not shipped

@@ -16,7 +16,8 @@ from fss.methods.qgnet import QGNet
 from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.weights import save_export
 from tests.docs.checker import MADE, OURS, Checker
-from tests.docs.pages import PAGES, ROOT, SHELL, Page
+from tests.docs.pages import PAGES, SHELL, Page
+from tests.places import ROOT
 
 SHOWN = ("text", "diff", "yaml")
 JOBS = (PretrainJob, BaseJob, MetaTrainJob, EvalJob)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, Page, words
+from tests.docs.pages import Page, words
+from tests.places import ROOT
 from tests.ranks import forked
 
 PAGE = Page("docs/own_method.md")

@@ -12,6 +12,7 @@ import fss
 from fss.engine.own_pictures import read_mask, read_photograph
 from fss.engine.predict import Segmenter
 from fss.errors import UserError
+from fss.methods.gfsam import GFSAM
 from launch.predict import main
 from tests.engine.episode_toy import Colour
 from tests.methods.tiny_gfsam import GRID, SIZE, STAND_INS
@@ -62,14 +63,17 @@ def test_several_supports_and_several_classes():
     assert not np.array_equal(segmenter.predict(query, [*one, strange]).labels, alone.labels)
 
 
-def test_how_sure_it_is():
-    """The mean probability of what was found; of nothing there is none."""
+def test_how_sure_it_is(monkeypatch):
+    """The mean probability of what was found; of nothing there is none, nor by a method whose logits are none."""
     segmenter = Segmenter(Colour(), device="cpu")
     supports = [(scene((LEFT, RED)), marked(LEFT))]
     plain = segmenter.predict(scene((RIGHT, RED)), supports)
     faint = segmenter.predict(scene((RIGHT, (150, 10, 100))), supports)
     assert 0.5 < faint.sure < plain.sure <= 1
     assert segmenter.predict(scene(), supports).sure is None
+    monkeypatch.setattr(Colour, "probable", GFSAM.probable)
+    likeness = segmenter.predict(scene((RIGHT, RED)), supports)
+    assert likeness.mask().any() and likeness.sure is None
 
 
 def rgba(mask: np.ndarray) -> np.ndarray:

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from launch.pretrain_prior import main
-from tests.launch.conftest import LAUNCHER, ROOT, job
+from tests.launch.conftest import LAUNCHER, job
 from tests.launch.test_resume import LONG, assert_same
+from tests.places import ROOT
 from tests.ranks import on_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

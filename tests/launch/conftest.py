@@ -18,8 +18,8 @@ from fss.engine.validation.episodes import Validation
 from fss.engine.validation.labels import LabelValidation
 from shards.synthetic import synthetic
 from shards.write import pack
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
 PLACE = ["--run.device", "cpu", "--run.threads", "1", "--log.wandb", "off"]
 SMALL = [

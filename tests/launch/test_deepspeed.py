@@ -13,10 +13,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.launch import conftest
-from tests.launch.conftest import ROOT, Launched, rows, run
+from tests.launch.conftest import Launched, rows, run
 from tests.launch.test_meta_train import LAUNCHER as META
 from tests.launch.test_meta_train import SMALL as META_SMALL
 from tests.launch.test_meta_train import coloured  # noqa: F401    # a fixture
+from tests.places import ROOT
 
 pytestmark = [
     pytest.mark.slow,

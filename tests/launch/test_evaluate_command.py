@@ -15,7 +15,8 @@ from fss.nn.weights import save_export
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.launch.conftest import ROOT, Launched, refusal, run
+from tests.launch.conftest import Launched, refusal, run
+from tests.places import ROOT
 
 LAUNCHER = ROOT / "launch" / "evaluate.py"
 EPISODES = 60

@@ -19,8 +19,9 @@ from fss.nn.weights import save_export
 from launch.meta_train import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
-from tests.launch.conftest import PLACE, ROOT, Launched, assert_trained_alike, called, refusal, rows
+from tests.launch.conftest import PLACE, Launched, assert_trained_alike, called, refusal, rows
 from tests.launch.test_resume import STEPS, assert_same_run, kill_inside_a_save
+from tests.places import ROOT
 from tests.ranks import on_ranks
 from tests.wandb_file import history
 

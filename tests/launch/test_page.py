@@ -22,7 +22,8 @@ from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.weights import save_export
 from launch.page import main
 from tests.browser import Browser, browser
-from tests.launch.conftest import ROOT, refusal
+from tests.launch.conftest import refusal
+from tests.places import ROOT
 
 PATIENCE = 120    # seconds that anything on the page may take
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.launch import conftest
-from tests.launch.conftest import LAUNCHER, ROOT, run
+from tests.launch.conftest import LAUNCHER, run
 from tests.launch.test_resume import LONG, assert_same
+from tests.places import ROOT
 from tests.ranks import free_port
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ from fss.nn.weights import load_base
 from launch.train_base import main
 from tests.data.labelled import rectangles
 from tests.launch import conftest
-from tests.launch.conftest import PLACE, ROOT, assert_trained_alike, called, refusal, rows
+from tests.launch.conftest import PLACE, assert_trained_alike, called, refusal, rows
+from tests.places import ROOT
 from tests.ranks import on_ranks
 
 LAUNCHER = ROOT / "launch" / "train_base.py"

@@ -13,7 +13,7 @@ from fss.nn.backbones import BACKBONES, make_backbone
 from fss.nn.norm import Standardise
 from fss.nn.weights import load_backbone
 from shards.codec import decode_image
-from tests.beside import shared
+from tests.places import shared
 
 RESNETS = [("resnet18", stem) for stem in ("torchvision", "deep")] + [
     ("resnet50", stem) for stem in ("torchvision", "deep", "original")

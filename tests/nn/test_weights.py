@@ -8,7 +8,7 @@ from fss.errors import WeightsError
 from fss.nn.backbones import make_backbone
 from fss.nn.resnet import BACKBONES
 from fss.nn.weights import load_backbone, load_export, load_prior, load_start, save_export
-from tests.beside import shared
+from tests.places import shared
 
 
 def official_moco(dim: int = 16, queue: int = 32, sides: str = "qk", backbone: str = "resnet18") -> dict:

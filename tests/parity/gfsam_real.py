@@ -18,7 +18,7 @@ from fss.methods.gfsam import GFSAM
 from fss.methods.gfsam_config import GFSAMConfig
 from fss.nn.alignment import align, prompts
 from fss.nn.pointgraph import Outcome, segment
-from tests.beside import SHARED, shared
+from tests.places import SHARED, shared
 
 DATA = SHARED / "data"
 SIZE = 1024

@@ -4,7 +4,6 @@ Without batch norm the recorded two ranks are one rank with their batches togeth
 """
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from fss.data.batch import ViewBatch
 from fss.methods.base import Alone
 from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
-from tests.beside import shared
+from tests.places import ROOT, shared
 
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_moco.py"
+BENCH = ROOT / "bench" / "plain_moco.py"
 
 
 class Vectors(torch.nn.Module):

@@ -1,16 +1,15 @@
 """The plain GF-SAM that speed is measured against makes the recorded decisions too."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gfsam import NOISE, SIZE, unpack
 
-from tests.beside import shared
+from tests.places import ROOT, shared
 
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_gfsam.py"
+BENCH = ROOT / "bench" / "plain_gfsam.py"
 FILES = ["c08_grid18_1shot", "c11_noisy_5shot", "c13_samdecoder_1shot", "d03_empty_reference", "d08_absent_class"]
 """One of each kind; the others take seconds each at full resolution and pass as well."""
 

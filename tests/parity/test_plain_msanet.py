@@ -1,7 +1,6 @@
 """The plain MSANet that speed is measured against gives the recorded values too."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from torch.nn import functional as F
 from fss.nn.fem import segmentation_loss
 from fss.nn.multisim import Attention
 from fss.nn.region import resize
-from tests.beside import shared
+from tests.places import ROOT, shared
 
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "plain_msanet.py"
+BENCH = ROOT / "bench" / "plain_msanet.py"
 
 
 @pytest.mark.parametrize("name", ["msanet_1shot.npz", "msanet_5shot.npz"])

@@ -18,7 +18,7 @@ from shards.sources.deepglobe import deepglobe
 from shards.sources.isaid import isaid
 from shards.sources.isic import isic
 from shards.write import pack
-from tests.beside import shared
+from tests.places import shared
 from tests.shards.native import palette_png, photograph
 
 

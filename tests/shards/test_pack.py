@@ -7,7 +7,7 @@ import pytest
 
 from launch.pack import main
 from shards.format import Manifest
-from tests.conftest import ROOT
+from tests.places import ROOT
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:

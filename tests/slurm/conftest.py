@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import ROOT
 from tests.ranks import free_port
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 HOW = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"

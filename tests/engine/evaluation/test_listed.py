@@ -3,9 +3,9 @@
 from fss.data.folds import VOC_CLASSES
 from fss.data.lists import read_list
 from fss.engine.evaluation.measure import Scoring, measure
-from tests.beside import shared
 from tests.data.made import pack_listed
 from tests.engine.episode_toy import Colour
+from tests.places import shared
 
 
 def test_a_published_list_is_evaluated(world, tmp_path):

@@ -3,7 +3,6 @@
 import builtins
 import json
 import socket
-from pathlib import Path
 
 import pytest
 import wandb_workspaces.workspaces as ws
@@ -13,8 +12,9 @@ from fss.engine.viewers.charts import PAGES
 from fss.engine.viewers.dashboard import markdown, workspaces
 from launch.dashboard import main
 from tests.launch.conftest import called, refusal
+from tests.places import ROOT
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "dashboards.md"
+DOCUMENT = ROOT / "docs" / "dashboards.md"
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""What lies beside a developer's checkout and comes with no release: recorded runs, photographs, weights."""
+"""Where things lie: the checkout, and beside a developer's what comes with no release (recorded runs, photographs)."""
 
 from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 def shared(name: str) -> Path:
