@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fss.nn.in_place import OverwritingBatchNorm2d
+
 
 class Ranks(Protocol):
     """The ranks that a batch is spread over."""
@@ -82,30 +84,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return _Normalise.apply(
             x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, ranks
         )
-
-
-class OverwritingBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d that, on a CPU and where no gradient is asked for, writes over its input, bit for bit the same.
-
-    A tenth of a ResNet's pass in training mode is the page faults and the traffic of maps that are new. For networks
-    in which nobody else reads what a batch norm is given. Compiled, and on other devices, this is a plain BatchNorm2d.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        unused = [torch.empty_like(self.running_mean) for _ in range(2)]    # mean and deviation, for a backward pass
-        state = self.weight, self.bias, self.running_mean, self.running_var, self.training, self.momentum, self.eps
-        return torch.native_batch_norm(x, *state, out=(x, *unused))[0]
-
-
-def overwrite_inputs(module: nn.Module) -> None:
-    """Make every BatchNorm2d inside `module` an OverwritingBatchNorm2d, in place; its state stays what it is."""
-    for layer in module.modules():
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = OverwritingBatchNorm2d
 
 
 def synchronise(module: nn.Module, ranks: Callable[[], Ranks]) -> None:

@@ -11,7 +11,6 @@ from fss.nn.norm import (
     Standardise,
     SyncBatchNorm2d,
     has_batch_norm,
-    overwrite_inputs,
     running_statistics,
     synchronise,
 )
@@ -88,37 +87,6 @@ def test_alone_it_is_the_plain_layer():
     expected, found = plain(x), alone(x)
     assert torch.equal(found, expected) and found.grad_fn.name() == expected.grad_fn.name()
     assert all(map(torch.equal, alone.state_dict().values(), plain.state_dict().values()))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("training", [True, False])
-def test_without_gradients_an_input_is_overwritten_by_just_what_the_plain_layer_gives(training, layout, dtype):
-    plain = nn.Sequential(nn.BatchNorm2d(5))
-    nn.init.uniform_(plain[0].weight)
-    nn.init.normal_(plain[0].bias)
-    plain(torch.randn(8, 5, 4, 4))
-    over = copy.deepcopy(plain)
-    overwrite_inputs(over)
-    for module in (plain, over):
-        module.train(training)
-    x = torch.randn(3, 5, 7, 6).to(dtype, memory_format=layout)
-    with torch.no_grad():
-        expected = plain(x)
-        found = over(x)
-    assert torch.equal(found, expected) and found.data_ptr() == x.data_ptr() and found.dtype == dtype
-    assert all(map(torch.equal, over.state_dict().values(), plain.state_dict().values()))
-
-
-def test_with_gradients_an_input_is_left_alone():
-    over = nn.Sequential(nn.BatchNorm2d(3))
-    overwrite_inputs(over)
-    x = torch.randn(4, 3, 2, 2)
-    before = x.clone()
-    over(x).sum().backward()
-    assert torch.equal(x, before) and over[0].weight.grad is not None
-    synchronise(over, Idle)
-    assert type(over[0]) is SyncBatchNorm2d
 
 
 def test_batch_norm_is_found():
