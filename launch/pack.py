@@ -3,15 +3,16 @@
     python launch/pack.py voc --root VOC2012 --ids VOC2012/ImageSets/Segmentation/train.txt --out packed/voc
     python launch/pack.py coco --images train2017 --annotations annotations/instances_train2017.json --out packed/coco
     python launch/pack.py fss1000 --root fewshot_data --out packed/fss1000
+    python launch/pack.py indexed --images photos --masks index_maps --classes names.txt --out packed/mine
     python launch/pack.py lvis --images coco --annotations lvis_v1_val.json --out packed/lvis
     python launch/pack.py folder --root photos --out packed/photos
     python launch/pack.py synthetic --out packed/synthetic
 
-A run that was stopped goes on where it was when the same command is typed again.
+A run that was stopped goes on where it was when the same command is typed again, and bad samples are tried again.
 """
 
 import argparse
-import os
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -19,13 +20,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from shards.format import Manifest, ShardError
+from shards.format import IGNORE_LABEL, Manifest, ShardError
 from shards.sources import Source
 from shards.sources.coco import coco
 from shards.sources.deepglobe import deepglobe
 from shards.sources.folder import folder
 from shards.sources.fss1000 import fss1000
+from shards.sources.indexed import indexed
 from shards.sources.isaid import isaid
 from shards.sources.isic import isic
 from shards.sources.lvis import lvis
@@ -34,13 +37,19 @@ from shards.sources.pascal_part import pascal_part
 from shards.sources.voc import voc
 from shards.superpixels import ALGORITHMS
 from shards.synthetic import synthetic
+from shards.workers import cores
 from shards.write import SAMPLES_PER_SHARD, pack
 
 SHOWN = 20    # bad files named on the terminal; the manifest has all
+NAMED = 3     # of them in the sentence that says there are too many
 SOURCES = {
     "voc": lambda a: voc(a.root, a.ids, a.masks),
-    "coco": lambda a: coco(a.images, a.annotations),
+    "coco": lambda a: coco(a.images, a.annotations, a.crowd),
     "fss1000": lambda a: fss1000(a.root),
+    "indexed": lambda a: indexed(
+        a.images, a.masks, a.classes, ignored=a.ignore, first=a.first, image_ending=a.image_ending,
+        mask_ending=a.mask_ending,
+    ),
     "lvis": lambda a: lvis(a.images, a.annotations),
     "paco": lambda a: paco(a.images, a.annotations, a.train),
     "pascal_part": lambda a: pascal_part(a.root, a.split),
@@ -50,6 +59,13 @@ SOURCES = {
     "folder": lambda a: folder(a.root),
     "synthetic": lambda a: synthetic(a.count, a.seed),
 }
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (number := float(text)) <= 1:
+        raise ValueError
+    return number
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +82,11 @@ def parser() -> Parser:
         "--superpixels", nargs="*", default=["slic"], choices=list(ALGORITHMS), metavar="ALGORITHM",
         help=f"label maps to store with each image, any of {', '.join(ALGORITHMS)}; none for no maps (default: slic)",
     )
-    common.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
+    common.add_argument("--processes", type=int, default=cores(), help="default: one a core that it may use")
+    common.add_argument(
+        "--allow-bad", type=share, default=0.01, metavar="SHARE",
+        help="of the samples that may be bad, 0 to 1; with more the exit status is 2 (default: %(default)s)",
+    )
     common.add_argument(
         "--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, help="at most (default: %(default)s)"
     )
@@ -89,8 +109,22 @@ def parser() -> Parser:
     kind = add("coco", "COCO 2014 or 2017 from the official instances JSON")
     kind.add_argument("--images", type=Path, required=True, help="folder of photographs")
     kind.add_argument("--annotations", type=Path, required=True, help="instances_*.json")
+    kind.add_argument(
+        "--crowd", choices=("ignore", "object"), default="ignore",
+        help="what regions with iscrowd 1 are; masks exported by CVAT are objects (default: %(default)s)",
+    )
     kind = add("fss1000", "FSS-1000 (class/N.jpg + class/N.png)")
     kind.add_argument("--root", type=Path, required=True, help="folder that holds one folder a class")
+    kind = add("indexed", "images beside one index map each, as ADE20K and Cityscapes have them")
+    kind.add_argument("--images", type=Path, required=True, help="folder of photographs, searched recursively")
+    kind.add_argument("--masks", type=Path, required=True, help="folder of index maps, palette or grey PNGs of 8 bits")
+    kind.add_argument("--classes", type=Path, required=True, help="file with a class name a line, in order of index")
+    kind.add_argument("--first", type=int, choices=(0, 1), default=1, help="index of the first class; with 1, index 0 "
+                      "is background (default: %(default)s)")
+    kind.add_argument("--ignore", type=int, default=IGNORE_LABEL, help="index to ignore (default: %(default)s)")
+    kind.add_argument("--image-ending", default="", help="of an image's name behind what its mask's name begins with, "
+                      "such as _leftImg8bit.png (default: .jpg, .jpeg or .png)")
+    kind.add_argument("--mask-ending", default=".png", help="likewise of a mask's name (default: %(default)s)")
     kind = add("lvis", "LVIS v1 from the official JSON")
     kind.add_argument("--images", type=Path, required=True, help="folder that holds COCO's train2017 and val2017")
     kind.add_argument("--annotations", type=Path, required=True, help="lvis_v1_train.json or lvis_v1_val.json")
@@ -117,7 +151,10 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pack and report. Returns 0, 2 where the arguments or the data are at fault, or 130 when interrupted."""
+    """Pack and report. Returns 0, 2 where the arguments or the data are at fault, or 130 when interrupted.
+
+    Also with 2 where more samples are bad than allowed, everything else is packed.
+    """
     arguments = parser().parse_args(argv)
     began = time.monotonic()
     try:
@@ -132,11 +169,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:    # while the source is listed; packing has its own words
+        print(f"error: {error.filename} cannot be read ({error.strerror})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; finished shards stay, the same command goes on from there", file=sys.stderr)
         return 130
     report(source, manifest, arguments.out, time.monotonic() - began)
+    if len(manifest.bad) / len(source.items) > arguments.allow_bad:
+        print(f"error: {too_many_bad(source, manifest, arguments)}", file=sys.stderr)
+        return 2
     return 0
+
+
+def too_many_bad(source: Source, manifest: Manifest, arguments: argparse.Namespace) -> str:
+    """What is said of more bad samples than --allow-bad."""
+    bad, total = manifest.bad, len(source.items)
+    named = "; ".join(f"{row['source']}: {row['reason']}" for row in bad[:NAMED])
+    return (
+        f"{len(bad)} of {total} samples are bad, more than --allow-bad {arguments.allow_bad:g} ({named}"
+        f"{'; ...' if len(bad) > NAMED else ''}); the others are packed: mend these and run the same command, or "
+        f"go without them by --allow-bad {math.ceil(100 * len(bad) / total) / 100:g}"
+    )
 
 
 def report(source: Source, manifest: Manifest, out: Path, seconds: float) -> None:
@@ -159,8 +213,10 @@ def report(source: Source, manifest: Manifest, out: Path, seconds: float) -> Non
     if manifest.bad:
         table = Table("left out", "reason", title=f"{len(manifest.bad)} bad files (all are listed in manifest.json)")
         for row in manifest.bad[:SHOWN]:
-            table.add_row(row["source"], row["reason"])
+            table.add_row(Text(row["source"]), Text(row["reason"]))
         console.print(table, markup=False)
+    for note in source.notes:
+        console.print(f"note: {note}", markup=False)
     console.print(f"next: python -m shards.check {out}")
     if manifest.superpixels:
         console.print(f"then: accelerate launch launch/pretrain_prior.py --data.shards {out}")

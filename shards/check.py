@@ -158,11 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for problem in problems:
         print(problem)
-    if problems:
-        print(f"{len(problems)} problems; {REMEDY}")
-        return 1
     manifest = Manifest.load(arguments.folder)
-    print(f"{arguments.folder}: {len(manifest.samples)} samples in {len(manifest.shards)} shards, all is well")
+    bad = f"{len(manifest.bad)} samples are recorded as bad and were left out"
+    if problems:
+        print(f"{bad}\n{len(problems)} problems; {REMEDY}")
+        return 1
+    print(f"{arguments.folder}: {len(manifest.samples)} samples in {len(manifest.shards)} shards, all is well; {bad}")
     return 0
 
 

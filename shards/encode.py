@@ -1,13 +1,14 @@
 """One sample, checked and made into tar members: what packing does in worker processes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shards.codec import decode_image, encode_labels, encode_mask, flatten, image_suffix
-from shards.format import Meta, ShardError
-from shards.sources import Item, Sample
+from shards.format import Meta, ReadError, ShardError
+from shards.sources import MISSING, Item, Sample
 from shards.superpixels import label_map
 
 
@@ -23,12 +24,28 @@ class Packed:
 
 
 def encode_item(item: Item, superpixels: Sequence[str]) -> Packed:
-    """Read, check and encode one sample; what is wrong with its files comes back as the reason."""
+    """Read, check and encode one sample; what is wrong with its files comes back as the reason.
+
+    Raises ReadError where the disk and not the sample is in trouble, and MemoryError.
+    """
     try:
         meta, members = encode_sample(item.read(), item.source, superpixels)
-    except (ShardError, OSError) as error:
+    except (ReadError, MemoryError):
+        raise
+    except ShardError as error:
         return Packed(item.key, item.source, None, {}, reason=str(error))
+    except Exception as error:    # decoders fail in many ways on one odd file, and the others are not to suffer
+        # An OSError without a number is a decoder's, about the bytes.
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in MISSING:
+            raise ReadError(f"{error.filename or item.source} cannot be read ({error.strerror})") from None
+        return Packed(item.key, item.source, None, {}, reason=_reason(error))
     return Packed(item.key, item.source, meta, members)
+
+
+def _reason(error: Exception) -> str:
+    """'Type: message' on one line, without addresses of objects: the same words whenever the sample is tried."""
+    message = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))
+    return " ".join(f"{type(error).__name__}: {message}".split())
 
 
 def encode_sample(sample: Sample, source: str, superpixels: Sequence[str]) -> tuple[Meta, dict[str, bytes]]:
@@ -41,7 +58,11 @@ def encode_sample(sample: Sample, source: str, superpixels: Sequence[str]) -> tu
     maps = {f"mask of class {class_id}": mask for class_id, mask in sample.masks.items()}
     for what, array in {**maps, "ignore mask": sample.ignore, "label map": sample.labels}.items():
         if array is not None and array.shape != size:
-            raise ShardError(f"{what} is {_dimensions(array.shape)} pixels, the image {_dimensions(size)}")
+            turned = array.shape == size[::-1]
+            raise ShardError(
+                f"{what} is {_dimensions(array.shape)} pixels, the image {_dimensions(size)}"
+                + ": its EXIF orientation may turn it where it is shown, so turn the file itself or the mask" * turned
+            )
 
     meta = Meta(
         source=source,

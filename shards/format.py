@@ -19,6 +19,7 @@ offset and length of every sample, so that a sample of a local shard is one ``pr
 
 import json
 import os
+import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,10 +28,15 @@ MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = ("jpg", "png")
 IGNORE_LABEL = 255
 SUPERPIXEL_STRIDE = 2    # label maps are stored at half resolution
+HOST = socket.gethostname().replace(".", "-")
 
 
 class ShardError(ValueError):
     """A packed set or a source folder is not as the contract says; the message gives the place and the remedy."""
+
+
+class ReadError(ShardError):
+    """A file is there and cannot be read: trouble of the disk or the machine, which says nothing about the sample."""
 
 
 @dataclass(kw_only=True)
@@ -150,9 +156,14 @@ def _integer_keys(table: dict) -> dict:
     return {int(key): value for key, value in table.items()}
 
 
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written before it gets its name; no two processes share it, on whatever machine they are."""
+    return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` through a temporary name and a rename: readers see the old file or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -8,10 +8,10 @@ at a time, and whoever first opens one asks the kernel for all of it.
 """
 
 import bisect
-import fcntl
 import hashlib
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,7 +21,8 @@ import numpy as np
 import webdataset
 
 from shards.codec import split_members
-from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, write_whole
+from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, temporary_name, write_whole
+from shards.hold import locked
 
 OPEN_FILES = 64    # descriptors a process keeps; an epoch's window is 16 shards by default
 SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)    # a manifest comes from elsewhere: no path, nothing for a shell
@@ -35,8 +36,20 @@ class LostShardError(ShardError):
     """A whole shard cannot be had: going on without it would quietly train on another data set."""
 
 
+class _OpenFile:
+    """A file that is closed when nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class ShardSet:
-    """A packed set of `len(self)` samples, read by index or key. Cheap to send to other processes.
+    """A packed set of `len(self)` samples, read by index or key, by any number of threads. Cheap to send to other
+    processes.
 
     `folder` is a folder, or the prefix of a remote set: ``https://host/set``, ``file:///mnt/set``, or a command with a
     place for the file's name, ``pipe:aws s3 cp s3://bucket/set/{} -``. A remote set needs `cache`, a local folder that
@@ -57,7 +70,8 @@ class ShardSet:
             self.folder = self.cache / hashlib.sha256(self.remote.encode()).hexdigest()[:16]
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / MANIFEST, b"".join(self._pieces(MANIFEST)))
-        self._open: OrderedDict[int, int] = OrderedDict()    # shard -> descriptor, least recently used first
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()    # shard -> its file, least recently used first
+        self._lock = threading.Lock()    # of `_open`
         self.shards = self.manifest.shards
         rows = self.manifest.samples
         self.keys = [row.key for row in rows]
@@ -84,12 +98,11 @@ class ShardSet:
         return len(self.keys)
 
     def __getstate__(self) -> dict:
-        """What another process needs: no descriptors, and of the manifest only where the samples lie."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_index")} | {"_open": OrderedDict()}
+        """What another process needs: no files, and of the manifest only where the samples lie."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_index", "_open", "_lock")}
 
-    def __del__(self):
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state | {"_open": OrderedDict(), "_lock": threading.Lock()}
 
     def find(self, key: str) -> int:
         """The index of sample `key`. Raises ShardError where there is none."""
@@ -100,12 +113,19 @@ class ShardSet:
     def read(self, index: int) -> dict[str, bytes]:
         """The undecoded members of sample `index` by extension ('jpg', 'json', 'mask.3.png', 'slic.png').
 
-        Raises ShardError where the sample is damaged, LostShardError where its whole shard cannot be opened.
+        Raises ShardError where the sample is damaged, LostShardError where its whole shard cannot be had.
         """
         shard, offset, length = int(self._shard[index]), int(self._offset[index]), int(self._length[index])
-        raw = os.pread(self._descriptor(shard), length, offset)
+        name = self.shards[shard].name
+        file = self._file(shard)    # open as long as this name for it
+        try:
+            raw = os.pread(file.descriptor, length, offset)
+        except OSError as error:
+            raise LostShardError(
+                f"{name} cannot be read at sample {self.keys[index]} ({error.strerror}): is the disk still there?"
+            ) from None
         if len(raw) != length:
-            raise ShardError(f"{self.shards[shard].name} ends inside sample {self.keys[index]}")
+            raise ShardError(f"{name} ends inside sample {self.keys[index]}")
         return split_members(raw)
 
     def _check(self) -> None:
@@ -128,33 +148,34 @@ class ShardSet:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise ShardError(f"{path} {found}, the manifest says {shard.bytes} bytes: copy it again, or {remedy}")
 
-    def _descriptor(self, shard: int) -> int:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        if len(self._open) >= OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
+    def _file(self, shard: int) -> _OpenFile:
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
         path = self.folder / self.shards[shard].name if self.remote is None else self._fetch(self.shards[shard])
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = _OpenFile(path)
         except OSError as error:
             raise LostShardError(f"{path} cannot be opened ({error.strerror}): is the disk still there?") from None
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-        self._open[shard] = descriptor
-        return descriptor
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        with self._lock:
+            if len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)
+            self._open[shard] = file
+        return file
 
     def _fetch(self, shard: ShardEntry) -> Path:
         """The local copy of a remote shard, named by its hash: a set that was packed again never meets an old copy."""
         path = self.cache / f"{shard.sha256}.tar"
         if path.exists():
             return path
-        with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)    # the workers of a machine want the same shard at the same moment
+        with locked(path.with_suffix(".lock"), f"fetches {shard.name}"):    # all workers of a machine want it at once
             if path.exists():
                 return path
             digest = hashlib.sha256()
-            temporary = path.with_suffix(".part")
+            temporary = temporary_name(path)
             with open(temporary, "wb") as file:
                 for piece in self._pieces(shard.name):
                     digest.update(piece)

@@ -26,6 +26,7 @@ PARAMETERS: dict[str, dict] = {
     "felzenszwalb": {"scale": 100, "sigma": 0.5, "min_size": 50},
 }
 MIN_SEGMENTS = 8
+MAX_SEGMENTS = 1 << 16    # label maps have 16 bits
 GRID = 8    # cells a side of the map that stands in for one with fewer segments
 
 
@@ -52,10 +53,17 @@ def label_map(image: np.ndarray, algorithm: str) -> tuple[np.ndarray, bool]:
 
     A map may collapse to a few segments or one: Felzenszwalb's where the image is flat, SLIC's where the texture is
     finer than its segments. Where fewer than 8 are left, a regular grid of 8 x 8 cells stands in, flagged true.
+
+    Raises ShardError where there are more segments than 16 bits can tell apart.
     """
     full = ALGORITHMS[algorithm](image)    # [H, W]
     half = full[::SUPERPIXEL_STRIDE, ::SUPERPIXEL_STRIDE]
     ids, labels = np.unique(half, return_inverse=True)
+    if len(ids) > MAX_SEGMENTS:
+        raise ShardError(
+            f"{algorithm} gives {len(ids)} superpixels and {MAX_SEGMENTS} is the most that is stored: make the image "
+            "smaller, or pack without this algorithm"
+        )
     fallback = len(ids) < MIN_SEGMENTS
     if fallback:
         labels = _grid(half.shape)

@@ -15,6 +15,12 @@ import cv2
 from shards.format import ShardError
 
 _AHEAD = 16    # results a process may be ahead of their reader; bounds memory
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def cores() -> int:
+    """The cores that this process may use, which a batch system or a container makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -29,7 +35,8 @@ def ordered_map(function: Callable, jobs: Sequence, processes: int) -> Iterator[
     context = multiprocessing.get_context("spawn")    # a fork of a process that has threads may hang
     pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
     try:
-        yield _in_order(pool, function, jobs, ahead=processes * _AHEAD)
+        with _environment(_ONE_THREAD):    # read when a worker starts, which it may do at any job
+            yield _in_order(pool, function, jobs, ahead=processes * _AHEAD)
     except BrokenProcessPool:
         raise ShardError(
             "a packing process was killed, perhaps for memory: run the same command again with fewer --processes; "
@@ -37,6 +44,21 @@ def ordered_map(function: Callable, jobs: Sequence, processes: int) -> Iterator[
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the processes started inside; this one gets its own back."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _in_order(pool: ProcessPoolExecutor, function: Callable, jobs: Sequence, ahead: int) -> Iterator:

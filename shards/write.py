@@ -7,7 +7,6 @@ after its last finished shard. At the end the sidecars become ``manifest.json`` 
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -28,13 +28,16 @@ from shards.format import (
     MANIFEST,
     VERSION,
     Manifest,
+    ReadError,
     SampleEntry,
     ShardEntry,
     ShardError,
     sample_entry,
+    temporary_name,
     write_whole,
 )
-from shards.sources import Source
+from shards.hold import hold
+from shards.sources import Item, Source
 from shards.superpixels import describe
 from shards.workers import ordered_map
 
@@ -71,10 +74,11 @@ def pack(
 
     Samples are shuffled once by a fixed seed, so that every shard mixes the classes, and dealt to shards whose sizes
     differ by one at most and are `samples_per_shard` at most. Bad source files are left out and listed in the
-    manifest. Shards that an earlier run with the same arguments finished are kept. `superpixels` names algorithms of
-    shards.superpixels.
+    manifest. Shards that an earlier run with the same arguments finished are kept; their bad samples are tried again,
+    and where one is mended its shard is made anew. `superpixels` names algorithms of shards.superpixels.
 
-    Raises ShardError where the folder holds a set made with other arguments, the disk is full, or nothing is to pack.
+    Raises ShardError where the folder holds a set made with other arguments, a disk cannot be read or is full, or
+    nothing is to pack.
     """
     if samples_per_shard < 1 or processes < 1:
         raise ShardError(f"samples per shard ({samples_per_shard}) and processes ({processes}) must be 1 or more")
@@ -89,11 +93,15 @@ def pack(
     random.Random(_SHUFFLE_SEED).shuffle(order)
     count = -(-len(order) // samples_per_shard)
     bounds = [len(order) * index // count for index in range(count + 1)]
+    shares = [order[start:end] for start, end in pairwise(bounds)]
     names = [f"{source.name}-{index:06d}.tar" for index in range(count)]
+    encode = partial(encode_item, superpixels=superpixels)
 
     parts: dict[int, Part] = {}
-    with _disk_errors(folder, lambda: f"{len(parts)} of {count} shards are finished and stay"), _alone(folder):
+    with _trouble(folder, lambda: f"{len(parts)} of {count} shards are finished and stay"), hold(folder):
         parts |= _finished(folder, names, fingerprint)
+        for index in _mended(parts, shares, encode, processes):
+            del parts[index]
         missing = [index for index in range(count) if index not in parts]
         if not missing and (folder / MANIFEST).exists():
             return Manifest.load(folder)
@@ -102,11 +110,10 @@ def pack(
             _write_sidecar(folder, part)
         (folder / MANIFEST).unlink(missing_ok=True)
 
-        jobs = [order[i] for index in missing for i in range(bounds[index], bounds[index + 1])]
-        encode = partial(encode_item, superpixels=superpixels)
+        jobs = [item for index in missing for item in shares[index]]
         with _progress(len(order), len(order) - len(jobs)) as advance, ordered_map(encode, jobs, processes) as packed:
             for index in missing:
-                samples = (advance(next(packed)) for _ in range(bounds[index], bounds[index + 1]))
+                samples = (advance(next(packed)) for _ in shares[index])
                 parts[index] = _write_shard(folder / names[index], index, samples, fingerprint)
 
         ordered = [parts[index] for index in range(count)]
@@ -176,6 +183,25 @@ def _finished(folder: Path, names: Sequence[str], fingerprint: str) -> dict[int,
     }
 
 
+def _mended(
+    parts: dict[int, Part], shares: Sequence[Sequence[Item]], encode: Callable[[Item], Packed], processes: int
+) -> set[int]:
+    """The finished shards to make anew, after trying their bad samples again: where one is not bad any more, or for
+    another reason, and where all were.
+    """
+    empty = {index for index, part in parts.items() if not part.samples}
+    reasons = {(index, row["source"]): row["reason"] for index, part in parts.items() for row in part.bad}
+    again = [(index, item) for index in parts.keys() - empty for item in shares[index]
+             if (index, item.source) in reasons]
+    if again:
+        print(f"packing: trying {len(again)} bad samples of an earlier run again", file=sys.stderr)
+    with ordered_map(encode, [item for _, item in again], processes) as tried:
+        return empty | {
+            index for (index, item), sample in zip(again, tried, strict=True)
+            if sample.reason != reasons[index, item.source]
+        }
+
+
 def _made_otherwise(folder: Path) -> ShardError:
     return ShardError(
         f"{folder} holds shards of other arguments, of another list of samples or of another library version: "
@@ -193,7 +219,7 @@ def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: 
     from webdataset import TarWriter
 
     rows, bad = [], []
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             # Fixed owner, mode and time: the bytes depend on the samples alone.
@@ -228,27 +254,17 @@ def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: 
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it: a second process, another rank say, waits and then finds the work done.
-
-    What a killed process left half written is removed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that packs into {folder}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        for left in folder.glob(".*.tmp"):
-            left.unlink()
-        yield
-
-
-@contextmanager
-def _disk_errors(folder: Path, state: Callable[[], str]) -> Iterator[None]:
+def _trouble(folder: Path, state: Callable[[], str]) -> Iterator[None]:
+    """Says what stopped packing, what is kept, and how to go on."""
     try:
         yield
+    except ReadError as error:
+        raise ShardError(
+            f"{error}, which is the disk's or the machine's trouble and not the sample's: {state()}; see to it and run "
+            "the same command"
+        ) from None
+    except MemoryError:
+        raise ShardError(f"no memory left: {state()}; run the same command with fewer --processes") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ShardError(f"no space left for {folder}: {state()}; make room and run the same command") from None

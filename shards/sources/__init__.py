@@ -5,12 +5,13 @@ so that packing can be dealt to processes and restarted. The expensive part is e
 in a worker process and therefore belongs to a small, picklable object.
 """
 
+import errno
 import hashlib
 import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +19,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from shards.format import ShardError
+from shards.format import ReadError, ShardError
 
 MAX_KEY = 80    # characters; a ustar member name has 100, and '.felzenszwalb.png' is the longest extension
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)    # there is no such file
 
 
 @dataclass(kw_only=True)
@@ -51,7 +53,9 @@ class Item(Protocol):
     """Path below the data set's root, or an id: what a person would look for."""
 
     def read(self) -> Sample:
-        """Read the sample from disk. Raises ShardError or OSError where a file is missing or damaged."""
+        """Read the sample from disk. Raises ReadError where the disk is in trouble, any other error where a file is
+        missing or damaged.
+        """
 
 
 @dataclass(kw_only=True)
@@ -65,6 +69,8 @@ class Source:
     items: Sequence[Item]
     arguments: dict = field(default_factory=dict)
     """What besides keys and sources of the items decides the content; goes into the fingerprint."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences on what was found in the source and packed otherwise than it stands there."""
 
 
 def unique_keys(names: Sequence[str], sources: Sequence[str]) -> list[str]:
@@ -85,11 +91,13 @@ def unique_keys(names: Sequence[str], sources: Sequence[str]) -> list[str]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of `path`; a missing or unreadable file is a ShardError that gives the path."""
+    """The bytes of `path`. Raises ShardError where there is no such file, ReadError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}") from None
+        if error.errno in MISSING:
+            raise ShardError(f"{path}: {error.strerror}") from None
+        raise ReadError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def require_folder(path: Path, what: str) -> Path:
@@ -110,14 +118,16 @@ def read_index_map(path: Path) -> np.ndarray:
         raise ShardError(f"{path} is not a whole PNG") from None
 
 
-def index_masks(labels: np.ndarray, classes: dict[int, str], ignored: int) -> tuple[dict, np.ndarray | None]:
+def index_masks(
+    labels: np.ndarray, classes: Collection[int], ignored: int, background: int | None = 0
+) -> tuple[dict, np.ndarray | None]:
     """Split an index map [H, W] into class masks and the ignore mask (None where nothing is ignored).
 
-    Raises ShardError for an index that is neither background (0), nor a class, nor `ignored`.
+    Raises ShardError for an index that is neither `background`, nor a class, nor `ignored`.
     """
-    present = [int(index) for index in np.unique(labels) if index != 0]
-    unknown = [index for index in present if index not in classes and index != ignored]
+    present = [int(index) for index in np.unique(labels)]
+    found = [index for index in present if index not in (background, ignored)]
+    unknown = [index for index in found if index not in classes]
     if unknown:
         raise ShardError(f"mask holds index {unknown[0]}, which is none of the {len(classes)} classes")
-    masks = {index: labels == index for index in present if index != ignored}
-    return masks, labels == ignored if ignored in present else None
+    return {index: labels == index for index in found}, labels == ignored if ignored in present else None

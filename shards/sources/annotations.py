@@ -20,6 +20,13 @@ def read_document(path: Path) -> tuple[dict, str]:
         raise ShardError(f"{path} is not JSON ({error})") from None
 
 
+def drawable(segmentation: list | dict | None) -> bool:
+    """Whether there is something to draw: an RLE, or polygons of three points or more."""
+    if isinstance(segmentation, list):    # pycocotools would read four numbers as a box and crash on fewer
+        return bool(segmentation) and all(isinstance(part, list) and len(part) >= 6 for part in segmentation)
+    return isinstance(segmentation, dict)
+
+
 def draw(segmentation: list | dict, size: tuple[int, int], name: str) -> np.ndarray:
     """Draw polygons or an RLE as bool [H, W].
 
@@ -27,8 +34,7 @@ def draw(segmentation: list | dict, size: tuple[int, int], name: str) -> np.ndar
     """
     try:
         if isinstance(segmentation, list):
-            # pycocotools would read four numbers as a box and crash on fewer.
-            if not segmentation or min(map(len, segmentation)) < 6:
+            if not drawable(segmentation):
                 raise ValueError("a polygon needs at least 6 numbers")
             encoded = rle.merge(rle.frPyObjects(segmentation, *size))
         elif tuple(segmentation["size"]) != size:

@@ -3,24 +3,27 @@
 Class ids are contiguous: 1..80 in the order of the official category ids (1..90 with gaps), names kept. Both fold
 conventions of COCO-20i count in these ids.
 
-Crowd regions are never objects. They become the ignore mask, except where a non-crowd object of the same class
-lies: there the object is certain.
+Crowd regions are no objects, unless asked for. They become the ignore mask, except where a non-crowd object of the
+same class lies: there the object is certain. The box of an annotation without an outline is ignored likewise.
 
-The flattened label map paints objects by falling area (the annotation's ``area``), so that small objects lie on large
-ones, over the crowd regions. That is an order of objects; the nearest order of whole classes is stored as paint
-order, and where it does not give the same map (about one image in twelve) the map itself is stored as well.
+The flattened label map paints objects by falling area (the annotation's ``area``, or else its pixels), so that small
+objects lie on large ones, over the crowd regions. That is an order of objects; the nearest order of whole classes is
+stored as paint order, and where it does not give the same map (about one image in twelve) the map itself is stored as
+well.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, read_file, require_folder, unique_keys
 from shards.sources.annotations import draw, read_document, union
+from shards.sources.exports import tidy
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class CocoItem:
     size: tuple[int, int]
     """(height, width) in the JSON, at which polygons are drawn."""
     objects: tuple[dict, ...]
-    """Annotations as in the JSON, with the contiguous class id under "class"."""
+    """Annotations as in the JSON, area and bbox None where missing, with the contiguous class id under "class"."""
 
     def read(self) -> Sample:
         masks: dict[int, np.ndarray] = {}
@@ -41,11 +44,12 @@ class CocoItem:
         labels = np.zeros(self.size, np.uint16)    # [H, W]
         instances = []
         # Crowds first and then falling area; sorting is stable, so equal areas keep the order of the file.
-        for annotation in sorted(self.objects, key=lambda a: (not a["iscrowd"], -a["area"])):
+        for annotation in sorted(self.objects, key=lambda a: (not a["iscrowd"], -self._area(a))):
             class_id, crowd = annotation["class"], bool(annotation["iscrowd"])
-            mask = draw(annotation["segmentation"], self.size, f"annotation {annotation['id']}")
+            mask = self._draw(annotation)
             labels[mask] = IGNORE_LABEL if crowd else class_id
-            instances.append({"class": class_id, "box": annotation["bbox"], "crowd": crowd})
+            box = _box(mask) if annotation["bbox"] is None else annotation["bbox"]
+            instances.append({"class": class_id, "box": box, "crowd": crowd})
             union(crowds if crowd else masks, class_id, mask)
         ignore = np.zeros(self.size, bool)
         for class_id, crowd in crowds.items():
@@ -59,33 +63,43 @@ class CocoItem:
             instances=instances,
         )
 
+    def _draw(self, annotation: dict) -> np.ndarray:
+        return draw(annotation["segmentation"], self.size, f"annotation {annotation['id']}")
 
-def coco(images: Path, annotations: Path) -> Source:
+    def _area(self, annotation: dict) -> float:
+        return np.count_nonzero(self._draw(annotation)) if annotation["area"] is None else annotation["area"]
+
+
+def coco(images: Path, annotations: Path, crowd: Literal["ignore", "object"] = "ignore") -> Source:
     """COCO: the folder `images` of photographs and the instances JSON `annotations`.
 
-    Images without an object are packed too: pretraining wants them. See the module's docstring for class ids, crowd
-    regions and painting order.
+    Images without an object are packed too: pretraining wants them. A category without an annotation that is only
+    the supercategory of others is left out. `crowd` says what crowd regions are. See the module's docstring for class
+    ids, crowd regions and painting order.
     """
     images = require_folder(images, "--images is the folder that holds the photographs")
-    return photographs("coco", images, annotations, lambda record: record["file_name"], "instances_*.json")
+    return photographs("coco", images, annotations, lambda record: record["file_name"], "instances_*.json", crowd)
 
 
-def photographs(name: str, images: Path, annotations: Path, file_of: Callable[[dict], str], official: str) -> Source:
+def photographs(
+    name: str, images: Path, annotations: Path, file_of: Callable[[dict], str], official: str, crowd: str = "ignore"
+) -> Source:
     """Every photograph of a JSON in COCO's form.
 
-    file_of: record of an image -> its path below `images`. official: the name that the right file has.
+    file_of: record of an image -> its path below `images`. official: the name that the right file has. crowd: as for
+    :func:`coco`. Raises ShardError where no annotation marks an object.
     """
     document, digest = read_document(annotations)
     try:
+        notes = tidy(document, annotations, crowd)
         classes, items = _items(images, document, file_of)
     except (KeyError, TypeError) as error:
         raise ShardError(
             f"{annotations} is no {official} as {name.upper()} has it ({type(error).__name__}: {error}): give the "
             "official file"
         ) from None
-    return Source(
-        name=name, classes=classes, items=items, arguments={"images": str(images), "annotations": digest}
-    )
+    arguments = {"images": str(images), "annotations": digest} | ({} if crowd == "ignore" else {"crowd": crowd})
+    return Source(name=name, classes=classes, items=items, arguments=arguments, notes=notes)
 
 
 def _items(images: Path, document: dict, file_of: Callable[[dict], str]) -> tuple[dict[int, str], list[CocoItem]]:
@@ -93,9 +107,8 @@ def _items(images: Path, document: dict, file_of: Callable[[dict], str]) -> tupl
     class_ids = {category["id"]: class_id for class_id, category in enumerate(categories, start=1)}
     objects = defaultdict(list)
     for annotation in document["annotations"]:
-        kept = {name: annotation[name] for name in ("id", "segmentation", "area", "bbox")}
-        kept |= {"iscrowd": annotation.get("iscrowd", 0), "class": class_ids[annotation["category_id"]]}
-        objects[annotation["image_id"]].append(kept)
+        kept = {name: annotation.get(name) for name in ("id", "segmentation", "area", "bbox", "iscrowd")}
+        objects[annotation["image_id"]].append({**kept, "class": class_ids[annotation["category_id"]]})
     records = sorted(document["images"], key=lambda record: record["id"])
     files = [file_of(record) for record in records]
     keys = unique_keys([Path(file).stem for file in files], files)
@@ -117,3 +130,11 @@ def _paint_order(masks: dict[int, np.ndarray], labels: np.ndarray) -> list[int]:
         order.append(lowest)
         left.remove(lowest)
     return order
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """x, y, width, height of what is set in a mask [H, W]; zeros where nothing is."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]

@@ -1,10 +1,12 @@
 """A plain folder of unlabelled images, for pretraining."""
 
 import os
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.format import ShardError
+from shards.format import ReadError, ShardError
 from shards.sources import Sample, Source, read_file, require_folder, unique_keys
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -25,12 +27,7 @@ class ImageItem:
 def folder(root: Path) -> Source:
     """Every JPEG and PNG below `root`, in sorted order; keys are the paths below `root` with '_' for '/'."""
     root = require_folder(root, "--root is the folder that holds the images")
-    paths = sorted(
-        Path(parent, name).relative_to(root)
-        for parent, _, names in os.walk(root)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    )
+    paths = files_below(root, SUFFIXES)
     if not paths:
         raise ShardError(f"no {', '.join(SUFFIXES)} below {root}")
     keys = unique_keys([str(path.with_suffix("")) for path in paths], [str(path) for path in paths])
@@ -40,3 +37,35 @@ def folder(root: Path) -> Source:
         items=[ImageItem(key, str(path), root / path) for key, path in zip(keys, paths, strict=True)],
         arguments={"root": str(root)},
     )
+
+
+def files_below(root: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Paths below `root` of the files whose names end so, in capitals or not, sorted; what begins with a dot is none.
+
+    Links to folders are followed, once all else is known: a folder that is reached twice counts once, by its own path.
+    Raises ReadError where a folder cannot be listed.
+    """
+    return sorted(
+        Path(parent, name).relative_to(root)
+        for parent, names in _folders(root)
+        for name in names
+        if name.lower().endswith(endings) and not name.startswith(".")
+    )
+
+
+def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `root`, itself included, with the names of its files."""
+    waiting, seen = deque([str(root)]), set()
+    while waiting:
+        for parent, folders, names in os.walk(waiting.popleft(), onerror=_unlisted):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting.extend(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
+            yield parent, names
+
+
+def _unlisted(error: OSError) -> None:
+    raise ReadError(f"{error.filename} cannot be listed ({error.strerror})")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.format import ShardError
+from shards.format import ReadError, ShardError
 from shards.sources import Sample, Source, read_file, require_folder, unique_keys
 from shards.sources.annotations import draw, read_document, union
 from shards.sources.crops import cut
@@ -105,6 +105,8 @@ def _with_parts(annotation: Path, class_ids: Parts) -> list[int]:
     try:
         objects = read_document(annotation)[0]["object"]
         return [number for number, thing in enumerate(objects) if any(_parts(thing, class_ids))]
+    except ReadError:
+        raise
     except (ShardError, KeyError, TypeError):
         return [0]    # packing meets the error again, and reports it beside the other bad files
 

@@ -49,7 +49,7 @@ def voc(root: Path, ids: Path, masks: str | None = None) -> Source:
     suffix = ".mat" if any(mask_folder.glob("*.mat")) else ".png"
 
     pairs: dict[Path, Path] = {}    # image -> mask, in the order of the list
-    for number, line in enumerate(read_file(ids).decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(read_file(ids).decode("utf-8-sig", "replace").splitlines(), start=1):
         match line.split():
             case []:
                 continue

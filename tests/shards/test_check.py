@@ -55,7 +55,15 @@ def png(pixels: np.ndarray) -> bytes:
 def test_a_good_set_has_no_problems(packed, capsys):
     assert check(packed) == [] == check(packed, processes=2)
     assert main([str(packed)]) == 0
-    assert "4 samples in 2 shards, all is well" in capsys.readouterr().out
+    assert "4 samples in 2 shards, all is well; 0 samples are recorded as bad" in capsys.readouterr().out
+
+
+def test_bad_samples_are_counted(folder, capsys):
+    manifest = Manifest.load(folder)
+    manifest.bad = [{"source": "a.jpg", "reason": "is missing", "shard": 0}]
+    manifest.save(folder)
+    assert main([str(folder)]) == 0
+    assert "1 samples are recorded as bad" in capsys.readouterr().out
 
 
 def test_truncated_shard(folder, capsys):

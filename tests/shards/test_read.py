@@ -1,13 +1,16 @@
 """Reading by index and key, remote sets, and the order of the samples."""
 
+import errno
 import functools
 import http.server
 import json
 import multiprocessing
 import os
 import pickle
+import random
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +57,29 @@ def test_keeps_few_files_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) - before <= OPEN_FILES
     del shards
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_threads_share_a_set(tmp_path, monkeypatch):
+    """No thread closes what another reads, and none leaves a file behind."""
+    monkeypatch.setattr("shards.read.OPEN_FILES", 2)
+    shards = ShardSet(write_set(tmp_path, [3] * 9))
+    before = len(os.listdir("/proc/self/fd"))
+    expected = [shards.read(i) for i in range(27)]
+    order = random.Random(0).choices(range(27), k=2000)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(found == expected[i] for i, found in zip(order, threads.map(shards.read, order), strict=True))
+    assert len(os.listdir("/proc/self/fd")) - before <= 2
+
+
+def test_a_disk_that_cannot_be_read_any_more(folder, monkeypatch):
+    shards = ShardSet(folder)
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "pread", stale)
+    with pytest.raises(LostShardError, match=r"toy-000002.tar cannot be read at sample s0008 \(Stale file handle\)"):
+        shards.read(8)
 
 
 def test_truncated_missing_and_vanished_shards(folder):
@@ -137,7 +163,7 @@ def test_remote_set_that_is_not_as_promised(folder, served, tmp_path):
     path.write_bytes(path.read_bytes()[:-1024] + bytes(1023) + b"x")
     with pytest.raises(LostShardError, match=r"toy-000000.tar gave \d+ bytes that do not have the hash"):
         shards.read(0)
-    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix in (".tar", ".part")]
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix in (".tar", ".tmp")]
 
 
 COUNTS = [7, 1, 12, 0, 3, 5]    # 28 samples

@@ -1,11 +1,13 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from shards.codec import flatten
-from shards.format import ShardError
+from shards.format import ReadError, ShardError
 from shards.sources import MAX_KEY, unique_keys
 from shards.sources.coco import coco
 from shards.sources.folder import folder
@@ -38,12 +40,13 @@ def test_voc_reads_palette_indices_and_leaves_255_to_ignore(voc_root):
 
 @pytest.mark.parametrize("line", [
     "2007_000003",
+    "\ufeff2007_000003\n",
     "JPEGImages/2007_000003.jpg SegmentationClass/2007_000003.png",
     "/JPEGImages/2007_000003.jpg /SegmentationClass/2007_000003.png",
     "2007_000003__04\n2007_000003__20\n",
 ])
 def test_voc_list_forms_name_the_same_image_once(voc_root, line):
-    (voc_root / "other.txt").write_text(line)
+    (voc_root / "other.txt").write_text(line, encoding="utf-8")
     (item,) = voc(voc_root, voc_root / "other.txt").items
     assert item.key == "2007_000003"
     assert sorted(item.read().masks) == [4, 20]
@@ -129,8 +132,6 @@ def test_coco_rle_and_polygon_draw_the_same(coco_folder, coco_document):
 
 
 @pytest.mark.parametrize("segmentation", [
-    [[1, 2, 3, 4]],
-    [],
     {"size": [10, 10], "counts": [100]},
     {"size": [40, 60]},
     [["a", 1, 2, 3, 4, 5]],
@@ -178,6 +179,32 @@ def test_folder_is_recursive_and_takes_images_only(tmp_path):
     assert [item.source for item in source.items] == ["a/c.JPG", "a/d.jpeg", "a_c.jpg", "b.png"]
     assert len({item.key for item in source.items}) == 4
     assert source.items[0].read().masks == {}
+
+
+def test_folder_follows_links_once_and_leaves_hidden_folders_out(tmp_path):
+    for name in ("in/z/b.png", "in/.thumbnails/b.png", "elsewhere/c.png", "elsewhere/deep/d.png"):
+        photograph(tmp_path / name)
+    (tmp_path / "in/a").symlink_to(tmp_path / "in/z")    # z counts by its own path
+    (tmp_path / "in/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/z/again").symlink_to(tmp_path / "elsewhere/deep")
+    (tmp_path / "elsewhere/deep/round").symlink_to(tmp_path / "in")
+    (tmp_path / "in/gone").symlink_to(tmp_path / "nowhere")
+    assert [item.source for item in folder(tmp_path / "in").items] == ["more/c.png", "more/deep/d.png", "z/b.png"]
+
+
+def test_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    photograph(tmp_path / "in/b.png")
+    (tmp_path / "in/locked").mkdir()
+    plain = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ReadError, match=r"locked cannot be listed \(Permission denied\)"):
+        folder(tmp_path / "in")
 
 
 def test_empty_folders_are_refused(tmp_path):

@@ -1,7 +1,5 @@
 """Reading ahead of the network: threads read and decode what the next episodes need while the network computes."""
 
-import copy
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -32,7 +30,6 @@ class Reader:
         self._resize = resize
         self._labels = labels
         self._pool = ThreadPoolExecutor(threads, "reader") if threads else None
-        self._own = threading.local()    # a ShardSet closes files that another thread may be reading
         self._coming: dict[Key, Future[Sample]] = {}
 
     def __enter__(self) -> "Reader":
@@ -59,10 +56,8 @@ class Reader:
 
     def _read(self, key: Key) -> Sample:
         index = key if isinstance(key, int) else key[0]
-        if not hasattr(self._own, "shards"):
-            self._own.shards = copy.copy(self._shards)
         try:
-            members = self._own.shards.read(index)
+            members = self._shards.read(index)
             if isinstance(key, tuple):
                 return class_mask(members, key[1], self._labels)
             image = decode_image(encoded_image(members))

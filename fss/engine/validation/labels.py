@@ -1,8 +1,6 @@
 """Validation while a base learner trains: intersection over union of the classes it learns, on images left out."""
 
-import copy
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,11 +43,13 @@ class LabelValidateConfig:
     share: float = 0.1
     """Share of the images that is kept from training where `shards` is null, chosen by a hash of their keys; 0: the
     last weights are all there is."""
+    images: int | None = None
+    """The most images to validate on, spread evenly over those there are; null: all."""
     every: int | None = None
     """Optimizer steps between validations; null: a twentieth of the run."""
 
     def __post_init__(self) -> None:
-        at_least("validate", self, every=1, classes=1)
+        at_least("validate", self, every=1, classes=1, images=1)
         if not 0 <= self.share < 1:
             raise ConfigError(f"validate.share is {self.share}: give a share from 0 to below 1, such as 0.1")
 
@@ -67,14 +67,18 @@ def validation_images(
     """The set that is validated on, and the indices of its images that do."""
     if config.shards:
         shards = ShardSet(config.shards, cache=cache)
-        return shards, np.arange(len(shards))
+        return shards, _some(np.arange(len(shards)), config)
     kept = np.flatnonzero(kept_for_validation(training.manifest, config.share))
     if config.share and not len(kept):
         raise ConfigError(
             f"validate.share {config.share} keeps none of the {len(training)} images: raise it, give validate.shards, "
             "or set it to 0"
         )
-    return training, kept
+    return training, _some(kept, config)
+
+
+def _some(images: np.ndarray, config: LabelValidateConfig) -> np.ndarray:
+    return np.array(spread(images, config.images or len(images)), images.dtype)
 
 
 class LabelValidation:
@@ -149,18 +153,10 @@ class LabelValidation:
 
     def _ahead(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images and labels, read by threads a few ahead. Raises ShardError where one cannot be read."""
-        own = threading.local()    # a ShardSet closes files that another thread may be reading
-
-        def read(index: int) -> tuple[np.ndarray, np.ndarray]:
-            if not hasattr(own, "read"):
-                own.read = copy.copy(self.read)
-                own.read.shards = copy.copy(self.shards)
-            return own.read(index)
-
         with ThreadPoolExecutor(THREADS) as pool:
             coming = deque()
             for index in indices:
-                coming.append(pool.submit(read, index))
+                coming.append(pool.submit(self.read, index))
                 if len(coming) > 2 * THREADS:
                     yield coming.popleft().result()
             while coming:

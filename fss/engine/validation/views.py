@@ -13,7 +13,7 @@ from fss.errors import ConfigError, at_least
 from fss.methods.base import Method, Peers
 from fss.nn.knn import knn_predict
 from shards.format import ShardError
-from shards.read import ShardSet
+from shards.read import LostShardError, ShardSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,8 @@ def _load(crops: ObjectCrops, index: int) -> tuple[np.ndarray, bool]:
     if index < len(crops):
         try:
             return crops.load(index), True
+        except LostShardError:    # what is left would be another set
+            raise
         except ShardError:
             pass
     return np.zeros((crops.size, crops.size, 3), np.uint8), False
