@@ -14,5 +14,5 @@
 source slurm/common.sh
 
 recipe base coco embedded
-complete "$RUNS/base_fold$FOLD" launch/train_base.py "${RECIPE[@]}" --episodes.fold "$FOLD" \
+complete "$RUNS/base_fold$FOLD" launch/train_base.py "${RECIPE[@]}" --episodes.fold "$FOLD" "${VALIDATE[@]}" \
     ${BACKBONE_WEIGHTS:+--method.backbone_weights "$BACKBONE_WEIGHTS"} "$@"

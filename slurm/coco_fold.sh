@@ -39,11 +39,13 @@ if [[ $PART == *train* ]]; then
             [[ -e $base ]] || stop "there is no $base to learn from: sbatch slurm/base_fold.sh first"
             learns_from=(--method.base_weights "$base")    # which holds the backbone
             ;;
+        mshnet) learns_from=(${TORCHVISION_WEIGHTS:+--method.backbone_weights "$TORCHVISION_WEIGHTS"}) ;;
     esac
     embedded=${METHOD}_embedded
     [[ $METHOD != qgnet ]] || embedded=embedded
     recipe meta "${METHOD}_coco" "$embedded"
-    complete "$RUN" launch/meta_train.py "${RECIPE[@]}" --episodes.fold "$FOLD" "${learns_from[@]}" "$@"
+    complete "$RUN" launch/meta_train.py "${RECIPE[@]}" --episodes.fold "$FOLD" "${VALIDATE[@]}" \
+        "${learns_from[@]}" "$@"
 fi
 if [[ $PART == *evaluate* ]]; then
     read -ra options <<<"${EVALUATE:-}"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the job scripts share: the site's settings, and jobs that run on all nodes until they are done, whatever happens
 # in between. Sourced by the batch script, in the root of the checkout.
-# shellcheck disable=SC2034    # RECIPE and FOLD are the scripts'
+# shellcheck disable=SC2034    # RECIPE, VALIDATE and FOLD are the scripts'
 set -euo pipefail
 
 say() { echo "[slurm $(date +%H:%M:%S)] $*"; }
@@ -69,9 +69,10 @@ again() {    # put the job back into the queue: it goes on from its last checkpo
 status() { sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true; }
 
 complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ranks to its end
-    local dir=$1 attempt device=()
+    local dir=$1 attempt promised device=()
     shift
-    ((GPUS >= ${GPUS_PER_NODE:-0})) ||
+    promised=${GPUS_PER_NODE##*:}    # of a type too, as a100:8
+    ((GPUS >= ${promised:-0})) ||
         stop "env.sh asks for $GPUS_PER_NODE GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
     ((GPUS == 0)) || device=(--run.device cuda)    # or, under a driver that torch cannot use, they would idle
     for ((attempt = 0; attempt <= RESTARTS; attempt++)); do
@@ -89,9 +90,12 @@ complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ran
     stop "$dir broke off $((RESTARTS + 1)) times: see above and slurm/logs/${NAME}_node*.txt"
 }
 
-recipe() {    # recipe FOLDER COCO EMBEDDED: sets RECIPE to the options that choose the recipe and the training images
+recipe() {    # recipe FOLDER COCO EMBEDDED: sets RECIPE to the options that choose the recipe and the training images,
+              # and VALIDATE to those that name the images to validate on
+    VALIDATE=()
     if [[ -n $COCO_SHARDS ]]; then
         RECIPE=(--config "configs/$1/$2.yaml" --data.shards "$COCO_SHARDS")
+        [[ -z $COCO_VAL_SHARDS ]] || VALIDATE=(--validate.shards "$COCO_VAL_SHARDS")
     else
         RECIPE=(--config "configs/$1/$3.yaml")
         say "env.sh names no COCO_SHARDS: on the embedded data"

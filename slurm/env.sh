@@ -8,8 +8,10 @@
 # --- What sbatch asks for. Empty: the cluster's default, or what you give sbatch. Nodes: `sbatch --nodes 4 ...`.
 : "${PARTITION:=}"
 : "${ACCOUNT:=}"
-: "${GPUS_PER_NODE:=}"            # such as 8; the jobs then refuse to start where a node shows fewer
+: "${GPUS_PER_NODE:=}"            # such as 8 or a100:8; the jobs then refuse to start where a node shows fewer
 : "${CPUS_PER_GPU:=}"             # such as 8: the ranks' data workers run on them
+: "${CPU_PARTITION:=}"            # pipeline.sh: where packing and report run, which get no GPU; empty: PARTITION
+: "${PACK_CPUS:=16}"              # pipeline.sh: cores that pack COCO; a node must have as many
 
 # --- What a job finds. Paths are seen from the compute nodes; relative ones begin at the root of the checkout.
 load_modules() { :; }             # such as: module load cuda/12.4
@@ -17,8 +19,9 @@ load_modules() { :; }             # such as: module load cuda/12.4
 : "${RUNS:=runs}"                 # run directories, on a file system that all nodes share
 : "${COCO_RAW:=}"                 # folder with train2014, val2014 and annotations: what pack.sh packs
 : "${COCO_SHARDS:=}"              # what pack.sh writes (train2014), and all jobs read. Empty: the embedded data
-: "${COCO_VAL_SHARDS:=}"          # the same for val2014: the test images
-: "${BACKBONE_WEIGHTS:=}"         # ResNet-50 of ImageNet with the stem that the recipe names
+: "${COCO_VAL_SHARDS:=}"          # the same for val2014: the test images; training validates on them
+: "${BACKBONE_WEIGHTS:=}"         # ResNet-50 of ImageNet with the deep stem (resnet50_v2.pth): qgnet and base_fold.sh
+: "${TORCHVISION_WEIGHTS:=}"      # torchvision's ResNet-50: mshnet. Empty: a random backbone
 : "${DINO_WEIGHTS:=}"             # GF-SAM: DINOv2 ViT-L/14
 : "${SAM_WEIGHTS:=}"              # GF-SAM: SAM ViT-H
 : "${STAGE_TO:=}"                 # node-local folder to copy shards to before the first step, such as /scratch/$USER

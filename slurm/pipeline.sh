@@ -8,6 +8,9 @@
 #     slurm/pipeline.sh                      submit it
 #     METHODS=qgnet slurm/pipeline.sh        one method (default: qgnet msanet; also bam, mshnet)
 #     slurm/pipeline.sh --nodes 4            further options go to every sbatch of a job that trains or evaluates
+#
+# Without pack where COCO_SHARDS and COCO_VAL_SHARDS are packed; PACK=yes submits it all the same. pack and report ask
+# for no GPU, in env.sh's CPU_PARTITION.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=slurm/env.sh
@@ -24,6 +27,8 @@ submit() {    # submit NAME SBATCH_OPTION... SCRIPT OPTION...: sets the variable
     local -n id=$1
     # A job whose predecessor failed must not wait for ever.
     local command=(sbatch --parsable --kill-on-invalid-dep=yes "${@:2}")
+    # sbatch refuses --cpus-per-task beside what env.sh exports of CPUS_PER_GPU.
+    [[ -z ${cpu_job:-} ]] || command=(env -u SBATCH_GPUS_PER_NODE -u SBATCH_CPUS_PER_GPU "${command[@]}")
     echo "${command[*]}"
     if [[ -n $dry ]]; then
         id="<job $((++jobs))>"
@@ -35,25 +40,31 @@ submit() {    # submit NAME SBATCH_OPTION... SCRIPT OPTION...: sets the variable
 
 # shellcheck disable=SC2034    # submit sets them through their names
 jobs=0 pack='' prior='' folds='' trained='' evaluated='' report='' last=()
-submit pack slurm/pack.sh
+cpu=(${CPU_PARTITION:+--partition="$CPU_PARTITION"})
+data=()    # what waits for the data, and for nothing else
+if [[ ${PACK:-} != yes && -e $COCO_SHARDS/manifest.json && -e $COCO_VAL_SHARDS/manifest.json ]]; then
+    echo "$COCO_SHARDS and $COCO_VAL_SHARDS are packed: without slurm/pack.sh, which PACK=yes submits all the same"
+else
+    cpu_job=yes submit pack "${cpu[@]}" ${COCO_SHARDS:+--cpus-per-task="$PACK_CPUS"} slurm/pack.sh
+    data=(--dependency=afterok:"$pack")
+fi
 for method in $METHODS; do
-    after=$pack
+    after=("${data[@]}")
     case $method in
         qgnet)
-            submit prior --dependency=afterok:"$pack" "$@" slurm/pretrain_prior.sh "${pretrain[@]}"
-            after=$prior
+            submit prior "${data[@]}" "$@" slurm/pretrain_prior.sh "${pretrain[@]}"
+            after=(--dependency=afterok:"$prior")
             ;;
         bam | msanet)
-            [[ -n $folds ]] || submit folds --dependency=afterok:"$pack" "$@" slurm/base_fold.sh "${base[@]}"
-            after=$folds
+            [[ -n $folds ]] || submit folds "${data[@]}" "$@" slurm/base_fold.sh "${base[@]}"
+            # A fold waits for the same fold of an array, not for all four.
+            after=(--dependency=aftercorr:"$folds")
             ;;
     esac
-    # aftercorr: a fold waits for the same fold of an array, not for all four.
-    [[ $after == "$folds" ]] && when=aftercorr || when=afterok
-    submit trained --dependency="$when:$after" --job-name="$method" --export="ALL,METHOD=$method,PART=train" "$@" \
+    submit trained "${after[@]}" --job-name="$method" --export="ALL,METHOD=$method,PART=train" "$@" \
         slurm/coco_fold.sh "${train[@]}"
     submit evaluated --dependency=aftercorr:"$trained" --job-name="${method}_evaluation" \
         --export="ALL,METHOD=$method,PART=evaluate" "$@" slurm/coco_fold.sh
     last+=("$evaluated")
 done
-submit report --dependency="afterok$(printf ':%s' "${last[@]}")" slurm/report.sh
+cpu_job=yes submit report "${cpu[@]}" --dependency="afterok$(printf ':%s' "${last[@]}")" slurm/report.sh

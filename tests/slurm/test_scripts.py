@@ -1,7 +1,9 @@
 """What can be said of the job scripts without a cluster."""
 
+import itertools
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,146 @@ def test_a_method_that_needs_no_other_job_waits_for_the_data_only():
         "pack.sh", "coco_fold.sh", "coco_fold.sh", "report.sh",
     ]    # fmt: skip
     assert "--dependency=afterok:<job 1>" in lines[1]
+
+
+def pack_sets(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+
+
+def test_the_pipeline_begins_behind_the_packing_where_both_sets_are_packed(tmp_path):
+    sets = {"COCO_SHARDS": str(tmp_path / "train"), "COCO_VAL_SHARDS": str(tmp_path / "val")}
+    pack_sets(tmp_path / "train")
+    assert "slurm/pack.sh" in dry_run(**sets)[0] and "--dependency=afterok:<job 1>" in dry_run(**sets)[1]
+    pack_sets(tmp_path / "val")
+    said, *lines = dry_run(METHODS="qgnet msanet mshnet", **sets)
+    assert said.startswith(f"{tmp_path}/train and {tmp_path}/val are packed") and "PACK=yes" in said
+    waits = ["", "afterok:<job 1>", "aftercorr:<job 2>", "", "aftercorr:<job 4>", "aftercorr:<job 5>", "",
+             "aftercorr:<job 7>", "afterok:<job 3>:<job 6>:<job 8>"]    # fmt: skip
+    assert [line.partition("--dependency=")[2].partition(" --")[0].partition(" slurm")[0] for line in lines] == waits
+    assert "slurm/pack.sh" in dry_run(PACK="yes", **sets)[0]
+
+
+def test_packing_and_report_ask_for_no_gpu():
+    sets = {"COCO_SHARDS": "/nowhere/train", "COCO_VAL_SHARDS": "/nowhere/val"}
+    pack, *others, report = dry_run(CPU_PARTITION="cpu", GPUS_PER_NODE="a100:8", CPUS_PER_GPU="8", **sets)
+    for line in (pack, report):
+        assert line.startswith("env -u SBATCH_GPUS_PER_NODE -u SBATCH_CPUS_PER_GPU sbatch ")
+        assert "--partition=cpu" in line
+    assert "--cpus-per-task=16" in pack
+    assert not [line for line in others if "partition" in line or not line.startswith("sbatch ")]
+    assert "--cpus-per-task=4" in dry_run(PACK_CPUS="4", **sets)[0]
+    embedded = dry_run()
+    assert not [line for line in embedded if "partition" in line or "cpus-per-task" in line], "any cluster has these"
+
+
+STANDS_IN = {
+    "scontrol": "",
+    "python": 'echo "$@" >>"$STARTED"',
+    "srun": """
+        echo "$@" >>"$STARTED"
+        while [[ $1 != --run.dir ]]; do shift; done
+        mkdir -p "$2"
+        echo '{"status": "finished"}' >"$2/status.json"
+    """,
+}
+
+
+class Node:
+    """Runs job scripts with stand-ins for SLURM's commands and for what a job starts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        commands = folder / "venv" / "bin"
+        commands.mkdir(parents=True)
+        for name, body in STANDS_IN.items():
+            (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (commands / name).chmod(0o755)
+
+    def job(self, script: str, *words: str, **settings: str) -> subprocess.CompletedProcess:
+        slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_NODELIST": "v1", "SLURM_CPUS_ON_NODE": "2"}
+        places = {name: str(self.folder / name.lower()) for name in ("VENV", "RUNS", "STARTED")}
+        return subprocess.run(
+            ["bash", f"slurm/{script}", *words], cwd=ROOT, capture_output=True, text=True,
+            env={"PATH": "/usr/bin:/bin"} | slurm | places | settings,
+        )    # fmt: skip
+
+    def starts(self, script: str, *words: str, **settings: str) -> list[str]:
+        """What a job starts that ends well, a line each."""
+        started = self.folder / "started"
+        started.write_text("")
+        done = self.job(script, *words, **settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return started.read_text().splitlines()
+
+
+@pytest.fixture
+def node(tmp_path) -> Node:
+    node = Node(tmp_path)
+    for made in ("prior/prior.safetensors", "base_fold0/best.safetensors"):
+        path = tmp_path / "runs" / made
+        path.parent.mkdir(parents=True)
+        path.touch()
+    return node
+
+
+COCO = {"COCO_SHARDS": "TRAIN", "COCO_VAL_SHARDS": "VAL"}
+
+
+@pytest.mark.parametrize(
+    ("script", "method"),
+    [("base_fold.sh", ""), *(("coco_fold.sh", method) for method in ("qgnet", "bam", "msanet", "mshnet"))],
+)
+def test_training_validates_as_the_commands_of_the_readme_do(node, script, method):
+    training = {"METHOD": method, "PART": "train"}
+    (line,) = node.starts(script, **training, **COCO)
+    assert "--data.shards TRAIN --episodes.fold 0 --validate.shards VAL " in line
+    (line,) = node.starts(script, **training, COCO_SHARDS="TRAIN")
+    assert "--validate" not in line
+    (line,) = node.starts(script, "--validate.shards", "MINE", **training, **COCO)
+    assert line.index("--validate.shards VAL") < line.index("--validate.shards MINE"), "the later one wins"
+
+
+def test_embedded_data_know_no_other_images_to_validate_on(node):
+    (line,) = node.starts("coco_fold.sh", PART="train", COCO_VAL_SHARDS="VAL")
+    assert "configs/meta/embedded.yaml" in line and "shards" not in line
+
+
+def test_each_recipe_gets_weights_of_its_own_stem(node):
+    weights = {"PART": "train", "BACKBONE_WEIGHTS": "DEEP", **COCO}
+    for method, expected in (("qgnet", ["DEEP"]), ("msanet", []), ("mshnet", [])):
+        (line,) = node.starts("coco_fold.sh", METHOD=method, **weights)
+        assert after("--method.backbone_weights", line) == expected, method
+    (line,) = node.starts("coco_fold.sh", METHOD="mshnet", TORCHVISION_WEIGHTS="PLAIN", **weights)
+    assert after("--method.backbone_weights", line) == ["PLAIN"]
+    (line,) = node.starts("base_fold.sh", TORCHVISION_WEIGHTS="PLAIN", **weights)
+    assert after("--method.backbone_weights", line) == ["DEEP"]
+
+
+def after(option: str, line: str) -> list[str]:
+    words = line.split()
+    return [value for word, value in itertools.pairwise(words) if word == option]
+
+
+@pytest.mark.parametrize("asked", ["8", "a100:8", "gpu:a100:8"])
+def test_gpus_are_counted_whatever_their_type(node, asked):
+    (line,) = node.starts("pretrain_prior.sh", GPUS_PER_NODE=asked, SLURM_GPUS_ON_NODE="8")
+    assert after("--run.world", line) == ["8"] and after("--run.device", line) == ["cuda"]
+    refused = node.job("pretrain_prior.sh", GPUS_PER_NODE=asked, SLURM_GPUS_ON_NODE="4")
+    assert refused.returncode == 1
+    assert f"env.sh asks for {asked} GPUs a node and this node gives 4" in refused.stderr
+
+
+def test_what_is_packed_needs_no_raw_images(node, tmp_path):
+    train, val, raw = (tmp_path / name for name in ("train", "val", "raw"))
+    settings = {"COCO_SHARDS": str(train), "COCO_VAL_SHARDS": str(val), "COCO_RAW": str(raw)}
+    pack_sets(train)
+    (line,) = node.starts("pack.sh", **settings)
+    assert after("--out", line) == [str(val)] and after("--images", line) == [f"{raw}/val2014"]
+    pack_sets(val)
+    assert not node.starts("pack.sh", **settings)
+    assert node.job("pack.sh", **settings).stdout.count("left as it is") == 2
+    (raw / "train2014").mkdir(parents=True)
+    (line,) = node.starts("pack.sh", **settings)
+    assert after("--out", line) == [str(train)], "what can be compared is"
