@@ -133,17 +133,17 @@ def stretched(x: Tensor) -> Tensor:
 def choose(select: Tensor, rules: Rules) -> Tensor:
     """The points of a map [g g], as many as its values sum to: (x, y) int64 [N, 2] by x, then y.
 
-    Among equal values the first positions count.
+    Decided on the CPU, in float32: among equal values count those that torch's topk takes there, the published choice.
     """
-    grid = math.isqrt(len(select))
-    total = select.double().sum().item()
+    grid, device, select = math.isqrt(len(select)), select.device, select.float().cpu()
+    total = select.sum().item()
     count = int(total) if rules.selection == "sum" else int((select > 0).sum())
     if rules.one_point and total > 0:
         count = max(count, 1)
     if rules.limit:
         count = min(count, rules.limit)
-    best = select.sort(descending=True, stable=True).indices[:count]
-    columns_first = (best % grid * grid + best // grid).sort().values
+    best = select.topk(count).indices
+    columns_first = (best % grid * grid + best // grid).sort().values.to(device)
     return torch.stack([columns_first // grid, columns_first % grid], 1)
 
 

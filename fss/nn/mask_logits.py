@@ -13,10 +13,14 @@ CHUNK = 16    # masks of a union at a time: at 256 x 256 some 20 MB
 
 
 def neighbours(pixels: Tensor, side: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where resizing bilinearly from `side` to `size` reads for these pixels: both indices, and the second's weight."""
-    place = ((pixels + 0.5) * (side / size) - 0.5).clamp(min=0)
+    """Where resizing bilinearly from `side` to `size` reads for these pixels: both indices, and the second's weight.
+
+    Bit for bit torch's on a CPU, which scales in float32 and rounds product and difference once.
+    """
+    scale = torch.tensor(side, dtype=torch.float32).div(size).double().item()
+    place = ((pixels.double() + 0.5) * scale - 0.5).float().clamp(min=0)
     first = place.long()
-    return first, (first + 1).clamp(max=side - 1), (place - first).float()
+    return first, (first + 1).clamp(max=side - 1), place - first
 
 
 def at_pixels(logits: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
@@ -50,11 +54,15 @@ def on_grid(logits: Tensor, grid: int, size: int) -> Tensor:
 
 
 def shares(bits: Tensor, size: int) -> Tensor:
-    """Masks as `on_grid` gives them, [N, 2g, 2g] -> what bilinear resizing makes of them, float64 [N, g g]."""
-    weight = taps(bits.shape[-1] // 2, size, bits.device)[1].double()
-    masks = bits.double()
-    rows = masks[:, ::2].lerp(masks[:, 1::2], weight[:, None])    # [N, g, 2g]
-    return rows[:, :, ::2].lerp(rows[:, :, 1::2], weight).flatten(1)
+    """Masks as `on_grid` gives them, [N, 2g, 2g] -> what bilinear resizing makes of them, float32 [N, g g].
+
+    Bit for bit what torch's interpolate makes of the whole masks on a CPU: the four pixels of a position, row by row.
+    """
+    second = taps(bits.shape[-1] // 2, size, bits.device)[1]    # [g]
+    weights, masks = (1 - second, second), bits.float()
+    return sum(
+        masks[:, row::2, column::2] * (weights[row][:, None] * weights[column]) for row in (0, 1) for column in (0, 1)
+    ).flatten(1)
 
 
 def union(logits: Tensor, chosen: Tensor, size: int) -> Tensor:

@@ -1,7 +1,9 @@
 """From points and their masks to one mask: clusters, positive and overshooting gating (GF-SAM, sections 4.2 and 4.3).
 
 Masks stay logits of a low resolution; the graph reads them at the prompts, the gates where the feature grid needs them,
-and only the final union is made at full size. What is small is decided on the CPU, in float64.
+and only the final union is made at full size. What is small is decided on the CPU. Positive gating keeps to float32 and
+to the published order of operations: most masks are covered already when they are judged, and then the sign of what
+rounding leaves of them decides whether they are merged.
 """
 
 from dataclasses import dataclass
@@ -17,9 +19,6 @@ from fss.nn.alignment import AREA, Alignment, prompts, stretched
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import at_pixels, on_grid, shares, union
 
-ROUNDING = 1e-6
-"""What growth must add, in grid positions: masks that are covered already leave up to 1e-8 of rounding, whose sign is
-chance. The published code lets it decide."""
 CENTRES = 10    # of k-means++ in Table 4
 
 
@@ -30,11 +29,11 @@ class Gating:
     accepted: Tensor
     """P+, bool [N]."""
     margin: Tensor
-    """Positive minus negative positions (or scores) of what each mask was judged by, float64 [N]."""
+    """Positive minus negative positions (or scores) of what each mask was judged by, float32 [N]."""
     score: Tensor
-    """The margin of the mask that its cluster judged last, float64 [N]: by it the fallback chooses."""
+    """The margin of the mask that its cluster judged last, float32 [N]: by it the fallback chooses."""
     order: Tensor
-    """The masks in the order in which they were judged, int64 [N]."""
+    """The masks in the order in which they were judged, cluster by cluster, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
 
 
 def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
-    """The positive and the negative score of every position, float64 [g g]: the sides of the comparison in Eq. 4."""
-    positive, negative = alignment.mean.flatten().double().cpu(), alignment.negative.flatten().double().cpu()
+    """The positive and the negative score of every position, float32 [g g]: the sides of the comparison in Eq. 4."""
+    positive, negative = alignment.mean.flatten().float().cpu(), alignment.negative.flatten().float().cpu()
     middle = sum(positive.aminmax()) / 2
     match rules.pivot:
         case "product":
@@ -107,28 +106,43 @@ def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
         case "negative":
             return positive, negative
         case "aligned":
-            return alignment.select.flatten().double().cpu(), stretched(negative)
+            return alignment.select.flatten().float().cpu(), stretched(negative)
 
 
 def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:
     """Positive gating of masks [N, 2g, 2g] (see `on_grid`) by the scores [g g] of the positions that they cover."""
     soft = shares(bits, size)    # [N, g g]
-    polarity = torch.where(positive > negative, 1.0, -1.0).double()    # Eq. 4
-    worth = polarity if rules.count == "num" else positive - negative
-    margin, score = soft @ worth, torch.zeros(len(bits), dtype=torch.float64)
+    polarity = (positive > negative).float()    # Eq. 4
+    worth = 2 * polarity - 1 if rules.count == "num" else positive - negative
+    margin, score = balance(soft, worth), torch.zeros(len(bits))
     order = torch.arange(len(bits))
     match rules.gate:
         case "each":
             score = margin
         case "union":
-            score = margin = (cluster_areas(bits, clusters, size) @ worth)[clusters]
+            score = margin = balance(cluster_areas(bits, clusters, size), worth)[clusters]
         case "growth":
-            rank_by = positive - negative if rules.order == "margin" else (polarity > 0).double()
-            mean = (soft @ rank_by) / (soft.sum(1) + 1e-6)
-            order = mean.float().argsort(descending=True, stable=True)    # float32: equal masks tie, first point first
+            rank_by = positive - negative if rules.order == "margin" else polarity
+            mean = (soft * rank_by).sum(1) / (soft.sum(1) + 1e-6)
+            order = ranked(mean, clusters)
             margin, score = grow(bits, soft, clusters, order, worth, size, rules)
-    accepted = torch.ones(len(bits), dtype=torch.bool) if rules.gate == "none" else margin > ROUNDING
+    accepted = torch.ones(len(bits), dtype=torch.bool) if rules.gate == "none" else margin > 0
     return Gating(accepted, margin, score, order)
+
+
+def balance(masks: Tensor, worth: Tensor) -> Tensor:
+    """What masks [..., g g] cover of positive worth [g g] minus what of negative, [...]."""
+    return (masks * worth.clamp(min=0)).sum(-1) - (masks * (-worth).clamp(min=0)).sum(-1)
+
+
+def ranked(mean: Tensor, clusters: Tensor) -> Tensor:
+    """The masks cluster by cluster, in each by falling `mean`, int64 [N].
+
+    Equal ones, which are common, come as torch's unstable sort leaves them. Which of them is the first, and counts,
+    matters to the final mask; this is the published choice.
+    """
+    groups = [(clusters == p).nonzero()[:, 0] for p in clusters.unique()]
+    return torch.cat([members[mean[members].argsort(descending=True)] for members in groups] or [clusters])
 
 
 def grow(
@@ -140,7 +154,7 @@ def grow(
     """
     masks = soft if rules.overlap == "soft" else bits
     covered = masks.new_zeros(len(clusters.unique()), *masks.shape[1:])
-    margin, last, home = [0.0] * len(bits), [0.0] * len(covered), clusters.tolist()
+    margin, last, home = torch.zeros(len(bits)), torch.zeros(len(covered)), clusters.tolist()
     for i in order.tolist():
         p = home[i]
         if rules.overlap == "soft":
@@ -148,14 +162,14 @@ def grow(
         else:
             new = masks[i] & ~covered[p]
             added = shares(new[None], size)[0]
-        last[p] = margin[i] = float(added @ worth)
-        if margin[i] > ROUNDING:
+        last[p] = margin[i] = balance(added, worth)
+        if margin[i] > 0:
             covered[p] += new
-    return torch.tensor(margin, dtype=torch.float64), torch.tensor(last, dtype=torch.float64)[clusters]
+    return margin, last[clusters]
 
 
 def cluster_areas(bits: Tensor, clusters: Tensor, size: int) -> Tensor:
-    """The unions of all masks of each cluster on the feature grid, float64 [clusters, g g]."""
+    """The unions of all masks of each cluster on the feature grid, float32 [clusters, g g]."""
     unions = bits.new_zeros(len(clusters.unique()), *bits.shape[1:])
     for p in range(len(unions)):
         unions[p] = bits[clusters == p].any(0)

@@ -1,6 +1,7 @@
 """The graph, both gates and the merge against the equations written out at full size, switch by switch."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from fss.nn.alignment import Alignment, prompts
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import on_grid
-from fss.nn.pointgraph import ROUNDING, cluster, gate, scores, segment, self_consistent
+from fss.nn.pointgraph import Gating, cluster, gate, ranked, scores, segment, self_consistent
 
 GRID, SIDE, SIZE = 7, 16, 64
 N = 14
@@ -69,7 +70,13 @@ def polarity_by_hand(alignment: Alignment, rules: Rules) -> list[tuple[float, fl
     return [make[rules.pivot](s, t) for s, t in zip(mean, negative, strict=True)]
 
 
-def accepted_by_hand(alignment: Alignment, masks: torch.Tensor, clusters: list[int], rules: Rules) -> list[bool]:
+ROUNDING = 1e-5    # a margin below it has the sign that rounding left
+
+
+def accepted_by_hand(
+    alignment: Alignment, masks: torch.Tensor, clusters: list[int], rules: Rules, found: Gating
+) -> list[bool]:
+    """In the order found, which must be a falling one, and with the verdicts found where rounding decides."""
     pairs = polarity_by_hand(alignment, rules)
     sign = [1.0 if p > q else -1.0 for p, q in pairs]
     worth = sign if rules.count == "num" else [p - q for p, q in pairs]
@@ -82,12 +89,14 @@ def accepted_by_hand(alignment: Alignment, masks: torch.Tensor, clusters: list[i
     for p in set(clusters) if rules.gate != "none" else ():
         members = [i for i, c in enumerate(clusters) if c == p]
         if rules.gate == "union":
-            verdict = total(worth, resized(masks[members].any(0)).tolist()) > ROUNDING
+            verdict = total(worth, resized(masks[members].any(0)).tolist()) > 0
             for i in members:
                 accepted[i] = verdict
             continue
         by = [a - b for a, b in pairs] if rules.order == "margin" else [float(s > 0) for s in sign]
-        members.sort(key=lambda i: -round(total(by, soft[i]) / (sum(soft[i]) + 1e-6), 6))
+        members = [i for i in found.order.tolist() if clusters[i] == p]
+        means = [total(by, soft[i]) / (sum(soft[i]) + 1e-6) for i in members]
+        assert rules.gate != "growth" or all(a > b - 1e-5 for a, b in pairwise(means))
         cover, seen = [0.0] * GRID**2, torch.zeros(SIZE, SIZE, dtype=torch.bool)
         for i in members:
             if rules.gate == "each":
@@ -96,7 +105,8 @@ def accepted_by_hand(alignment: Alignment, masks: torch.Tensor, clusters: list[i
                 added = [m * (1 - c) for m, c in zip(soft[i], cover, strict=True)]
             else:
                 added = resized(masks[i] & ~seen).tolist()
-            accepted[i] = total(worth, added) > ROUNDING
+            margin = total(worth, added)
+            accepted[i] = margin > 0 if abs(margin) > ROUNDING else bool(found.accepted[i])
             if accepted[i]:
                 cover = [c + a for c, a in zip(cover, added, strict=True)]
                 seen |= masks[i]
@@ -163,7 +173,9 @@ def test_every_step_follows_its_equation(switches, seed):
         assert [outcome.clusters.tolist()[first[c]] for c in clusters] == outcome.clusters.tolist()
         clusters = outcome.clusters.tolist()
     assert outcome.clusters.tolist() == clusters
-    assert outcome.gating.accepted.tolist() == accepted_by_hand(alignment, masks, clusters, rules)
+    assert outcome.gating.accepted.tolist() == accepted_by_hand(
+        alignment, masks, clusters, rules, outcome.gating
+    )
     assert outcome.consistent.tolist() == consistent_by_hand(target, alignment.points, masks, clusters, rules)
     chosen = outcome.gating.accepted & outcome.consistent
     if chosen.any():
@@ -218,6 +230,12 @@ def test_a_mask_that_is_covered_already_is_not_accepted():
     gating = gate(bits, torch.zeros(5, dtype=torch.int64), *scores(good, Rules()), SIZE, Rules(overlap="exact"))
     assert gating.accepted.tolist() == [True, False, False, False, False]    # the first of equal masks
     assert gating.margin[1:].eq(0).all()
+
+
+def test_masks_are_judged_cluster_by_cluster_the_best_first():
+    mean, clusters = torch.tensor([0.1, 0.5, 0.3, 0.5, 0.9]), torch.tensor([0, 1, 0, 0, 1])
+    assert ranked(mean, clusters).tolist() == [3, 2, 0, 4, 1]
+    assert ranked(mean[:0], clusters[:0]).tolist() == []
 
 
 def test_half_of_a_cluster_keeps_it_and_less_loses_all_its_points():

@@ -10,7 +10,6 @@ from fss.nn.alignment import Alignment, align, describe, prompts, unit_features
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import on_grid, shares, union
 from fss.nn.pointgraph import (
-    ROUNDING,
     Outcome,
     cluster,
     cluster_areas,
@@ -93,13 +92,13 @@ def check_gates(golden: dict, alignment: Alignment, logits: Tensor, outcome: Out
     order = torch.from_numpy(np.lexsort((golden["rank_in_cluster"], golden["cluster_weak"])))
     bits = on_grid(logits, alignment.grid, SIZE)
     positive, negative = scores(alignment, RULES)
-    polarity = torch.where(positive > negative, 1.0, -1.0).double()
+    polarity = torch.where(positive > negative, 1.0, -1.0)
     margin, last = grow(bits, shares(bits, SIZE), outcome.clusters, order, polarity, SIZE, RULES)
     recorded = golden["P_plus_margin_f64"]
     np.testing.assert_allclose(margin.numpy(), recorded, rtol=1e-4, atol=1e-3, err_msg="margins of growth")
     np.testing.assert_allclose(last.numpy(), golden["cls_score"], rtol=1e-4, atol=1e-3, err_msg="scores of clusters")
     decided = np.abs(recorded) >= NOISE
-    np.testing.assert_array_equal((margin > ROUNDING).numpy()[decided], golden["P_plus"][decided] == 1, err_msg="P+")
+    np.testing.assert_array_equal((margin > 0).numpy()[decided], golden["P_plus"][decided] == 1, err_msg="P+")
     np.testing.assert_array_equal(outcome.consistent.numpy(), golden["P_sc"] == 1, err_msg="P sc")
 
 
