@@ -37,7 +37,7 @@ FEEDS: dict[type, Callable[..., Feed]] = {ViewSpec: ViewFeed, EpisodeSpec: Episo
 
 def load(
     spec: ViewSpec | EpisodeSpec | LabelSpec, data: ShardSet | EpisodeData | LabelData, config: DataConfig,
-    *, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0,
+    *, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0, pin: bool = False,
 ) -> Iterator[Batch]:    # fmt: skip
     """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
 
@@ -45,6 +45,7 @@ def load(
     EpisodeData, label maps of a LabelData.
     The samples of a step are cut in order into micro-batches, and each of these into the ranks' shares: a step has the
     same samples whatever `world` and `accumulate` are, a micro-batch whatever `world` is. The workers start at once.
+    pin: whether batches lie in memory that a CUDA device can fetch from while it computes.
 
     Raises ConfigError where the batch cannot be dealt evenly, ShardError where the data lack what the spec needs,
     and while iterating where too many samples in a row, or a whole shard, cannot be read.
@@ -63,7 +64,7 @@ def load(
         workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     loader = DataLoader(
         batches, batch_size=None, sampler=count(start * accumulate), num_workers=config.workers,
-        worker_init_fn=start_worker, pin_memory=torch.cuda.is_available(),
+        worker_init_fn=start_worker, pin_memory=pin,
         generator=torch.Generator(),    # else every start would draw a seed from the generator that methods draw from
         **workers,
     )    # fmt: skip

@@ -74,7 +74,8 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     ),
     "mshnet": Protocol(
         name="mshnet", draw="class_image", episodes=1000, seeds=(0,), resize="exact", resolution="original",
-        note="the paper states 1000 episodes and per-class masks; seeds, resize rule and resolution are our choice",
+        note="the paper states 1000 episodes, per-class masks and 473 x 473, perhaps by a plain resize as in HSNet: "
+        "here the aspect is kept; seeds and resolution are our choice",
     ),
 }  # fmt: skip
 """As on PASCAL-5i."""

@@ -106,7 +106,7 @@ class Checkpoints:
 
         Raises RunError, with everything on disk as it was, where the disk does not take it.
         """
-        generators = self._world.gather_objects(rng_state())
+        generators = self._world.gather_objects(rng_state(self._world.device))
         tensors = state.tensors()
         return self._world.on_main(lambda: self._write(state.name, tensors, step, generators))
 
@@ -162,9 +162,8 @@ class Checkpoints:
             raise WeightsError(f"checkpoint {step} is of method {facts['method']}, this run trains {state.name}")
         state.load(tensors)
         if facts["world"] == self._world.size:
-            set_rng_state({
-                name.split("/")[2]: t for name, t in tensors.items() if name.startswith(f"rng/{self._world.rank}/")
-            })
+            mine = {n.split("/")[2]: t for n, t in tensors.items() if n.startswith(f"rng/{self._world.rank}/")}
+            set_rng_state(mine, self._world.device)
         else:
             notes.append(
                 f"checkpoint {step} was written by {facts['world']} ranks, now there are {self._world.size}: data order"
@@ -209,19 +208,19 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         return json.loads((folder / "state.json").read_text()), {name: file.get_tensor(name) for name in file.keys()}
 
 
-def rng_state() -> dict[str, Tensor]:
-    """The generators of this process that methods may draw from."""
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The generators of this process that methods on `device` may draw from."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_rng_state(state: dict[str, Tensor]) -> None:
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     """Put the generators of this process back."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def file_hash(path: Path) -> str:

@@ -17,7 +17,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 
 from fss.engine.ranks import Ranks
@@ -30,6 +35,7 @@ from fss.methods.base import Alone, Method
 
 T = TypeVar("T")
 FOREVER = datetime.timedelta(days=365)
+PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED}
 
 
 class _LossForward(nn.Module):
@@ -97,8 +103,13 @@ class World:
         self.device = self.accelerator.device
         self.is_main = self.rank == 0
         self._bf16 = precision == "bf16"
-        self._check(promised)
-        self._check_zero()
+        try:
+            self._check(promised)
+            self._check_launcher()
+            self._check_zero()
+        except RunError:
+            self._leave()
+            raise
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
         self._control = dist.new_group(backend="gloo", timeout=timeout) if self.size > 1 and not cpu else None
         self._roll = Roll(dist.distributed_c10d._get_default_store() if self.size > 1 else None, self.rank, self.size)
@@ -133,6 +144,25 @@ class World:
             raise RunError(
                 f"run.world promises {promised} ranks but {self.size} started: give accelerate "
                 f"'--multi_gpu --num_processes {promised}' (on CPU too), or set --run.world {self.size}"
+            )
+
+    def _check_launcher(self) -> None:
+        """A launcher's own settings must not reach into what methods and checkpoints read whole."""
+        state = self.accelerator.state
+        if state.distributed_type not in PLAIN:
+            raise RunError(
+                f"the launcher asks for {state.distributed_type.value}: only plain data parallelism and DeepSpeed "
+                "train here, as the files in configs/accelerate and configs/deepspeed have them"
+            )
+        if (backend := state.dynamo_plugin.backend) != DynamoBackend.NO:
+            raise RunError(
+                f"the launcher asks to compile with dynamo's {backend.value.lower()}: leave it out; what can be "
+                "compiled has options of its own"
+            )
+        if self._bf16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise RunError(
+                f"run.precision is bf16, which {torch.cuda.get_device_name(self.device)} only emulates, slower than "
+                "float32: use --run.precision float32"
             )
 
     def _check_zero(self) -> None:
@@ -200,7 +230,7 @@ class World:
                     "or its network; the same command goes on from what was saved"
                 ) from error
         finally:
-            self.close()
+            self.close(failed=error is not None)
 
     def alive(self, doing: str) -> None:
         """This rank has come further. doing: what it does now, to complete 'it is ...'."""
@@ -284,10 +314,17 @@ class World:
         self._roll.sign()
         self.accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """Leave the process group, without which torch complains at exit, and let this process start another world."""
-        self._watch.close()
-        if dist.is_initialized():
+    def close(self, failed: bool = False) -> None:
+        """Leave the process group, without which torch complains at exit, and let this process start another world.
+
+        failed: this rank leaves alone. NCCL would wait here for the others, and nobody would learn why it leaves.
+        """
+        self._leave(waiting=not (failed and self.device.type == "cuda"))
+        self._watch.close()    # not before: leaving may hang, too
+
+    @staticmethod
+    def _leave(waiting: bool = True) -> None:
+        if waiting and dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)    # accelerate keeps one per process, whatever is asked
         GradientState._reset_state()

@@ -117,7 +117,7 @@ class _Fit:
             return start
         loader = load(
             self.method.consumes, self.task.data, job.data, seed=job.run.seed, rank=world.rank, world=world.size,
-            accumulate=job.optim.accumulate, start=start,
+            accumulate=job.optim.accumulate, start=start, pin=world.device.type == "cuda",
         )    # fmt: skip
         return trainer.run(iter(loader), start, lambda done: self._measure(log, done) if self._due(done) else None)
 

@@ -88,6 +88,7 @@ class Trainer:
                     self._check_equal()
                 if stopping or done == total or done % self.save_every == 0:
                     self.world.alive(f"saving step {done}")
+                    self._check_finite(done)
                     self.checkpoints.save(self.state, done)
                 if not stopping or done == total:    # whoever asked to stop will not wait for a measurement
                     self.world.alive(f"measuring after step {done}")
@@ -153,6 +154,15 @@ class Trainer:
     def _check_equal(self) -> None:
         """All ranks must hold the same weights, momentum encoders and queues, bit for bit."""
         self.world.check_equal(self.state.held().items())
+
+    def _check_finite(self, done: int) -> None:
+        """A gradient may overflow where the loss does not; nobody could go on from weights that took it."""
+        broken = [name for name, tensor in self.method.trained.state_dict().items() if not tensor.isfinite().all()]
+        if self.world.agree(bool(broken))[0]:
+            raise RunError(
+                f"{broken[0] if broken else 'a tensor of another rank'} is not finite after step {done}, which was not "
+                "saved; the last checkpoint is untouched: lower optim.lr, or use run.precision float32"
+            )
 
     def _fail_nonfinite(self, step: int, batches: list, losses: list[Tensor], reports: list[dict]) -> None:
         """Keep what led to the loss, name it, and stop before the weights take the step."""

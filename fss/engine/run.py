@@ -251,6 +251,7 @@ def environment(device: torch.device) -> dict:
         "packages": {name: version(name) for name in PACKAGES},
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,    # of convolutions, where float32 is asked
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

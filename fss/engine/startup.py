@@ -23,7 +23,8 @@ def check_ranks(world: World, folder: Path, *, config: str, manifest: str) -> li
     folder: where the run will write. config, manifest: digests. Raises RunError, naming ranks, where these or the code
     differ; that as many ranks run as were promised was checked when they met.
     """
-    for what, value in (("the configuration", config), ("the shard manifest", manifest), ("the code", code_version())):
+    # The code first: the identity of an evaluation, and so its configuration, holds it, too.
+    for what, value in (("the code", code_version()), ("the configuration", config), ("the shard manifest", manifest)):
         world.check_same(what, value)
     if world.size == 1:
         return []

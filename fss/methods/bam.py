@@ -8,3 +8,4 @@ class BAM(MSANet):
     """See MSANet; the config has what is different."""
 
     Config = BAMConfig
+    ablations = ("output", "prototype")

@@ -6,6 +6,7 @@ one process or on a thousand.
 
 import abc
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -78,6 +79,8 @@ class Method(abc.ABC):
     """Whether a query needs more than `encode` gives: then `encode_query` is called, too."""
     probable: ClassVar[bool] = True
     """Whether the logits of `predict` are those of probabilities; else only their sign means the class."""
+    ablations: ClassVar[tuple[str, ...]] = ()
+    """Options which, where they are not what they are by default, make another system than the paper's main one."""
 
     trained: nn.Module
     replica: nn.Module
@@ -117,6 +120,11 @@ class Method(abc.ABC):
     def distributions(self) -> dict[str, Tensor]:
         """What to look at as histograms, values [n] by name. Asked for on one rank, after a step that is logged."""
         return {}
+
+    def variant(self) -> str:
+        """What makes this another system than the paper's main one: options and values, "" where nothing does."""
+        given = [(option.name, getattr(self.config, option.name), option.default) for option in fields(self.Config)]
+        return ", ".join(f"{name} {value}" for name, value, usual in given if name in self.ablations and value != usual)
 
     def cautions(self, images_seen: int) -> list[str]:
         """Sentences on what keeps a run over `images_seen` images from being compared with the paper's figures."""

@@ -5,6 +5,7 @@ mask covers which point makes a graph, whose clusters decide what is merged (4.2
 in fss.nn.alignment and fss.nn.pointgraph, decision by decision.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from fss.methods.gfsam_config import GFSAMConfig
 from fss.nn import alignment
 from fss.nn.alignment import Alignment, align, prompts, stretched, unit_features
 from fss.nn.dino import load_dino
+from fss.nn.gfsam_rules import Rules
 from fss.nn.pointgraph import segment
 from fss.nn.sam import STRIDE, load_sam
 
@@ -32,6 +34,7 @@ class GFSAM(Method):
     """
 
     Config = GFSAMConfig
+    ablations = ("features", *(f.name for f in fields(Rules) if f.default is not None and f.name != "reading"))
     learns = False
     probable = False
 

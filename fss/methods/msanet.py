@@ -47,6 +47,7 @@ class MSANet(Episodic):
     """See the module. `trained` has the meta learner and the ensemble's weights, `replica` the base learner."""
 
     Config = MSANetConfig
+    ablations = ("output", "prototype", "multi_similarity", "attention")
     config: BAMConfig
 
     def __init__(self, config: BAMConfig, *, header: Mapping[str, str] | None = None):

@@ -37,6 +37,7 @@ class MSHNet(Episodic):
     """See the module. `trained` has the W of Eq. 4 and all that merges similarities, `replica` the backbone."""
 
     Config = MSHNetConfig
+    ablations = ("similarities",)
 
     def __init__(self, config: MSHNetConfig, *, header: Mapping[str, str] | None = None):
         """With the `header` of an export, no file that `config` names is read: `restore` loads the weights.

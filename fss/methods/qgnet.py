@@ -62,6 +62,7 @@ class QGNet(Episodic):
     """See the module. `trained` has reductions, decoder and heads; `replica` both frozen networks."""
 
     Config = QGNetConfig
+    ablations = ("prior_map", "guided_map")
 
     def __init__(self, config: QGNetConfig, *, header: Mapping[str, str] | None = None):
         """With the `header` of an export, no file that `config` names is read: `restore` loads the weights.

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
+from fss.engine import dist
 from fss.engine.dist import fingerprint
 from fss.errors import RunError
 from tests.engine.conftest import joined
@@ -88,6 +90,16 @@ def alone_in_a_launch() -> str:
 
 def test_processes_that_believe_they_are_alone_are_refused():
     assert all("launcher started 5 processes" in text for text in on_ranks(2, alone_in_a_launch))
+
+
+def test_a_launcher_that_reaches_into_the_weights_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(RunError, match="asks to compile with dynamo's inductor: leave it out"):
+        joined(1)
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
+    monkeypatch.setattr(dist, "PLAIN", {DistributedType.MULTI_GPU})    # FSDP cannot be had without a GPU
+    with pytest.raises(RunError, match="asks for NO: only plain data parallelism"):
+        joined(1)
 
 
 def test_fingerprint_sees_values_not_memory_format():

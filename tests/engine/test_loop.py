@@ -27,13 +27,21 @@ class NoBadSamples:
         return []
 
 
-def train(folder: str, steps: int, *, stop_at: int | None = None, poison: tuple | None = None, accumulate: int = 1):
-    """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step."""
+def train(
+    folder: str, steps: int, *, stop_at: int | None = None, poison: tuple | None = None, accumulate: int = 1,
+    overflow: bool = False,
+):    # fmt: skip
+    """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step.
+
+    poison: step and rank whose data are not numbers. overflow: whether gradients are too large for float32.
+    """
     world = joined(accumulate=accumulate)
     run = RunDir(Path(folder))
     world.on_main(lambda: run.open({}, ""))
     torch.manual_seed(0)
     method = Toy()
+    if overflow:
+        method.trained[0].weight.register_hook(lambda gradient: gradient * 1e38 * 1e38)
     torch.manual_seed(world.rank)
     config = OptimConfig(steps=steps, lr=0.1, lr_batch=12, accumulate=accumulate, schedule="constant")
     schedule = Schedule(config=config, images=24, batch=12)
@@ -107,3 +115,14 @@ def test_a_loss_that_is_not_finite_names_rank_step_and_keys(tmp_path):
     facts = json.loads((tmp_path / "nonfinite" / "step_00000003_rank_1" / "facts.json").read_text())
     assert facts["losses"] == ["nan"] and facts["keys"][0] == "2-1-0"
     assert [row["step"] for row in RunDir(tmp_path).rows()] == [1, 2], "the step that failed is not logged"
+
+
+def _overflown(folder: str) -> str:
+    return train(folder, 1, overflow=True)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """The loss was still finite: the next one would not be, and every restart would begin with it."""
+    texts = on_ranks(2, _overflown, str(tmp_path))
+    assert all("0.weight is not finite after step 1, which was not saved" in text for text in texts)
+    assert not list(RunDir(tmp_path).checkpoints.glob("step_*"))

@@ -11,6 +11,11 @@ QUICK = 3    # of the files that take long; the others are marked slow
 SUFFIXES = (".npz", ".tsv", ".tsv.gz")
 
 
+def stem(path: Path) -> str:
+    """The name without its kind: dots in a folder's name or in front are part of it."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--golden", metavar="DIR", default=None,
@@ -40,7 +45,7 @@ def pytest_generate_tests(metafunc):
     if given and not files:
         raise pytest.UsageError(f"--golden {folder}: no {', '.join(SUFFIXES)} file in it")
     missing = pytest.mark.skip(reason=f"no recorded runs in {folder}: give --golden DIR")
-    ids = [p.relative_to(folder).as_posix().split(".")[0] for p in files]
+    ids = [p.relative_to(folder).with_name(stem(p)).as_posix() for p in files]
     smallest = sorted((p for p in files if _takes_long(p)), key=lambda p: (p.stat().st_size, p))[:QUICK]
     rows = [
         pytest.param(path, marks=pytest.mark.slow) if _takes_long(path) and path not in smallest else path

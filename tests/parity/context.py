@@ -12,14 +12,17 @@ from fss.nn.ppm import PPM
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def check_context(golden: Mapping[str, np.ndarray]) -> None:
-    """The entries ppm/* and aspp/* of a file like misc.npz; bins and dilations are the references' constants."""
+def check_ppm(golden: Mapping[str, np.ndarray]) -> None:
+    """The entries ppm/* of a file like misc.npz; the bins are the reference's constants."""
     theirs = recorded(golden, "ppm/sd/")
     state = {re.sub(r"features\.(\d+)\.1\.", r"reduce.\1.0.", n): t for n, t in theirs.items()}
     state = {re.sub(r"features\.(\d+)\.2\.", r"reduce.\1.1.", n): t for n, t in state.items()}
     width, channels = state["reduce.0.0.weight"].shape[:2]
     reproduce(PPM(channels, width), state, golden, "ppm")
 
+
+def check_aspp(golden: Mapping[str, np.ndarray]) -> None:
+    """The entries aspp/* of a file like misc.npz; the dilations are the reference's constants."""
     theirs = recorded(golden, "aspp/sd/")
     places = ["whole", "point", "atrous.0", "atrous.1", "atrous.2"]
     state = {re.sub(r"layer6_(\d)\.0", lambda m: places[int(m[1])], n): t for n, t in theirs.items()}

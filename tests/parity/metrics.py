@@ -14,7 +14,10 @@ def check(path: Path) -> None:
     golden = dict(np.load(path, allow_pickle=False))
     classes = len(golden["hsnet_iou_fg"])    # of the data set, numbered from 0
     novel = len(golden["pfenet_class_iou"])
-    first = int(golden["fold"]) * novel    # folds are contiguous
+    fold = int(golden["fold"])
+    ids = range(fold * novel, (fold + 1) * novel)    # contiguous, as on PASCAL
+    if not set(golden["class_id0"].tolist()) <= set(ids):
+        ids = range(fold, classes, classes // novel)    # interleaved, as on COCO
     rows, start = [], 0
     for class_id, (height, width) in zip(golden["class_id0"].tolist(), golden["sizes"].tolist(), strict=True):
         pixels = slice(start, start := start + height * width)
@@ -29,7 +32,7 @@ def check(path: Path) -> None:
         ours = np.stack([sums[class_id][:, place] for class_id in range(classes)], axis=1)    # [2, classes]
         close(ours, golden[f"hsnet_{name}_buf"], f"hsnet_{name}_buf")
 
-    found = scores(total(rows, range(first, first + novel)))
+    found = scores(total(rows, ids))
     everywhere = scores(total(rows, range(classes))).per_class
     per_class = [found.per_class[class_id] for class_id in sorted(found.per_class)]
     close([everywhere[class_id] for class_id in range(classes)], golden["hsnet_iou_fg"], "hsnet_iou_fg")

@@ -147,7 +147,7 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
     novel = config.novel or (json.loads(header.get("novel", "[]")) if scheme == "list" else [])
     shots = config.shots or int(header.get("shots", 1))
     fold = fold_of(scheme, number, manifest, [str(name) for name in novel], shots)
-    _check_unseen(evaluation, fold, header)
+    _check_unseen(evaluation, fold, header, manifest)
     classes = fold.novel if evaluation.split == "novel" else fold.base
     protocol = evaluation.protocol_for(scheme)
     if evaluation.episode_list:
@@ -181,12 +181,22 @@ def require_taken(config: Any, size: int | None, key: str = "eval.size") -> None
         raise ConfigError(str(error).replace("method.size", key)) from None
 
 
-def _check_unseen(evaluation: EvalConfig, fold: Fold, header: Mapping[str, str]) -> None:
+def _check_unseen(evaluation: EvalConfig, fold: Fold, header: Mapping[str, str], manifest: Manifest) -> None:
     """Weights that learned the novel classes of this fold would be measured on what they were trained for."""
-    if evaluation.split == "novel" and header.get("scheme") == fold.scheme and int(header["fold"]) != fold.fold:
+    if evaluation.split != "novel" or "scheme" not in header:
+        return
+    if header["scheme"] == fold.scheme and int(header["fold"]) != fold.fold:
         raise ConfigError(
             f"episodes.fold is {fold.fold} but the weights were trained on fold {header['fold']} of scheme "
             f"{fold.scheme}, and have learned this fold's novel classes: leave episodes.fold out"
+        )
+    unlearned = {*json.loads(header.get("novel", "[]")), *json.loads(header.get("held_out", "[]"))}
+    learned = [manifest.classes[c] for c in fold.novel if c not in unlearned]
+    if learned and "novel" in header and header.get("data") == manifest.name:
+        raise ConfigError(
+            f"the novel classes of scheme {fold.scheme} are not those of the weights, which have learned "
+            f"{', '.join(learned[:3])} ({len(learned)} of {len(fold.novel)}): leave episodes.scheme and "
+            "episodes.novel out"
         )
 
 

@@ -73,7 +73,7 @@ def cell_of(method: Method, plan: Plan) -> Cell:
     config = method.config
     return Cell(
         method=config.name, scheme=plan.fold.scheme, fold=plan.fold.fold, shots=plan.shots,
-        backbone=getattr(config, "backbone", None), size=config.size,
+        backbone=getattr(config, "backbone", None), size=config.size, variant=method.variant(),
     )    # fmt: skip
 
 
@@ -238,7 +238,7 @@ def _named(classes: Sequence[int], manifest: Manifest, most: int = 5) -> str:
 
 
 def _cell_in_words(cell: Cell) -> str:
-    network = [cell.method, cell.backbone, f"{cell.size} px" if cell.size else None]
+    network = [cell.method, cell.variant, cell.backbone, f"{cell.size} px" if cell.size else None]
     return ", ".join(filter(None, [*network, f"{cell.shots}-shot", f"{cell.scheme} fold {cell.fold}"]))
 
 

@@ -22,6 +22,8 @@ class Cell:
     backbone: str | None = None
     size: int | None = None
     """Side of the training crop, pixels."""
+    variant: str = ""
+    """The options that make it another system than the paper's main one, as Method.variant says them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,9 @@ class PublishedRecall:
 
 
 def published(cell: Cell, metric: str) -> Published | None:
-    """The paper's main result for exactly this cell, or None where it has none. metric: 'miou' or 'fb_iou'."""
-    return next((row for row in neighbours(cell, metric) if row.method == cell.method and not row.variant), None)
+    """The paper's result for exactly this cell, or None where it has none. metric: 'miou' or 'fb_iou'."""
+    of_method = (row for row in neighbours(cell, metric) if row.method == cell.method)
+    return next((row for row in of_method if (row.variant or "") == cell.variant), None)
 
 
 def neighbours(cell: Cell, metric: str) -> list[Published]:

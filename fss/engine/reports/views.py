@@ -108,7 +108,7 @@ def _dense(folder: Path, method: Method, shards: ShardSet, count: int = 8) -> Pi
     size = 64 * max(4, round(2 * method.consumes.size / 64))    # twice the view: 14 x 14 cells at 224
     photographs = torch.from_numpy(np.stack([_square(image, size) for image in _some_images(shards, count)]))
     photographs = photographs.permute(0, 3, 1, 2).contiguous()    # [N, 3, size, size]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         untrained = type(method)(method.config)
 

@@ -54,6 +54,19 @@ def test_classes_that_were_trained_on_are_refused(manifest):
         plan(FoldConfig(fold=1), EvalConfig(), TRAINED, manifest, size=33)
 
 
+@pytest.mark.parametrize("other", [
+    FoldConfig(scheme="list", fold=0, novel=["class 3", "class 4"]),
+    FoldConfig(scheme="list", fold=0, novel=["class 8"]),
+])    # fmt: skip
+def test_classes_that_were_trained_on_by_another_scheme_are_refused(manifest, other):
+    with pytest.raises(ConfigError, match=r"weights, which have learned class [48] \(1 of"):
+        plan(other, EvalConfig(), TRAINED, manifest, size=33)
+    held_out = TRAINED | {"held_out": "[4, 8]"}
+    assert plan(other, EvalConfig(episodes=4), held_out, manifest, size=33).fold.scheme == "list"
+    elsewhere = TRAINED | {"data": "other photographs"}
+    assert plan(other, EvalConfig(episodes=4), elsewhere, manifest, size=33).fold.scheme == "list"
+
+
 def test_what_is_given_stands_in_for_the_protocol(manifest):
     options = EvalConfig(
         protocol="hsnet", episodes=6, seeds=[8, 9], min_area=1, labels="own", resize="compat", resolution=64, size=41,

@@ -7,6 +7,8 @@ import yaml
 
 from fss.data.folds import SCHEMES
 from fss.engine.reports.published import PUBLISHED, Cell, neighbours, published, published_recall
+from fss.methods.mshnet import MSHNet
+from fss.methods.mshnet_config import MSHNetConfig
 
 QGNET = Cell(method="qgnet", scheme="pascal", fold=3, shots=5, backbone="resnet50", size=473)
 
@@ -64,6 +66,9 @@ def test_ablations_stand_beside_the_main_result_and_never_for_it():
     found = neighbours(one_shot, "miou")
     assert published(one_shot, "miou").variant is None
     assert {row.variant for row in found if row.method == "qgnet"} >= {None, "global contrast only"}
+    assert published(replace(one_shot, variant="prior_map off"), "miou") is None
+    alone = replace(one_shot, method="mshnet", variant=MSHNet(MSHNetConfig(similarities="cosine")).variant())
+    assert published(alone, "miou").fold(3) == 55.4 and published(replace(alone, variant=""), "miou").fold(3) == 62.4
     assert found[0].method == "qgnet" and {"pfenet", "mshnet"} <= {row.method for row in found}
     assert all(row.size in (None, 473) and row.backbone == "resnet50" and row.shots == 1 for row in found)
 

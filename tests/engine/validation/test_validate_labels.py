@@ -88,6 +88,8 @@ def test_a_set_of_its_own_leaves_all_images_to_training(shards):
     config = LabelValidateConfig(shards=str(shards.folder))
     own, images = validation_images(config, shards, None)
     assert own is not shards and len(images) == 12
+    some = LabelValidateConfig(shards=str(shards.folder), images=4)
+    assert validation_images(some, shards, None)[1].tolist() == [0, 3, 6, 9]
     with pytest.raises(ConfigError, match="keeps none of the 12 images"):
         validation_images(LabelValidateConfig(share=1e-9), shards, None)
     with pytest.raises(ConfigError, match=r"validate\.share is 1"):
