@@ -43,7 +43,7 @@ from shards.write import SAMPLES_PER_SHARD, pack
 SHOWN = 20    # bad files named on the terminal; the manifest has all
 NAMED = 3     # of them in the sentence that says there are too many
 SOURCES = {
-    "voc": lambda a: voc(a.root, a.ids, a.masks),
+    "voc": lambda a: voc(a.root, a.ids, a.masks, sbd=a.sbd, exclude=a.exclude),
     "coco": lambda a: coco(a.images, a.annotations, a.crowd),
     "fss1000": lambda a: fss1000(a.root),
     "indexed": lambda a: indexed(
@@ -104,8 +104,11 @@ def parser() -> Parser:
 
     kind = add("voc", "PASCAL VOC (JPEGImages, SegmentationClassAug or SegmentationClass) or SBD (img, cls/*.mat)")
     kind.add_argument("--root", type=Path, required=True, help="folder that holds JPEGImages, or SBD's img")
-    kind.add_argument("--ids", type=Path, required=True, help="list: ids, 'image.jpg mask.png' or 'id__class' a line")
+    kind.add_argument("--ids", type=Path, required=True, nargs="+", help="lists: ids, 'image.jpg mask.png' or "
+                      "'id__class' a line")
+    kind.add_argument("--exclude", type=Path, help="list of what to leave out, such as VOC's val.txt")
     kind.add_argument("--masks", help="folder of index maps below the root (default: the first there is)")
+    kind.add_argument("--sbd", type=Path, help="folder that holds SBD's cls, for the ids without a map below the root")
     kind = add("coco", "COCO 2014 or 2017 from the official instances JSON")
     kind.add_argument("--images", type=Path, required=True, help="folder of photographs")
     kind.add_argument("--annotations", type=Path, required=True, help="instances_*.json")

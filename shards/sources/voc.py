@@ -1,7 +1,9 @@
 """PASCAL VOC and SBD: images beside index maps of 20 classes, and a list file that says which belong to the set."""
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,35 +36,38 @@ class VocItem:
         return Sample(image=read_file(self.image), masks=masks, paint=sorted(masks), ignore=ignore)
 
 
-def voc(root: Path, ids: Path, masks: str | None = None) -> Source:
+def voc(
+    root: Path, ids: Path | Sequence[Path], masks: str | None = None, *, sbd: Path | None = None,
+    exclude: Path | None = None,
+) -> Source:    # fmt: skip
     """PASCAL VOC in its own layout, or SBD's (``img/*.jpg``, ``cls/*.mat``); index 255 is ignored, never an object.
 
-    Lines of the list file `ids` are ids (``2007_000032``), pairs of paths below `root` (``JPEGImages/2007_000032.jpg
+    Lines of the list files `ids` are ids (``2007_000032``), pairs of paths below `root` (``JPEGImages/2007_000032.jpg
     SegmentationClassAug/2007_000032.png``) or PASCAL-5i entries (``2007_000032__15``); an image named several times is
-    packed once. `masks` names the folder of index maps below `root`; by default the first there is of
-    SegmentationClassAug, SegmentationClass and cls.
+    packed once, one that the list `exclude` names not at all. `masks` names the folder of index maps below `root`; by
+    default the first there is of SegmentationClassAug, SegmentationClass and cls. `sbd`, the folder that holds SBD's
+    cls, has the maps of the ids that have none there.
     """
     root = require_folder(root, "--root is the folder that holds JPEGImages, or SBD's img")
     image_folder = _first_folder(root, IMAGE_FOLDERS)
     mask_folder = root / masks if masks else _first_folder(root, MASK_FOLDERS)
     require_folder(mask_folder, "--masks names the folder of index maps below --root")
     suffix = ".mat" if any(mask_folder.glob("*.mat")) else ".png"
+    more = sbd and require_folder(sbd / "cls", "--sbd is the folder of SBD that holds cls")
 
-    pairs: dict[Path, Path] = {}    # image -> mask, in the order of the list
-    for number, line in enumerate(read_file(ids).decode("utf-8-sig", "replace").splitlines(), start=1):
-        match line.split():
-            case []:
-                continue
-            case [name]:
-                stem = name.split("__")[0]
-                pairs.setdefault(image_folder / f"{stem}.jpg", mask_folder / f"{stem}{suffix}")
-            case [image, mask] if mask.endswith((".png", ".mat")):
-                pairs.setdefault(root / image.lstrip("/"), root / mask.lstrip("/"))
-            case _:
-                raise ShardError(
-                    f"line {number} of {ids} is {line.strip()[:80]!r}: expected an id, 'image.jpg mask.png' or "
-                    "'id__class'"
-                )
+    def pair(words: list[str]) -> tuple[Path, Path]:
+        if len(words) == 2:
+            return root / words[0].lstrip("/"), root / words[1].lstrip("/")
+        stem = words[0].split("__")[0]
+        mask = mask_folder / f"{stem}{suffix}"
+        return image_folder / f"{stem}.jpg", more / f"{stem}.mat" if more and not mask.exists() else mask
+
+    left_out = {pair(words)[0] for words in _lines(exclude)} if exclude else set()
+    pairs: dict[Path, Path] = {}    # image -> mask, in the order of the lists
+    for words in chain.from_iterable(map(_lines, [ids] if isinstance(ids, Path) else ids)):
+        image, mask = pair(words)
+        if image not in left_out:
+            pairs.setdefault(image, mask)
     sources = [str(image.relative_to(root)) for image in pairs]
     keys = unique_keys([image.stem for image in pairs], sources)
     return Source(
@@ -72,8 +77,25 @@ def voc(root: Path, ids: Path, masks: str | None = None) -> Source:
             VocItem(key, source, image, mask)
             for key, source, (image, mask) in zip(keys, sources, pairs.items(), strict=True)
         ],
-        arguments={"root": str(root), "masks": mask_folder.name},
+        arguments={"root": str(root), "masks": mask_folder.name} | ({"sbd": str(sbd)} if sbd else {}),
     )
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The words of every line of a list: an id, or an image and its mask."""
+    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
+        match words := line.split():
+            case []:
+                continue
+            case [_]:
+                yield words
+            case [_, mask] if mask.endswith((".png", ".mat")):
+                yield words
+            case _:
+                raise ShardError(
+                    f"line {number} of {path} is {line.strip()[:80]!r}: expected an id, 'image.jpg mask.png' or "
+                    "'id__class'"
+                )
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path:

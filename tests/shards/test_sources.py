@@ -52,6 +52,20 @@ def test_voc_list_forms_name_the_same_image_once(voc_root, line):
     assert sorted(item.read().masks) == [4, 20]
 
 
+def test_voc_and_sbd_make_one_training_set(voc_root, sbd_root):
+    """What PASCAL-5i trains on, from the official downloads: SBD's images are among VOC's, some in its val."""
+    photograph(voc_root / "JPEGImages" / "2008_000001.jpg")
+    (sbd_root / "train.txt").write_text("2008_000001\n2007_000003\n2007_000011\n")
+    (voc_root / "train.txt").write_text("2007_000003\n2007_000005\n")
+    (voc_root / "val.txt").write_text("2007_000011\n")
+    lists = [voc_root / "train.txt", sbd_root / "train.txt"]
+    items = voc(voc_root, lists, sbd=sbd_root, exclude=voc_root / "val.txt").items
+    assert [item.key for item in items] == ["2007_000003", "2007_000005", "2008_000001"]
+    assert [sorted(item.read().masks) for item in items] == [[4, 20], [6, 20], [7]]
+    with pytest.raises(ShardError, match="--sbd is the folder of SBD that holds cls"):
+        voc(voc_root, lists, sbd=voc_root)
+
+
 def test_voc_prefers_the_augmented_masks_and_takes_a_named_folder(voc_root):
     palette_png(voc_root / "SegmentationClassAug" / "2007_000000.png", np.full((48, 64), 2))
     (voc_root / "list.txt").write_text("2007_000000")
