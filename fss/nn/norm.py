@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fss.nn.in_place import OverwritingBatchNorm2d
-
 
 class Ranks(Protocol):
     """The ranks that a batch is spread over."""
@@ -89,7 +87,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 def synchronise(module: nn.Module, ranks: Callable[[], Ranks]) -> None:
     """Replace every BatchNorm2d inside `module`, in place, by a SyncBatchNorm2d over `ranks` with the same state."""
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm2d, OverwritingBatchNorm2d):
+        if type(child) is nn.BatchNorm2d:
             sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             sync.load_state_dict(child.state_dict())
             sync.ranks = ranks

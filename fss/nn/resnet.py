@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from fss.nn.in_place import overwrite_maps
-
 HEAD = "fc."
 """What the names of the projection head's tensors begin with, as in the official MoCo checkpoints."""
 
@@ -58,7 +56,6 @@ class ContrastiveResNet(ResNet):
         super().__init__(block, layers)
         self.fc = mlp_head(self.fc.in_features, dim)
         speed_up_pointwise(self)
-        overwrite_maps(self)
 
     def features(self, image: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))    # [B, 64, H/4, W/4]
