@@ -201,3 +201,13 @@ def test_a_labelled_sample(tmp_path, monkeypatch):
         read_labelled(shards, index, 2, "own")
     with pytest.raises(ShardError, match="the mask is 64x40 pixels, the image 64x48"):
         Frame.fit(48, 64, 57, "exact").truth(mask[:40], "original")
+
+
+@pytest.mark.parametrize("height, width", [(366, 500), (375, 152), (333, 427), (112, 130)])
+def test_squashed_masks_and_truths_are_those_of_torch(height, width):
+    """HSNet and GF-SAM resize masks by torch's 'nearest', which is not OpenCV's at these sizes."""
+    mask = np.random.default_rng(0).integers(0, 2, (height, width), np.uint8)
+    frame = Frame.fit(height, width, 400, "squash")
+    expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size=400)[0, 0].numpy()
+    np.testing.assert_array_equal(frame.mask(mask), expected)
+    np.testing.assert_array_equal(frame.truth(mask, 400), expected)

@@ -62,7 +62,10 @@ CHECKS = {
 def test_golden(golden, strict):
     for pattern, check in CHECKS.items():
         if fnmatch.fnmatchcase(stem(golden), pattern):
-            check(golden)
+            try:
+                check(golden)
+            except pytest.skip.Exception as why:    # what it wants lies beside a developer's checkout
+                (pytest.fail if strict else pytest.skip)(str(why))
             return
     message = f"no test knows {golden.name}: add its check to CHECKS"
     (pytest.fail if strict else pytest.skip)(message)
