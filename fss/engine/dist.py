@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -35,6 +36,7 @@ from fss.methods.base import Alone, Method
 
 T = TypeVar("T")
 FOREVER = datetime.timedelta(days=365)
+DRIVER = "/dev/nvidiactl"
 PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED}
 
 
@@ -74,6 +76,11 @@ class World:
         if zero and cpu and torch.cuda.is_available():
             raise RunError("run.device is cpu but DeepSpeed takes the CUDA device here: leave --use_deepspeed out")
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if device == "auto" and cpu and int(os.environ.get("WORLD_SIZE", 1)) > here and os.path.exists(DRIVER):
+            raise RunError(    # the other nodes may see theirs, and would wait for this one in vain
+                f"{platform.node()} has an NVIDIA driver but torch sees no CUDA device there: see nvidia-smi on it, or "
+                "give --run.device cpu on all nodes"
+            )
         if not cpu and here > torch.cuda.device_count():
             raise RunError(
                 f"{here} processes were started on a machine with {torch.cuda.device_count()} CUDA device(s): "

@@ -102,6 +102,15 @@ def test_a_launcher_that_reaches_into_the_weights_is_refused(monkeypatch):
         joined(1)
 
 
+def test_a_node_whose_gpus_cannot_be_used_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(dist, "DRIVER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="has an NVIDIA driver but torch sees no CUDA device there"):
+        dist.World(promised=4, device="auto", precision="float32", accumulate=1, timeout_minutes=1)
+
+
 def test_fingerprint_sees_values_not_memory_format():
     x = torch.randn(2, 3, 4, 4)
     assert fingerprint(x) == fingerprint(x.to(memory_format=torch.channels_last))
