@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import hashlib
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -18,14 +17,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    DynamoBackend,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from fss.engine.launcher import check_asked, check_size, check_zero, takes_cpu
 from fss.engine.ranks import Ranks
 from fss.engine.roll import Roll
 from fss.engine.run import PlaceConfig
@@ -36,8 +31,6 @@ from fss.methods.base import Alone, Method
 
 T = TypeVar("T")
 FOREVER = datetime.timedelta(days=365)
-DRIVER = "/dev/nvidiactl"
-PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED}
 
 
 class _LossForward(nn.Module):
@@ -69,23 +62,8 @@ class World:
     def __init__(
         self, *, promised: int | None, device: str, precision: str, accumulate: int, timeout_minutes: float
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise RunError("run.device is cuda but torch sees no CUDA device: use --run.device cpu or auto")
-        cpu = device == "cpu" or not torch.cuda.is_available()
         zero = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        if zero and cpu and torch.cuda.is_available():
-            raise RunError("run.device is cpu but DeepSpeed takes the CUDA device here: leave --use_deepspeed out")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if device == "auto" and cpu and int(os.environ.get("WORLD_SIZE", 1)) > here and os.path.exists(DRIVER):
-            raise RunError(    # the other nodes may see theirs, and would wait for this one in vain
-                f"{platform.node()} has an NVIDIA driver but torch sees no CUDA device there: see nvidia-smi on it, or "
-                "give --run.device cpu on all nodes"
-            )
-        if not cpu and here > torch.cuda.device_count():
-            raise RunError(
-                f"{here} processes were started on a machine with {torch.cuda.device_count()} CUDA device(s): "
-                "start one a device, or add --run.device cpu"
-            )
+        cpu = takes_cpu(device, zero)
         launched = "LOCAL_RANK" in os.environ    # accelerate takes a named backend to mean that a group exists
         timeout = datetime.timedelta(minutes=timeout_minutes) or FOREVER
         process_group = InitProcessGroupKwargs(backend="gloo" if cpu and launched else None, timeout=timeout)
@@ -111,9 +89,9 @@ class World:
         self.is_main = self.rank == 0
         self._bf16 = precision == "bf16"
         try:
-            self._check(promised)
-            self._check_launcher()
-            self._check_zero()
+            check_size(self.size, promised)
+            check_asked(self.accelerator.state, self.device, bf16=self._bf16)
+            check_zero(self.accelerator.state.deepspeed_plugin)
         except RunError:
             self._leave()
             raise
@@ -139,56 +117,6 @@ class World:
             promised=place.world, device=place.device, precision=place.precision, accumulate=accumulate,
             timeout_minutes=place.timeout_minutes,
         )    # fmt: skip
-
-    def _check(self, promised: int | None) -> None:
-        started = int(os.environ.get("WORLD_SIZE", 1))
-        if self.size != started:
-            raise RunError(
-                f"the launcher started {started} processes but this one sees a world of {self.size}: "
-                "start the job with 'accelerate launch --multi_gpu --num_processes N' (on CPU too) or with torchrun"
-            )
-        if promised is not None and self.size != promised:
-            raise RunError(
-                f"run.world promises {promised} ranks but {self.size} started: give accelerate "
-                f"'--multi_gpu --num_processes {promised}' (on CPU too), or set --run.world {self.size}"
-            )
-
-    def _check_launcher(self) -> None:
-        """A launcher's own settings must not reach into what methods and checkpoints read whole."""
-        state = self.accelerator.state
-        if state.distributed_type not in PLAIN:
-            raise RunError(
-                f"the launcher asks for {state.distributed_type.value}: only plain data parallelism and DeepSpeed "
-                "train here, as the files in configs/accelerate and configs/deepspeed have them"
-            )
-        if (backend := state.dynamo_plugin.backend) != DynamoBackend.NO:
-            raise RunError(
-                f"the launcher asks to compile with dynamo's {backend.value.lower()}: leave it out; what can be "
-                "compiled has options of its own"
-            )
-        if self._bf16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise RunError(
-                f"run.precision is bf16, which {torch.cuda.get_device_name(self.device)} only emulates, slower than "
-                "float32: use --run.precision float32"
-            )
-
-    def _check_zero(self) -> None:
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin is None:
-            return
-        if plugin.zero_stage not in (1, 2):
-            raise RunError(
-                f"DeepSpeed's ZeRO stage is {plugin.zero_stage}: give 1 or 2. Stage 3 takes the weights apart between "
-                "steps, where momentum encoders and checkpoints read them whole"
-            )
-        config = plugin.deepspeed_config
-        meddles = [key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled") is True]
-        meddles += [key for key in ("optimizer", "scheduler", "gradient_clipping") if key in config]
-        if meddles:
-            raise RunError(
-                f"the DeepSpeed configuration sets {meddles[0]}, which is decided by run.precision and optim: leave it "
-                "out, as configs/deepspeed/zero2.json does"
-            )
 
     def wrap(self, method: Method, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The forward to call instead of `method.loss(batch, peers, step)`, and the optimizer to step and save."""

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 
-from fss.engine import dist
-from fss.engine.dist import fingerprint
+from fss.engine import launcher
+from fss.engine.dist import World, fingerprint
 from fss.errors import RunError
 from tests.engine.conftest import joined
 from tests.ranks import on_ranks
@@ -97,18 +96,18 @@ def test_a_launcher_that_reaches_into_the_weights_is_refused(monkeypatch):
     with pytest.raises(RunError, match="asks to compile with dynamo's inductor: leave it out"):
         joined(1)
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
-    monkeypatch.setattr(dist, "PLAIN", {DistributedType.MULTI_GPU})    # FSDP cannot be had without a GPU
+    monkeypatch.setattr(launcher, "PLAIN", {"MULTI_GPU"})    # FSDP cannot be had without a GPU
     with pytest.raises(RunError, match="asks for NO: only plain data parallelism"):
         joined(1)
 
 
 def test_a_node_whose_gpus_cannot_be_used_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(dist, "DRIVER", tmp_path)
+    monkeypatch.setattr(launcher, "DRIVER", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RunError, match="has an NVIDIA driver but torch sees no CUDA device there"):
-        dist.World(promised=4, device="auto", precision="float32", accumulate=1, timeout_minutes=1)
+        World(promised=4, device="auto", precision="float32", accumulate=1, timeout_minutes=1)
 
 
 def test_fingerprint_sees_values_not_memory_format():
