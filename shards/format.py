@@ -114,6 +114,10 @@ class Manifest:
     """Digest of everything that decided the bytes: arguments, list of samples, library versions."""
     version: int = VERSION
 
+    def content(self) -> dict:
+        """What a reader finds: equal for two packings of the same files, wherever these lay."""
+        return {name: value for name, value in asdict(self).items() if name not in ("bad", "fingerprint")}
+
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` into `folder`, whole or not at all."""
         write_whole(folder / MANIFEST, json.dumps(asdict(self), separators=(",", ":")).encode())

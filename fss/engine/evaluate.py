@@ -101,7 +101,7 @@ class _Evaluation:
         config = asdict(self.job)
         if self.job.weights:    # they hold the frozen networks too: the files that training took these from may be gone
             config["method"] = {key: value for key, value in config["method"].items() if not key.endswith("_weights")}
-        named = identity_of(config, manifest=digest(asdict(self.manifest)))
+        named = identity_of(config, manifest=digest(self.manifest.content()))
         parts = {"trained": self.method.trained, "replica": self.method.replica}
         tensors = {
             f"{part}.{name}": fingerprint(tensor)

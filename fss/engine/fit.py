@@ -49,7 +49,7 @@ class _Fit:
         self.method: Method = METHODS[self.name](job.method)
         self.task = TASKS[type(self.method.consumes)](job, self.method, world)
         self.shards = self.task.shards
-        manifest = digest(asdict(self.shards.manifest))
+        manifest = digest(self.shards.manifest.content())
         identity = identity_of(asdict(job), manifest) | self.task.identity()
         self.ranks = check_ranks(world, run.folder, config=digest(identity), manifest=manifest)
         world.on_main(lambda: run.open(identity, config_yaml))

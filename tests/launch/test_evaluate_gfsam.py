@@ -30,6 +30,7 @@ def words(tmp_path_factory):
     ]    # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words, monkeypatch):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")    # that of the other run is drawn

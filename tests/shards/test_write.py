@@ -55,6 +55,16 @@ def test_same_bytes_for_any_number_of_processes(tmp_path):
     assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
 
 
+def test_a_set_is_the_same_wherever_its_source_lay(tmp_path, voc_root):
+    """A run goes on over shards that were packed again after their source moved."""
+    first = pack(voc(voc_root, voc_root / "list.txt"), tmp_path / "first")
+    moved = voc_root.rename(tmp_path / "moved")
+    again = pack(voc(moved, moved / "list.txt"), tmp_path / "again")
+    assert first.fingerprint != again.fingerprint and first.content() == again.content()
+    (moved / "list.txt").write_text("2007_000003\n")
+    assert pack(voc(moved, moved / "list.txt"), tmp_path / "less").content() != first.content()
+
+
 def test_superpixels_are_stored_and_described(tmp_path):
     manifest = pack(synthetic(2), tmp_path, superpixels=["felzenszwalb", "slic", "slic"])
     assert manifest.superpixels.keys() == {"felzenszwalb", "slic"}

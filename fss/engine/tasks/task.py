@@ -2,7 +2,6 @@
 
 import abc
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -103,4 +102,4 @@ class ValidatedTask(Task):
     def identity(self) -> dict[str, object]:
         if self.validation is None:
             return {}
-        return {"validate.manifest": digest(asdict(self.validation.shards.manifest))}
+        return {"validate.manifest": digest(self.validation.shards.manifest.content())}
