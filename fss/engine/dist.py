@@ -254,8 +254,8 @@ class World:
 
         failed: this rank leaves alone. NCCL would wait here for the others, and nobody would learn why it leaves.
         """
+        self._watch.close()    # it asks the store, which goes with the group
         self._leave(waiting=not (failed and self.device.type == "cuda"))
-        self._watch.close()    # not before: leaving may hang, too
 
     @staticmethod
     def _leave(waiting: bool = True) -> None:

@@ -14,6 +14,7 @@ from tests.places import ROOT
 from tests.ranks import free_port
 
 HERE = Path(__file__).resolve().parent
+CLEARED = 15    # seconds
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 HOW = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 
@@ -45,6 +46,7 @@ class Site:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self._environment = environment
+        self._back: dict[str, float] = {}    # job -> since when it is back in the queue
         for name in ("launch", "configs", ".venv"):
             (folder / name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("*.txt"))
@@ -63,11 +65,15 @@ class Site:
     def log(self) -> str:
         return "".join(path.read_text() for path in sorted((self.folder / "slurm" / "logs").glob("*.txt")))
 
-    def until(self, text: str, timeout: float = 600) -> None:
+    def state(self) -> str:
+        """What jobs and SLURM say, for messages."""
+        return "\n".join([self.log(), self.call("scontrol", "show", "jobs"), self.call("scontrol", "show", "nodes")])
+
+    def until(self, text: str, timeout: float = 300) -> None:
         """Wait until the logs hold `text`."""
         end = time.monotonic() + timeout
         while text not in self.log():
-            assert time.monotonic() < end, f"{text!r} never came: {self.log()}"
+            assert time.monotonic() < end, f"{text!r} never came: {self.state()}"
             self.waiting()
             time.sleep(0.2)
 
@@ -75,14 +81,19 @@ class Site:
         """Wait until the queue is empty."""
         end = time.monotonic() + timeout
         while jobs := self.waiting():
-            assert time.monotonic() < end, f"{jobs}: {self.log()}"
+            assert time.monotonic() < end, f"{jobs}: {self.state()}"
             time.sleep(0.5)
 
     def waiting(self) -> list[str]:
-        """Jobs that are not done; one that was put back into the queue need not wait its two minutes."""
+        """Jobs that are not done; one that was put back into the queue need not wait its two minutes, but for some
+        seconds in which slurmd clears up what the first start left."""
         jobs = self.call("squeue", "--noheader", "--array", "--format", "%i %r").splitlines()
+        self._back = {job: since for job, since in self._back.items() if f"{job} BeginTime" in jobs}
         for job, reason in (line.split(maxsplit=1) for line in jobs):
-            if reason == "BeginTime":    # it may begin by itself between the two commands
+            if reason != "BeginTime":
+                continue
+            if time.monotonic() - self._back.setdefault(job, time.monotonic()) > CLEARED:
+                # It may begin by itself between the two commands.
                 self.call("bash", "-c", f"scontrol update JobId={job} StartTime=now || true")
         return jobs
 
