@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 HEAD = "fc."
@@ -29,17 +30,18 @@ def mlp_head(width: int, dim: int) -> nn.Sequential:
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A Conv2d without padding, groups or bias that takes oneDNN on a CPU, whatever the batch.
+    """A Conv2d with a 1x1 kernel that takes oneDNN on a CPU, forward and backward, whatever the batch.
 
     On one thread, which is what launchers give a rank on CPU, torch sends 1x1 convolutions of fewer than 16 images down
-    a slower path. Under autocast, compiled, and on other devices this is a plain Conv2d.
+    a slower path unless they are dilated, and dilating a single tap changes nothing. Under autocast, compiled, and on
+    other devices this is a plain Conv2d.
     """
 
     def forward(self, image: Tensor) -> Tensor:
         on_cpu = image.device.type == "cpu" and torch.backends.mkldnn.is_available()
         if not on_cpu or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(image)
-        return torch.mkldnn_convolution(image, self.weight, None, self.padding, self.stride, self.dilation, self.groups)
+        return F.conv2d(image, self.weight, self.bias, self.stride, self.padding, 2, self.groups)
 
 
 def speed_up_pointwise(module: nn.Module) -> None:

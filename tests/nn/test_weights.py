@@ -22,33 +22,6 @@ def official_moco(dim: int = 16, queue: int = 32, sides: str = "qk", backbone: s
     return {"epoch": 200, "arch": backbone, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbones_have_torchvisions_names(backbone):
-    with torch.device("meta"):
-        theirs = getattr(torchvision.models, backbone)().state_dict()
-        ours = BACKBONES[backbone](128).state_dict()
-    assert {n: t.shape for n, t in ours.items() if not n.startswith("fc.")} == {
-        n: t.shape for n, t in theirs.items() if not n.startswith("fc.")
-    }
-    assert ours["fc.2.weight"].shape[0] == 128
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pointwise_convolutions_compute_what_conv2d_does(layout, bf16):
-    ours = BACKBONES["resnet18"](8).layer2[0].downsample[0]    # stride 2
-    plain = torch.nn.Conv2d(64, 128, 1, stride=2, bias=False)
-    plain.load_state_dict(ours.state_dict())
-    image = torch.randn(2, 64, 9, 9).to(memory_format=layout)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        a, b = ours(image), plain(image)
-    assert type(ours) is not type(plain) and a.dtype == b.dtype and a.stride() == b.stride()
-    torch.testing.assert_close(a, b)
-    for out in (a, b):
-        out.float().square().sum().backward()
-    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
-
-
 def skeleton(name: str, stem: str = "torchvision") -> torch.nn.Module:
     with torch.device("meta"):
         return make_backbone(name, stem=stem)
