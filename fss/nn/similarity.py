@@ -10,8 +10,8 @@ PRODUCTS = 1 << 20    # products held at a time: 4 MB, which a core's cache take
 
 def averages(counts: Sequence[int], device: torch.device | None = None) -> Tensor:
     """The matrix [K, n] that averages K groups of consecutive rows, of `counts` rows each; an empty group gives 0."""
-    group = torch.repeat_interleave(torch.tensor(counts, device=device))    # [n], the group of every row
-    size = torch.tensor(counts, device=device, dtype=torch.float32)
+    size = torch.tensor(counts, device=device)
+    group = torch.repeat_interleave(size, output_size=sum(counts))    # [n], the group of every row
     return (group == torch.arange(len(counts), device=device)[:, None]) / size.clamp(min=1)[:, None]
 
 
