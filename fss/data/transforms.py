@@ -205,4 +205,3 @@ def _nearest(mask: np.ndarray, size: int) -> np.ndarray:
     steps = np.arange(size, dtype=np.float32)
     rows, columns = ((steps * np.float32(side / size)).astype(np.intp) for side in mask.shape)
     return mask[rows[:, None], columns]
-

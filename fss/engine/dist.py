@@ -269,4 +269,3 @@ def fingerprint(tensor: Tensor) -> str:
     """A digest of a tensor's bytes, independent of its memory format."""
     flat = tensor.detach().contiguous().reshape(-1).cpu()
     return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
-

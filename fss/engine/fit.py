@@ -202,4 +202,3 @@ class _Fit:
             log.export(self.schedule.steps, self.best)
             log.say(f"best weights: {self.best}, {score}")
         log.say(f"report: {page}")
-
