@@ -10,6 +10,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -122,6 +123,7 @@ class World:
         """The forward to call instead of `method.loss(batch, peers, step)`, and the optimizer to step and save."""
         forward = _LossForward(method, self)
         if self.accelerator.state.deepspeed_plugin is None:
+            lay_gradients(forward)
             return self.accelerator.prepare(forward, optimizer)
         for tensor in (*forward.parameters(), *forward.buffers()):    # it sends tensors as rows of bytes
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
@@ -263,6 +265,20 @@ class World:
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)    # accelerate keeps one per process, whatever is asked
         GradientState._reset_state()
+
+
+def lay_gradients(module: nn.Module) -> None:
+    """Have the gradients of 1x1 convolutions come with the strides of their weights, as DDP asks.
+
+    Where a kernel is one pixel, several strides name one order of numbers, and torch's convolutions return any of them.
+    """
+    for weight in module.parameters():
+        if weight.requires_grad and weight.shape[2:] == (1, 1):
+            weight.register_hook(partial(_laid, strides=weight.stride()))
+
+
+def _laid(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
+    return gradient.flatten(1).contiguous().as_strided(gradient.shape, strides)
 
 
 def fingerprint(tensor: Tensor) -> str:

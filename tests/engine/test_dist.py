@@ -1,10 +1,12 @@
 """Collectives and agreements of real ranks, and the checks that catch ranks which are not what was promised."""
 
+import copy
+
 import pytest
 import torch
 
 from fss.engine import launcher
-from fss.engine.dist import World, fingerprint
+from fss.engine.dist import World, fingerprint, lay_gradients
 from fss.errors import RunError
 from tests.engine.conftest import joined
 from tests.ranks import on_ranks
@@ -108,6 +110,22 @@ def test_a_node_whose_gpus_cannot_be_used_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RunError, match="has an NVIDIA driver but torch sees no CUDA device there"):
         World(promised=4, device="auto", precision="float32", accumulate=1, timeout_minutes=1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_1x1_convolutions_lie_as_their_weights_do(layout):
+    """Whatever the layout of the image, with one gradient a number, and one for all."""
+    plain = torch.nn.Conv2d(8, 4, 1).to(memory_format=layout)
+    laid = copy.deepcopy(plain)
+    lay_gradients(laid)
+    images = [torch.randn(16, 8, 5, 5).to(memory_format=f) for f in (torch.contiguous_format, torch.channels_last)]
+    losses = [lambda conv, image=image: conv(image).sum() for image in images]
+    for loss in (*losses, lambda conv: conv.weight.sum()):
+        for conv in (plain, laid):
+            conv.zero_grad()
+            loss(conv).backward()
+        assert laid.weight.grad.stride() == laid.weight.stride()
+        assert torch.equal(laid.weight.grad, plain.weight.grad)
 
 
 def test_fingerprint_sees_values_not_memory_format():
