@@ -1,13 +1,10 @@
 """The configuration: one typed schema a job, composed of what each room declares. The only file with jsonargparse."""
 
 import difflib
-import errno
-import functools
 import json
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,12 +25,11 @@ from fss.engine.run import PlaceConfig, RunConfig, read_header
 from fss.engine.validation.episodes import ValidateConfig
 from fss.engine.validation.labels import LabelValidateConfig
 from fss.engine.validation.views import ProbeConfig
-from fss.errors import ConfigError, UserError
+from fss.errors import ConfigError
 from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.methods.base_learner_config import BaseLearnerConfig
 from fss.methods.prior_config import PriorConfig
-from shards.format import ShardError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EPISODIC = [name for name, method in METHODS.items() if method.predict is not Method.predict]
@@ -165,25 +161,6 @@ def _variant(namespace: Any) -> str:
 def snapshot(job: object) -> str:
     """The resolved configuration as YAML that `--config` reads back."""
     return yaml.safe_dump(asdict(job), sort_keys=False)
-
-
-def command(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
-    """Wrap a launcher's ``main(argv)``: a user's error is one line on stderr and exit code 2, not a traceback."""
-
-    @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv) or 0
-        except (UserError, ShardError) as error:
-            text = str(error)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            text = f"the disk is full ({error}): free some space and run the same command again"
-        print(f"error: {text}", file=sys.stderr, flush=True)
-        return 2
-
-    return wrapped
 
 
 def _method_name(schema: type, argv: list[str], trained: dict, prog: str) -> str:

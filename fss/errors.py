@@ -1,4 +1,4 @@
-"""Errors that a user caused and can mend; `fss.config.command` turns them into one sentence and an exit code."""
+"""Errors that a user caused and can mend; `fss.command` turns them into one sentence and an exit code."""
 
 
 class UserError(ValueError):

@@ -7,7 +7,7 @@
 import argparse
 import sys
 
-from fss.config import command
+from fss.command import command
 from fss.engine.viewers.dashboard import markdown, publish
 
 

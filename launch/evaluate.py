@@ -7,7 +7,8 @@
 
 import sys
 
-from fss.config import EvalJob, command, parse, snapshot
+from fss.command import command
+from fss.config import EvalJob, parse, snapshot
 from fss.engine.evaluate import evaluate
 
 

@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fss.config import EPISODIC, command, parse
+from fss.command import command
+from fss.config import EPISODIC, parse
 from fss.engine.predict import segmenter_of
 from fss.errors import ConfigError
 

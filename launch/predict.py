@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fss.config import EPISODIC, command, parse
+from fss.command import command
+from fss.config import EPISODIC, parse
 from fss.engine.predict import segment_files
 
 

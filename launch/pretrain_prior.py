@@ -6,12 +6,15 @@
 
 import sys
 
-from fss.config import PretrainJob, command, parse, snapshot
-from fss.engine.fit import fit
+from fss.command import command
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    # Here, because every data worker imports this file, and needs none of it.
+    from fss.config import PretrainJob, parse, snapshot
+    from fss.engine.fit import fit
+
     job = parse(PretrainJob, argv, prog="launch/pretrain_prior.py", default="pretrain/embedded.yaml")
     return fit(job, snapshot(job))
 

@@ -6,7 +6,8 @@
 import sys
 from dataclasses import dataclass
 
-from fss.config import EvalJob, command, parse
+from fss.command import command
+from fss.config import EvalJob, parse
 from fss.engine.studies.recall import recall
 
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fss.config import command
+from fss.command import command
 from fss.engine.reports.comparison import compare
 
 

@@ -7,12 +7,15 @@
 
 import sys
 
-from fss.config import BaseJob, command, parse, snapshot
-from fss.engine.fit import fit
+from fss.command import command
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    # Here, because every data worker imports this file, and needs none of it.
+    from fss.config import BaseJob, parse, snapshot
+    from fss.engine.fit import fit
+
     job = parse(BaseJob, argv, prog="launch/train_base.py", default="base/embedded.yaml")
     return fit(job, snapshot(job))
 

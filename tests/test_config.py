@@ -1,6 +1,5 @@
 """The configuration: what is refused, in which words, and that a snapshot is read back."""
 
-import errno
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +8,8 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from fss.config import CONFIGS, BaseJob, EvalJob, MetaTrainJob, PretrainJob, command, parse, snapshot
-from fss.errors import ConfigError, UserError, WeightsError
+from fss.config import CONFIGS, BaseJob, EvalJob, MetaTrainJob, PretrainJob, parse, snapshot
+from fss.errors import ConfigError, WeightsError
 from fss.methods.prototype_config import PrototypeConfig
 from fss.methods.qgnet_config import QGNetConfig
 
@@ -216,21 +215,3 @@ def test_help_names_every_field_and_print_config_prints_yaml(capsys):
         job("--print_config", "--optim.lr", "0.7")
     assert left.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["optim"]["lr"] == 0.7
-
-
-def test_a_users_error_is_one_line_and_exit_code_2(capsys):
-    @command
-    def main(argv):
-        raise UserError("the mask of a.jpg is 3x4: make it 5x6")
-
-    assert main([]) == 2
-    assert capsys.readouterr().err == "error: the mask of a.jpg is 3x4: make it 5x6\n"
-
-
-def test_a_full_disk_is_one_line_too(capsys):
-    @command
-    def main(argv):
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl")
-
-    assert main([]) == 2
-    assert "runs/a/metrics.jsonl" in capsys.readouterr().err

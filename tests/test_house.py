@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "fss/data": {"fss.data", "fss.errors", "shards"},
     "fss/methods": {"fss.methods", "fss.nn", "fss.errors", "fss.data.batch"},
     "fss/engine": {"fss.engine", "fss.methods", "fss.nn", "fss.data", "fss.errors", "shards"},
+    "fss/command.py": {"fss.errors", "shards"},
     "fss/config.py": {"fss.engine", "fss.methods", "fss.data", "fss.errors", "shards"},
     "fss/__init__.py": {"fss.engine.predict"},
-    "launch": {"fss.config", "fss.engine", "fss.errors", "shards"},
+    "launch": {"fss.command", "fss.config", "fss.engine", "fss.errors", "shards"},
     "bench": {"bench", "fss", "shards", "launch.report", "plain_moco"},
 }
 

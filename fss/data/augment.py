@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch.nn.functional import interpolate
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as reference
 
 from shards.codec import decode_image
 from shards.format import ShardError
@@ -135,6 +133,9 @@ class Strict:
     @staticmethod
     def apply(image: Image.Image, how: Augmentation, size: int) -> np.ndarray:
         """RGB image -> uint8 [3, size, size]."""
+        from torchvision.transforms import InterpolationMode  # here: it takes two seconds of every data worker
+        from torchvision.transforms import functional as reference
+
         view = reference.resized_crop(image, *how.box, [size, size], InterpolationMode.BILINEAR)
         for operation, strength in how.jitter:
             view = getattr(reference, f"adjust_{operation}")(view, strength)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +30,8 @@ class Dino(nn.Module):
     """A ViT of `name` with random weights: an image's patch features before the final norm (`x_prenorm`)."""
 
     def __init__(self, name: DinoName) -> None:
+        import timm  # here: it takes a second, and GF-SAM alone needs it
+
         super().__init__()
         self.vit = timm.create_model(TIMM[name], num_classes=0, img_size=NATIVE, dynamic_img_size=True)
         self.vit.norm = nn.Identity()

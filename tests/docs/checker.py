@@ -25,6 +25,7 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+import fss.config
 from fss.config import parse
 from fss.methods import METHODS
 from fss.nn.weights import save_export
@@ -113,13 +114,14 @@ class Checker:
         assert path.is_file(), f"there is no {path}"
         options = [self.stand_in(word) if before == "--weights" else word
                    for before, word in zip(["", *options], options, strict=False)]
-        if path.parts[0] == "launch":
+        source = path.read_text()
+        if path.parts[0] == "launch" and re.search(r"from fss\.config import .*\bparse\b", source):
             module = importlib.import_module(f"launch.{path.stem}")
-            if hasattr(module, "parse"):
-                with self.monkeypatch.context() as patched:
-                    patched.setattr(module, "parse", lambda *given, **how: stop(parse(*given, **how)))
-                    return reached(lambda: module.main(options))
-        if "parse_args" not in path.read_text():
+            with self.monkeypatch.context() as patched:
+                for place in (module, fss.config):    # some launchers import it late
+                    patched.setattr(place, "parse", lambda *given, **how: stop(parse(*given, **how)), raising=False)
+                return reached(lambda: module.main(options))
+        if "parse_args" not in source:
             return None
         with self.monkeypatch.context() as patched:
             original = argparse.ArgumentParser.parse_args
