@@ -23,10 +23,10 @@ from fss.methods.prior import PriorExtractor
 from fss.methods.prior_config import PriorConfig
 
 SMALL = {"backbone": "resnet18", "view_size": 64, "patch_size": 64, "queue": 4096, "local_queue": 4096}
-IMAGES = 12    # a rank's: whole parts for 2, 3 and 4 ranks
+IMAGES = 12  # a rank's: whole parts for 2, 3 and 4 ranks
 STEPS, TRIES = 4, 6
 LARGE = 32 << 20
-SEEN = 64 << 10    # bytes from which the headers of the wire do not matter
+SEEN = 64 << 10  # bytes from which the headers of the wire do not matter
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fss.methods.qgnet_config import QGNetConfig
 from fss.nn.weights import load_backbone
 
 CASES = ["train 473 1", "train 473 5", "evaluate 473", "evaluate 641"]
-MIB = 1 << 10    # of what getrusage counts in, KiB
+MIB = 1 << 10  # of what getrusage counts in, KiB
 
 
 def build(stem: str, weights: str | None) -> QGNet:
@@ -56,9 +56,14 @@ def train(method: QGNet, size: int, shots: int) -> dict[str, float]:
     image = torch.randint(0, 256, (1, 1 + shots, 3, size, size), dtype=torch.uint8)
     mask = centred(size, 1, 1 + shots)
     batch = EpisodeBatch(
-        query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
-        class_id=torch.ones(1, dtype=torch.int64), keys=["made up"], replaced=[],
-    )    # fmt: skip
+        query=image[:, 0],
+        query_mask=mask[:, 0],
+        support=image[:, 1:],
+        support_mask=mask[:, 1:],
+        class_id=torch.ones(1, dtype=torch.int64),
+        keys=["made up"],
+        replaced=[],
+    )
     for _ in range(2):
         forward, (loss, _) = timed(method.loss, batch, Alone(), 0)
         backward, _ = timed(loss.backward)

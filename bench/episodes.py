@@ -55,8 +55,9 @@ class Plain:
 
     def __init__(self, root: Path, stems: list[str], size: int, shots: int) -> None:
         self.size, self.shots = size, shots
-        self.images = [(root / "JPEGImages" / f"{stem}.jpg", root / "SegmentationClass" / f"{stem}.png")
-                       for stem in stems]
+        self.images = [
+            (root / "JPEGImages" / f"{stem}.jpg", root / "SegmentationClass" / f"{stem}.png") for stem in stems
+        ]
         self.by_class: dict[int, list[tuple[Path, Path]]] = defaultdict(list)
         for pair in self.images:
             label = np.array(Image.open(pair[1]))
@@ -116,7 +117,7 @@ class Plain:
         if random.random() < 0.5:
             image, label = cv2.flip(image, 1), cv2.flip(label, 1)
         image, label = self.crop(image, label)
-        tensor = torch.from_numpy(image.transpose(2, 0, 1)).float()    # [3, S, S]
+        tensor = torch.from_numpy(image.transpose(2, 0, 1)).float()  # [3, S, S]
         for channel, mean, std in zip(tensor, MEAN, STD, strict=True):
             channel.sub_(mean).div_(std)
         return tensor, torch.from_numpy(label).long()
@@ -204,7 +205,7 @@ def measure(root: Path, size: int, shots: int, rounds: int) -> dict[str, float]:
             for name, batches in variants.items():
                 times[name].append(cpu_ms(lambda batches=batches: next(batches), 8) / BATCH)
         parts = stages(shards, source, size)
-    median = {name: statistics.median(values[1:]) for name, values in times.items()}    # the first round warms up
+    median = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
 
     print(f"\n{'stage of ours, CPU ms an image':40s}")
     for name, ms in parts:

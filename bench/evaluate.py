@@ -65,7 +65,7 @@ def run(work: Work, cache: float) -> Run:
     torch.manual_seed(0)
     method = Prototype(PrototypeConfig(size=work.size, backbone=work.backbone))
     how, shards = Scoring(size=work.size), ShardSet(work.shards)
-    measure(method, shards, work.episodes[:1], how, world)    # the first pass of a process is slower
+    measure(method, shards, work.episodes[:1], how, world)  # the first pass of a process is slower
     world.wait()
     wall, cpu = time.perf_counter(), time.process_time()
     results = measure(method, shards, work.episodes, how, world, cache=cache)

@@ -33,7 +33,7 @@ from fss.nn.gfsam_rules import Rules
 from fss.nn.pointgraph import Outcome, segment
 
 SIZE, LOW = 1024, 256
-NOISE = 1e-4    # growth by less, in positions of the grid, is rounding
+NOISE = 1e-4  # growth by less, in positions of the grid, is rounding
 
 
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
@@ -65,10 +65,10 @@ class Scene:
         torch.manual_seed(0)
         y, x = torch.meshgrid(*[torch.linspace(-1, 1, LOW)] * 2, indexing="ij")
         left, right = ((x - centre) ** 2 + (y - 0.1) ** 2 < 0.15 for centre in (-0.4, 0.45))
-        parts = left.long() + 2 * (right & ~left).long()    # [LOW, LOW]: 0 the background
+        parts = left.long() + 2 * (right & ~left).long()  # [LOW, LOW]: 0 the background
         small = F.interpolate(parts[None, None].float(), (grid, grid))[0, 0].long().flatten()
         looks = torch.randn(3, channels)
-        self.tokens = looks[small] + torch.randn(1 + shots, grid * grid, channels)    # of the target first
+        self.tokens = looks[small] + torch.randn(1 + shots, grid * grid, channels)  # of the target first
         self.masks = F.interpolate((parts > 0)[None, None].byte(), (SIZE, SIZE))[0].repeat(shots, 1, 1)
         self.rules = Rules(limit=points)
         self.logits = self.decode(parts, x, y, prompts(self.align().points, grid, SIZE, self.rules))
@@ -101,9 +101,7 @@ class Scene:
             return alignment, segment(target, alignment, self.logits, SIZE, self.rules)
 
     def plain(self, stage: Stages) -> plain_gfsam.Plain:
-        return plain_gfsam.segment(
-            self.tokens[0], self.tokens[1:], self.masks, lambda pixels: self.logits, SIZE, stage
-        )
+        return plain_gfsam.segment(self.tokens[0], self.tokens[1:], self.masks, lambda pixels: self.logits, SIZE, stage)
 
 
 def check(scene: Scene) -> str:
@@ -136,7 +134,7 @@ def take_time(scene: Scene, runs: int) -> dict:
 def extra_mib(scene: Scene, name: str) -> float:
     """How far one run lifts the peak of this process over what it holds."""
     torch.ones(64, 64) @ torch.ones(64, 64)
-    Path("/proc/self/clear_refs").write_text("5")    # the peak is now what is held
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
     before = peak_mib()
     getattr(scene, name)(Stages())
     return peak_mib() - before

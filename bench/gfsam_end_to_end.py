@@ -36,7 +36,7 @@ from fss.nn.alignment import align, prompts
 from fss.nn.pointgraph import segment
 
 STAGES = ("DINOv2", "SAM encoder", "SAM decoder", "rest")
-ALIKE = 0.999    # IoU of two final masks
+ALIKE = 0.999  # IoU of two final masks
 Row = dict[str, str]
 Spent = dict[str, float]
 """Stage -> seconds of an episode; 'clock' is all of it by the clock."""
@@ -48,8 +48,8 @@ class Episode:
     def __init__(self, row: Row, result: Row, golden: Path, photographs: Path, device: str):
         self.shots = int(row["shot"])
         names = [row["query"], *(row[f"support{i}"] for i in range(1, self.shots + 1))]
-        self.images = [fitted(photographs / name).to(device) for name in names]    # [1, 3, S, S], the query's first
-        self.masks = [class_mask(photographs / name, int(row["class"])).to(device) for name in names[1:]]    # [1, S, S]
+        self.images = [fitted(photographs / name).to(device) for name in names]  # [1, 3, S, S], the query's first
+        self.masks = [class_mask(photographs / name, int(row["class"])).to(device) for name in names[1:]]  # [1, S, S]
         bits = np.load(golden / f"ep_{int(row['id']):03d}.npz", allow_pickle=False)["final_mask_bits"]
         self.mask = torch.from_numpy(np.unpackbits(bits).astype(bool)).view(SIZE, SIZE)
         recorded = [float(result[f"cpusec_{part}"]) for part in ("dino", "sam_enc", "sam_dec", "total")]
@@ -147,13 +147,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="measure the straightforward decoder and rest too")
     args = parser.parse_args()
-    if os.environ.items() & KEEP.items() != KEEP.items():    # the allocator reads them as a process starts
+    if os.environ.items() & KEEP.items() != KEEP.items():  # the allocator reads them as a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    method = GFSAM(GFSAMConfig(
-        dino=args.dino, dino_weights=args.dino_weights, sam=args.sam, sam_weights=args.sam_weights
-    ))    # fmt: skip
+    method = GFSAM(
+        GFSAMConfig(dino=args.dino, dino_weights=args.dino_weights, sam=args.sam, sam_weights=args.sam_weights)
+    )
     method.replica.to(args.device)
     as_recorded = (args.dino, args.sam) == ("vits14", "vit_t")
     rows, results = (read(args.golden / f"{name}.tsv") for name in ("episodes", "results"))
@@ -162,7 +162,7 @@ def main() -> None:
     spent: dict[tuple[int, str], list[Spent]] = defaultdict(list)
     alike = 0
     with torch.inference_mode():
-        for number, (row, result) in enumerate([taken[0], *taken]):    # the first once more: to warm up
+        for number, (row, result) in enumerate([taken[0], *taken]):  # the first once more: to warm up
             episode = Episode(row, result, args.golden, args.photographs, args.device)
             watch, start = Watch(args.device), time.perf_counter()
             mask, embedding = ours(method, episode, watch)
@@ -173,7 +173,7 @@ def main() -> None:
             if args.plain:
                 other, start = Watch(args.device), time.perf_counter()
                 plain(method, episode, embedding, other)
-                encoders = {stage: watch.spent[stage] for stage in STAGES[:2]}    # the same for both
+                encoders = {stage: watch.spent[stage] for stage in STAGES[:2]}  # the same for both
                 clock = time.perf_counter() - start
                 versions["plain"] = {**other.spent, **encoders, "clock": clock}
             if number:

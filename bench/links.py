@@ -67,9 +67,7 @@ class Cluster:
 
 def network(gbit_s: float, node: int) -> Cluster:
     """GPUs under NCCL, NVLink of an A100 inside a node, and so many Gbit/s of InfiniBand or RoCE for a node."""
-    return Cluster(
-        inside=Link(3e-6, USABLE * 300e9), between=Link(6e-6, USABLE * gbit_s * 1e9 / 8), node=node
-    )
+    return Cluster(inside=Link(3e-6, USABLE * 300e9), between=Link(6e-6, USABLE * gbit_s * 1e9 / 8), node=node)
 
 
 def control(node: int) -> Cluster:

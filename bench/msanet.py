@@ -85,9 +85,12 @@ class Plain:
         self.classes = torch.tensor(list(method.classes))
         self.spent: dict[str, float] = defaultdict(float)
         self.plain = PlainMSANet(
-            self.trained["learner"], self.trained["reduce_query"], self.trained["reduce_support"],
-            self.trained["attention"], self.stage,
-        )    # fmt: skip
+            self.trained["learner"],
+            self.trained["reduce_query"],
+            self.trained["reduce_support"],
+            self.trained["attention"],
+            self.stage,
+        )
 
     @contextmanager
     def stage(self, name: str):
@@ -132,9 +135,14 @@ def episodes(size: int, shots: int, share: float) -> EpisodeBatch:
     margin = round(size * (1 - share**0.5) / 2)
     mask[..., margin : size - margin, margin : size - margin] = 1
     return EpisodeBatch(
-        query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
-        class_id=torch.ones(1, dtype=torch.int64), keys=["made up"], replaced=[],
-    )    # fmt: skip
+        query=image[:, 0],
+        query_mask=mask[:, 0],
+        support=image[:, 1:],
+        support_mask=mask[:, 1:],
+        class_id=torch.ones(1, dtype=torch.int64),
+        keys=["made up"],
+        replaced=[],
+    )
 
 
 def median(action: Callable, variants: dict[str, Plain | Shipped], repeats: int) -> dict[str, float]:

@@ -44,9 +44,14 @@ def episode(size: int, shots: int) -> EpisodeBatch:
     mask = torch.zeros(1, 1 + shots, size, size, dtype=torch.uint8)
     mask[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
     return EpisodeBatch(
-        query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
-        class_id=torch.ones(1, dtype=torch.int64), keys=["made up"], replaced=[],
-    )    # fmt: skip
+        query=image[:, 0],
+        query_mask=mask[:, 0],
+        support=image[:, 1:],
+        support_mask=mask[:, 1:],
+        class_id=torch.ones(1, dtype=torch.int64),
+        keys=["made up"],
+        replaced=[],
+    )
 
 
 def features(weight: Tensor, side: int, shots: int, layout: torch.memory_format) -> tuple[list[Tensor], list[Tensor]]:
@@ -56,7 +61,7 @@ def features(weight: Tensor, side: int, shots: int, layout: torch.memory_format)
 
     def layer(images: int) -> Tensor:
         x = torch.empty(images, channels, side, side, memory_format=layout)
-        for image in x:    # one by one, for the sake of the peak, and so that the layout does not decide the values
+        for image in x:  # one by one, for the sake of the peak, and so that the layout does not decide the values
             image.copy_(torch.randn(channels, side, side, generator=generator))
         return x
 
@@ -85,10 +90,12 @@ def similarity_part(size: int, shots: int, shape: str) -> Callable[[], list[dict
             rows = (slice(k, k + 1) for k in range(shots))
             relation = relate(query, [object_pixels([x[row] for x in support], positions[row]) for row in rows])
             prototypes = generative.of_prototypes(relation.prototypes)
-            found.append({
-                "prototype": generative(prototypes, generative.of_queries(query)),
-                "cosine": relation.cosine,
-            })
+            found.append(
+                {
+                    "prototype": generative(prototypes, generative.of_queries(query)),
+                    "cosine": relation.cosine,
+                }
+            )
         return found
 
     return plain if shape == "plain" else shipped

@@ -28,9 +28,13 @@ class Plain(NamedTuple):
 
 
 def segment(
-    target: Tensor, references: Tensor, ref_masks: Tensor, logits: Callable[[Tensor], Tensor], size: int,
+    target: Tensor,
+    references: Tensor,
+    ref_masks: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    size: int,
     stage: Callable[[str], AbstractContextManager] = nullcontext,
-) -> Plain:    # fmt: skip
+) -> Plain:
     """target [g g, C] and references [K, g g, C] are patch tokens, ref_masks uint8 [K, size, size]; `logits` gives the
     decoder's [N, s, s] for prompt pixels (x, y) [N, 2]. `stage` is called with a stage's name and times what is inside.
     """
@@ -46,9 +50,9 @@ def segment(
         return Plain(points, empty.long(), empty.float(), empty, empty, False, torch.zeros(size, size).bool())
     with stage("upsampling"):
         parts = [F.interpolate(x.float()[:, None], (size, size), mode="bilinear") > 0 for x in decoded.split(64)]
-        masks = torch.cat(parts)[:, 0]    # [N, size, size]
+        masks = torch.cat(parts)[:, 0]  # [N, size, size]
     with stage("graph, unions"):
-        small = F.interpolate(masks.float()[:, None], (grid, grid))[:, 0] > 0    # [N, g, g], of each the prompt's pixel
+        small = F.interpolate(masks.float()[:, None], (grid, grid))[:, 0] > 0  # [N, g, g], of each the prompt's pixel
         covers = small[:, points[:, 1], points[:, 0]]
         clusters = torch.from_numpy(connected_components(covers.numpy(), connection="weak")[1]).long()
         unions = torch.stack([masks[clusters == p].any(0) for p in range(int(clusters.max()) + 1)])
@@ -91,7 +95,7 @@ def maps(unit: Tensor, references: Tensor, ref_masks: Tensor, grid: int) -> tupl
 
 def similarity(unit: Tensor, other: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the largest cosine of each row of `unit` [g g, C] with those of `other`, by weight [g g]."""
-    correlation = unit @ other.T * weight    # [g g, g g]
+    correlation = unit @ other.T * weight  # [g g, g g]
     return correlation.sum(1) / (weight.sum() + 1e-7 * len(weight)), correlation.max(1).values
 
 
@@ -136,8 +140,8 @@ def growth(soft: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor) -
 
 def self_consistent(unit: Tensor, unions: Tensor, points: Tensor, clusters: Tensor, grid: int) -> Tensor:
     """P sc after the majority rule."""
-    means = torch.stack([similarity(unit, unit, union)[0] for union in unions])    # [nc, g g]
-    means = means[:, points[:, 1] * grid + points[:, 0]]    # [nc, N]
+    means = torch.stack([similarity(unit, unit, union)[0] for union in unions])  # [nc, g g]
+    means = means[:, points[:, 1] * grid + points[:, 0]]  # [nc, N]
     for p in range(len(unions)):
         members = points[clusters == p].double()
         for i, point in enumerate(points):

@@ -24,13 +24,13 @@ class PlainMoCo(nn.Module):
         self.stage: type[AbstractContextManager] = stage
         self.encoder_q = encoder
         self.encoder_k = copy.deepcopy(encoder).requires_grad_(False)
-        self.register_buffer("queue", F.normalize(torch.randn(dim, queue), dim=0))    # [D, K]
+        self.register_buffer("queue", F.normalize(torch.randn(dim, queue), dim=0))  # [D, K]
         self.pointer = 0
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """The mean InfoNCE of float views [B, 3, H, W] each; writes the keys to the queue."""
         with self.stage("q forward"):
-            q = F.normalize(self.encoder_q(query), dim=1)    # [B, D]
+            q = F.normalize(self.encoder_q(query), dim=1)  # [B, D]
         with torch.no_grad():
             with self.stage("momentum update"):
                 for slow, fast in zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True):
@@ -43,11 +43,11 @@ class PlainMoCo(nn.Module):
             with self.stage("shuffle, enqueue"):
                 k = k[order.argsort()]
         with self.stage("logits, loss"):
-            positive = torch.einsum("nc,nc->n", q, k)[:, None]    # [B, 1]
-            negative = torch.einsum("nc,ck->nk", q, self.queue.clone().detach())    # [B, K]
+            positive = torch.einsum("nc,nc->n", q, k)[:, None]  # [B, 1]
+            negative = torch.einsum("nc,ck->nk", q, self.queue.clone().detach())  # [B, K]
             logits = torch.cat([positive, negative], dim=1) / self.temperature
             loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
         with self.stage("shuffle, enqueue"):
-            self.queue[:, self.pointer : self.pointer + len(k)] = k.T    # K is a multiple of the batch
+            self.queue[:, self.pointer : self.pointer + len(k)] = k.T  # K is a multiple of the batch
             self.pointer = (self.pointer + len(k)) % self.queue.shape[1]
         return loss

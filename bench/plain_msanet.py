@@ -43,9 +43,13 @@ class PlainMSANet:
     """`stage` is called with a stage's name and times what runs inside."""
 
     def __init__(
-        self, learner: MetaLearner, reduce_query: Callable, reduce_support: Callable, attention: nn.Module,
+        self,
+        learner: MetaLearner,
+        reduce_query: Callable,
+        reduce_support: Callable,
+        attention: nn.Module,
         stage: Callable = nullcontext,
-    ) -> None:    # fmt: skip
+    ) -> None:
         self.learner = learner
         self.reduce_query = reduce_query
         self.reduce_support = reduce_support
@@ -60,7 +64,7 @@ class PlainMSANet:
         masks: [B, K, S, S], 1 the class; base: logits [B, 1 + n, h, w]; excluded: bool [B, n], as in `base_map`.
         """
         side = query.block3.shape[-1]
-        whole = [(masks[:, shot] == 1).float()[:, None] for shot in range(masks.shape[1])]    # [B, 1, S, S] each
+        whole = [(masks[:, shot] == 1).float()[:, None] for shot in range(masks.shape[1])]  # [B, 1, S, S] each
         small = [resized(mask, side) for mask in whole]
         with torch.no_grad():
             with self.stage("multi-similarity"):
@@ -75,14 +79,14 @@ class PlainMSANet:
         for seen, mask, coarse in zip(supports, whole, small, strict=True):
             x = self.reduce_support(torch.cat([seen.block3, seen.block2], 1))
             area = F.avg_pool2d(coarse, side) * side * side + 0.0005
-            prototypes.append(F.avg_pool2d(x * coarse, side) * side * side / area)    # [B, D, 1, 1]
+            prototypes.append(F.avg_pool2d(x * coarse, side) * side * side / area)  # [B, D, 1, 1]
             pooled = F.adaptive_avg_pool2d(x * F.interpolate(mask, (side, side)), 1)
             attended.append(self.attention.gate(pooled.flatten(1))[:, :, None, None] * x)
-        weights = self.learner.weights(torch.stack(unlike, 1))    # [B, K]
+        weights = self.learner.weights(torch.stack(unlike, 1))  # [B, K]
         shares = [w[:, None, None, None] for w in weights.unbind(1)]
         prototype = sum(w * p for w, p in zip(shares, prototypes, strict=True))
         prior = sum(w * p for w, p in zip(shares, prior, strict=True))
-        unlike = sum(w * u[:, None, None, None] for w, u in zip(shares, unlike, strict=True))    # [B, 1, 1, 1]
+        unlike = sum(w * u[:, None, None, None] for w, u in zip(shares, unlike, strict=True))  # [B, 1, 1, 1]
         x = self.reduce_query(torch.cat([query.block3, query.block2], 1))
         embedded = self.learner.similarity(similarity)
         x = torch.cat([x, prototype.expand_as(x), embedded, prior, sum(attended) / len(attended)], 1)
@@ -98,23 +102,23 @@ class PlainMSANet:
             mask = resized(mask, s_layer.shape[-1])
             rows = []
             for q, s, share in zip(q_layer.flatten(2), s_layer.flatten(2), mask.flatten(1), strict=True):
-                s = s * share    # [C, N]
+                s = s * share  # [C, N]
                 if share.sum() > 0:
                     s = s[:, share >= share[share > 0].mean()]
                 else:
                     s = s.new_zeros(len(s), 1)
                 q = q / (q.norm(dim=0, keepdim=True) + 1e-5)
                 s = s / (s.norm(dim=0, keepdim=True) + 1e-5)
-                rows.append((q.T @ s).clamp(min=0).mean(1))    # [N]
+                rows.append((q.T @ s).clamp(min=0).mean(1))  # [N]
             maps.append(torch.stack(rows).view(-1, 1, *q_layer.shape[2:]))
         return torch.cat(maps[1:], 1)
 
     @staticmethod
     def _prior(query: Tensor, support: Tensor) -> Tensor:
         b, _, h, w = query.shape
-        q, s = query.flatten(2), support.flatten(2).transpose(1, 2)    # [B, C, N], [B, N, C]
-        norms = s.norm(dim=2, keepdim=True) @ q.norm(dim=1, keepdim=True)    # [B, N, N]
-        best = (s @ q / (norms + 1e-7)).max(1).values    # [B, N]
+        q, s = query.flatten(2), support.flatten(2).transpose(1, 2)  # [B, C, N], [B, N, C]
+        norms = s.norm(dim=2, keepdim=True) @ q.norm(dim=1, keepdim=True)  # [B, N, N]
+        best = (s @ q / (norms + 1e-7)).max(1).values  # [B, N]
         low, high = best.min(1, keepdim=True).values, best.max(1, keepdim=True).values
         return ((best - low) / (high - low + 1e-7)).view(b, 1, h, w)
 

@@ -18,15 +18,15 @@ from fss.nn.resnet import PointwiseConv2d
 
 def prototype_similarity(query: Tensor, chosen: Tensor, support: Tensor, weight: Tensor) -> Tensor:
     """Eq. 3 and 4 of one layer and shot: query and support [1, C, h, w], chosen [h w], weight [2, C]; [1, 1, h, w]."""
-    prototype = support.flatten(2)[0, :, chosen].mean(1)    # [C]
+    prototype = support.flatten(2)[0, :, chosen].mean(1)  # [C]
     tiled = prototype[None, :, None, None].expand_as(query)
     return torch.sigmoid(F.conv2d(torch.cat([tiled, query], 1), weight.reshape(1, -1, 1, 1)))
 
 
 def cosine_similarity(query: Tensor, chosen: Tensor, support: Tensor) -> Tensor:
     """Eq. 2 and 5 of one layer and shot, [1, 1, h, w]."""
-    pixels = F.normalize(support.flatten(2)[0, :, chosen], dim=0)    # [C, n]
-    positions = F.normalize(query.flatten(2)[0], dim=0)    # [C, h w]
+    pixels = F.normalize(support.flatten(2)[0, :, chosen], dim=0)  # [C, n]
+    positions = F.normalize(query.flatten(2)[0], dim=0)  # [C, h w]
     return F.relu(positions.T @ pixels).mean(1).view(1, 1, *query.shape[2:])
 
 

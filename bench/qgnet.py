@@ -95,9 +95,9 @@ class Plain:
     @staticmethod
     def _similarity(query: Tensor, other: Tensor) -> Tensor:
         b, _, h, w = query.shape
-        q, o = query.flatten(2), other.flatten(2).transpose(1, 2)    # [B, C, N], [B, N, C]
-        norms = o.norm(dim=2, keepdim=True) @ q.norm(dim=1, keepdim=True)    # [B, N, N]
-        best = (o @ q / (norms + 1e-7)).max(1).values    # [B, N]
+        q, o = query.flatten(2), other.flatten(2).transpose(1, 2)  # [B, C, N], [B, N, C]
+        norms = o.norm(dim=2, keepdim=True) @ q.norm(dim=1, keepdim=True)  # [B, N, N]
+        best = (o @ q / (norms + 1e-7)).max(1).values  # [B, N]
         low, high = best.min(1, keepdim=True).values, best.max(1, keepdim=True).values
         return ((best - low) / (high - low + 1e-7)).view(b, 1, h, w)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from launch.report import main as report
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = {    # a row of the table -> the method's options
+METHODS = {  # a row of the table -> the method's options
     "prototype": ("prototype",),
     "qgnet": ("qgnet",),
     "qgnet_off": ("qgnet", "--method.prior_map", "off"),
@@ -51,12 +51,39 @@ def launch(given: argparse.Namespace, launcher: str, folder: Path, *options: str
     """Run a launcher on the ranks asked for, one thread each, into `folder`; ends the comparison where it fails."""
     several = ["--multi_gpu"] if given.ranks > 1 else []
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(given.ranks),
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        str(ROOT / "launch" / launcher), "--run.dir", str(folder), "--run.world", str(given.ranks),
-        "--run.device", "cpu", "--run.precision", "bf16", "--run.threads", "1", "--log.wandb", "off",
-        "--data.shards", given.shards, "--episodes.fold", str(given.fold), *options,
-    ]    # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *several,
+        "--num_processes",
+        str(given.ranks),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        str(ROOT / "launch" / launcher),
+        "--run.dir",
+        str(folder),
+        "--run.world",
+        str(given.ranks),
+        "--run.device",
+        "cpu",
+        "--run.precision",
+        "bf16",
+        "--run.threads",
+        "1",
+        "--log.wandb",
+        "off",
+        "--data.shards",
+        given.shards,
+        "--episodes.fold",
+        str(given.fold),
+        *options,
+    ]
     print("$", " ".join(command[2:]), flush=True)
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
 
@@ -70,10 +97,19 @@ def frozen(given: argparse.Namespace, method: str) -> list[str]:
     base = given.out / "base"
     if not (base / "base.safetensors").exists():
         launch(
-            given, "train_base.py", base, "--config", "configs/base/small_cpu.yaml", *stem,
-            "--method.backbone_weights", given.backbone, "--optim.steps", str(given.base_steps),
-            "--validate.split", "none",
-        )    # fmt: skip
+            given,
+            "train_base.py",
+            base,
+            "--config",
+            "configs/base/small_cpu.yaml",
+            *stem,
+            "--method.backbone_weights",
+            given.backbone,
+            "--optim.steps",
+            str(given.base_steps),
+            "--validate.split",
+            "none",
+        )
     return [*stem, "--method.base_weights", str(base / "base.safetensors")]
 
 
@@ -90,15 +126,35 @@ def evaluated(given: argparse.Namespace, name: str, seed: int) -> Path:
         weights = of / f"{method}.safetensors"
         if not weights.exists():
             launch(
-                given, "meta_train.py", of, "--config", f"configs/meta/{method}_small_cpu.yaml", *options,
-                *frozen(given, name), "--run.seed", str(seed), "--optim.steps", str(given.steps),
-                "--data.batch", "2", "--validate.split", "none",
-            )    # fmt: skip
+                given,
+                "meta_train.py",
+                of,
+                "--config",
+                f"configs/meta/{method}_small_cpu.yaml",
+                *options,
+                *frozen(given, name),
+                "--run.seed",
+                str(seed),
+                "--optim.steps",
+                str(given.steps),
+                "--data.batch",
+                "2",
+                "--validate.split",
+                "none",
+            )
         what = ["--weights", str(weights)]
     launch(
-        given, "evaluate.py", results, *what, "--episodes.scheme", "pascal", "--eval.seeds", "[0]",
-        "--eval.episodes", str(given.episodes),
-    )    # fmt: skip
+        given,
+        "evaluate.py",
+        results,
+        *what,
+        "--episodes.scheme",
+        "pascal",
+        "--eval.seeds",
+        "[0]",
+        "--eval.episodes",
+        str(given.episodes),
+    )
     return results
 
 

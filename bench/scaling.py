@@ -31,10 +31,10 @@ from fss.methods.prior_config import PriorConfig
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 NETWORKS = (100, 400, 3200)
-PER_RANK = 32    # images, of pretraining: 256 on 8 GPUs, MoCo's recipe
-PAPER = {False: (256, 2), True: (8, 1)}    # of episodes? -> the papers' batch; what a rank needs (batch statistics: 2)
-SIDE = 473    # px, of meta-training
-BUCKET, FIRST_BUCKET = 25 << 20, 1 << 20    # bytes, DDP's defaults
+PER_RANK = 32  # images, of pretraining: 256 on 8 GPUs, MoCo's recipe
+PAPER = {False: (256, 2), True: (8, 1)}  # of episodes? -> the papers' batch; what a rank needs (batch statistics: 2)
+SIDE = 473  # px, of meta-training
+BUCKET, FIRST_BUCKET = 25 << 20, 1 << 20  # bytes, DDP's defaults
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,10 @@ def costs(rate: float, given: dict[str, float], repeats: int) -> dict[str, Cost]
     here |= {name: timed(build(), episodes(1, SIDE), repeats) for name, build in META.items()}
     of_an_image = here["pretrain"].seconds / images
     found = {}
-    print(f"one thread of this CPU: {of_an_image:.2f} s an image of pretraining, of which the backward pass is "
-          f"{here['pretrain'].backward:.0%}")
+    print(
+        f"one thread of this CPU: {of_an_image:.2f} s an image of pretraining, of which the backward pass is "
+        f"{here['pretrain'].backward:.0%}"
+    )
     for name, cost in here.items():
         samples = PER_RANK if name == "pretrain" else cost.seconds / of_an_image
         found[name] = replace(cost, seconds=given.get(name, samples / rate))
@@ -188,10 +190,21 @@ def step_time(text: str) -> tuple[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=142, help="images/s of pretraining with patches on one GPU: a "
-                        "V100's, MoCo's published 1343 on eight less 18 %% for the patches")
-    parser.add_argument("--step-s", type=step_time, nargs="+", default=[], metavar="JOB=S",
-                        help=f"seconds of a step on one GPU: {PER_RANK} images of pretrain, an episode of a method")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=142,
+        help="images/s of pretraining with patches on one GPU: a "
+        "V100's, MoCo's published 1343 on eight less 18 %% for the patches",
+    )
+    parser.add_argument(
+        "--step-s",
+        type=step_time,
+        nargs="+",
+        default=[],
+        metavar="JOB=S",
+        help=f"seconds of a step on one GPU: {PER_RANK} images of pretrain, an episode of a method",
+    )
     parser.add_argument("--worlds", type=int, nargs="+", default=list(WORLDS), help="numbers of GPUs")
     parser.add_argument("--node", type=int, default=8, help="GPUs of a node")
     parser.add_argument("--networks", type=float, nargs="+", default=list(NETWORKS), help="Gbit/s of a node, nominal")

@@ -36,9 +36,15 @@ QUEUE = 65536
 SGD = {"lr": 0.03 * BATCH / 256, "momentum": 0.9, "weight_decay": 1e-4}
 
 OFFICIAL = {
-    "q forward": 815, "k forward": 807, "backward": 1304, "momentum update": 42.8, "optimizer": 41.3,
-    "logits, loss": 19.7, "shuffle, enqueue": 5.0, "total": 3069,
-}    # fmt: skip
+    "q forward": 815,
+    "k forward": 807,
+    "backward": 1304,
+    "momentum update": 42.8,
+    "optimizer": 41.3,
+    "logits, loss": 19.7,
+    "shuffle, enqueue": 5.0,
+    "total": 3069,
+}
 """CPU ms of this step by facebookresearch/moco, gloo, one process: one thread of an AMD EPYC with AVX-512."""
 
 TARGETS = {"float32": 0.82, "bf16": 0.45}
@@ -81,9 +87,7 @@ class Plain:
         self.stages = Stages()
         encoder = torchvision.models.get_model(backbone)
         encoder.fc = mlp_head(encoder.fc.in_features, 128)
-        self.model = PlainMoCo(
-            encoder, dim=128, queue=QUEUE, momentum=0.999, temperature=0.2, stage=self.stages
-        )
+        self.model = PlainMoCo(encoder, dim=128, queue=QUEUE, momentum=0.999, temperature=0.2, stage=self.stages)
         self.optimizer = torch.optim.SGD(self.model.encoder_q.parameters(), **SGD)
         self.standardise = Standardise()
 
@@ -142,9 +146,14 @@ def random_batch() -> ViewBatch:
     views = torch.randint(0, 256, (2, BATCH, 3, 224, 224), dtype=torch.uint8)
     patches = torch.randint(0, 256, (2, BATCH, 3, 96, 96), dtype=torch.uint8)
     return ViewBatch(
-        query=views[0], key=views[1], patch_query=patches[0], patch_key=patches[1],
-        image=torch.arange(BATCH), keys=[str(i) for i in range(BATCH)], replaced=[],
-    )    # fmt: skip
+        query=views[0],
+        key=views[1],
+        patch_query=patches[0],
+        patch_key=patches[1],
+        image=torch.arange(BATCH),
+        keys=[str(i) for i in range(BATCH)],
+        replaced=[],
+    )
 
 
 def measure(backbone: str, steps: int) -> dict[str, dict[str, float]]:

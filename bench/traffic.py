@@ -30,7 +30,7 @@ Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 CONTROL = "control words"
 GRADIENTS = "gradients"
 UNUSED = "unused parameters"
-ANY_WORLD = 4    # of more than one rank
+ANY_WORLD = 4  # of more than one rank
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Ledger:
         if tensors:
             self.calls.append(Call("running statistics", "all_reduce", 4 * sum(x.numel() for x in tensors)))
 
-    broadcast_ = mean_    # in as many bytes or fewer
+    broadcast_ = mean_  # in as many bytes or fewer
 
 
 def engine_calls(method: Method) -> list[Call]:
@@ -85,7 +85,7 @@ def engine_calls(method: Method) -> list[Call]:
     parameters = list(method.trained.parameters())
     return [
         Call(GRADIENTS, "all_reduce", sum(4 * p.numel() for p in parameters)),
-        Call(UNUSED, "all_reduce", 4 * len(parameters)),    # an int32 for each: was it used on any rank?
+        Call(UNUSED, "all_reduce", 4 * len(parameters)),  # an int32 for each: was it used on any rank?
         Call(CONTROL, "all_reduce", 2),
         Call(CONTROL, "all_reduce", 1),
     ]
@@ -109,9 +109,13 @@ def views(images: int, config: PriorConfig, device: str = "cpu") -> ViewBatch:
     view, patch = pair(config.view_size), pair(config.patch_size)
     local = {"patch_query": patch[0], "patch_key": patch[1]} if config.local == "patch" else {}
     return ViewBatch(
-        query=view[0], key=view[1], image=torch.arange(images, device=device), keys=["made up"] * images, replaced=[],
+        query=view[0],
+        key=view[1],
+        image=torch.arange(images, device=device),
+        keys=["made up"] * images,
+        replaced=[],
         **local,
-    )    # fmt: skip
+    )
 
 
 def episodes(batch: int, size: int) -> EpisodeBatch:
@@ -120,9 +124,14 @@ def episodes(batch: int, size: int) -> EpisodeBatch:
     mask = torch.zeros(batch, 2, size, size, dtype=torch.uint8)
     mask[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
     return EpisodeBatch(
-        query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
-        class_id=torch.ones(batch, dtype=torch.int64), keys=["made up"] * batch, replaced=[],
-    )    # fmt: skip
+        query=image[:, 0],
+        query_mask=mask[:, 0],
+        support=image[:, 1:],
+        support_mask=mask[:, 1:],
+        class_id=torch.ones(batch, dtype=torch.int64),
+        keys=["made up"] * batch,
+        replaced=[],
+    )
 
 
 def build_qgnet() -> QGNet:
@@ -137,8 +146,10 @@ def build_msanet() -> MSANet:
 
 
 META: dict[str, Callable[[], Method]] = {
-    "qgnet": build_qgnet, "msanet": build_msanet, "mshnet": lambda: MSHNet(MSHNetConfig()),
-}    # fmt: skip
+    "qgnet": build_qgnet,
+    "msanet": build_msanet,
+    "mshnet": lambda: MSHNet(MSHNetConfig()),
+}
 """Methods that learn from episodes, the papers' networks with random weights."""
 SHUFFLES = ("shuffle", "published", "sync", "local")
 """How keys get other batch statistics than queries; 'published' gathers float32 images, the other three are `bn`."""

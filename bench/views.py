@@ -46,15 +46,17 @@ def blur(image: Image.Image) -> Image.Image:
 
 def plain(paths: list[Path], size: int):
     """Batches of two views [B, 3, S, S] float32, as anybody would write it; without an end."""
-    augment = transforms.Compose([
-        transforms.RandomResizedCrop(size, (0.2, 1.0)),
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        transforms.RandomGrayscale(0.2),
-        transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ])
+    augment = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, (0.2, 1.0)),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(0.2),
+            transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
     endless = cycle(paths)
     while True:
         images = []
@@ -94,8 +96,10 @@ def stages(data: bytes, size: int) -> list[tuple[str, float, float, str]]:
 
     def extra(**change) -> list[float]:
         how = Augmentation(box=box, **change)
-        return [cpu_ms(lambda b=b, i=i: b.apply(i, how, size), 50) - c
-                for b, i, c in ((fast, image, cut[0]), (strict, picture, cut[1]))]
+        return [
+            cpu_ms(lambda b=b, i=i: b.apply(i, how, size), 50) - c
+            for b, i, c in ((fast, image, cut[0]), (strict, picture, cut[1]))
+        ]
 
     return [
         ("decode", cpu_ms(lambda: fast.decode(data), 50), cpu_ms(lambda: strict.decode(data), 50), "1.34, PIL 1.54"),
@@ -135,7 +139,7 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
         for _ in range(rounds + 1):
             for name, batches in variants.items():
                 times[name].append(cpu_ms(lambda batches=batches: next(batches), steps) / BATCH)
-    median = {name: statistics.median(values[1:]) for name, values in times.items()}    # the first round warms up
+    median = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
 
     print(f"\n{'stage, CPU ms':40s} {'cv2':>7s} {'pil':>7s}   earlier study")
     for name, fast, strict, before in stages(paths[0].read_bytes(), size):

@@ -1,7 +1,7 @@
 """Publish wandb's views of a project: the charts of every job, over all its runs.
 
-    python launch/dashboard.py --print                      what there is to see, without network
-    python launch/dashboard.py --entity me --project fss
+python launch/dashboard.py --print                      what there is to see, without network
+python launch/dashboard.py --entity me --project fss
 """
 
 import argparse

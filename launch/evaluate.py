@@ -1,8 +1,8 @@
 """Evaluate a method on episodes of classes that it never saw.
 
-    accelerate launch launch/evaluate.py --weights runs/meta_embedded/qgnet.safetensors
-    accelerate launch launch/evaluate.py --weights runs/meta_embedded/qgnet.safetensors --eval.protocol pfenet
-    accelerate launch launch/evaluate.py --method prototype --data.shards DIR --episodes.scheme pascal --episodes.fold 0
+accelerate launch launch/evaluate.py --weights runs/meta_embedded/qgnet.safetensors
+accelerate launch launch/evaluate.py --weights runs/meta_embedded/qgnet.safetensors --eval.protocol pfenet
+accelerate launch launch/evaluate.py --method prototype --data.shards DIR --episodes.scheme pascal --episodes.fold 0
 """
 
 import sys

@@ -40,14 +40,19 @@ from shards.synthetic import synthetic
 from shards.workers import cores
 from shards.write import SAMPLES_PER_SHARD, pack
 
-SHOWN = 20    # bad files named on the terminal; the manifest has all
-NAMED = 3     # of them in the sentence that says there are too many
+SHOWN = 20  # bad files named on the terminal; the manifest has all
+NAMED = 3  # of them in the sentence that says there are too many
 SOURCES = {
     "voc": lambda a: voc(a.root, a.ids, a.masks, sbd=a.sbd, exclude=a.exclude),
     "coco": lambda a: coco(a.images, a.annotations, a.crowd),
     "fss1000": lambda a: fss1000(a.root),
     "indexed": lambda a: indexed(
-        a.images, a.masks, a.classes, ignored=a.ignore, first=a.first, image_ending=a.image_ending,
+        a.images,
+        a.masks,
+        a.classes,
+        ignored=a.ignore,
+        first=a.first,
+        image_ending=a.image_ending,
         mask_ending=a.mask_ending,
     ),
     "lvis": lambda a: lvis(a.images, a.annotations),
@@ -79,12 +84,19 @@ def parser() -> Parser:
     common = Parser(add_help=False, allow_abbrev=False)
     common.add_argument("--out", type=Path, required=True, help="folder for the shards and their manifest.json")
     common.add_argument(
-        "--superpixels", nargs="*", default=["slic"], choices=list(ALGORITHMS), metavar="ALGORITHM",
+        "--superpixels",
+        nargs="*",
+        default=["slic"],
+        choices=list(ALGORITHMS),
+        metavar="ALGORITHM",
         help=f"label maps to store with each image, any of {', '.join(ALGORITHMS)}; none for no maps (default: slic)",
     )
     common.add_argument("--processes", type=int, default=cores(), help="default: one a core that it may use")
     common.add_argument(
-        "--allow-bad", type=share, default=0.01, metavar="SHARE",
+        "--allow-bad",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
         help="of the samples that may be bad, 0 to 1; with more the exit status is 2 (default: %(default)s)",
     )
     common.add_argument(
@@ -104,8 +116,9 @@ def parser() -> Parser:
 
     kind = add("voc", "PASCAL VOC (JPEGImages, SegmentationClassAug or SegmentationClass) or SBD (img, cls/*.mat)")
     kind.add_argument("--root", type=Path, required=True, help="folder that holds JPEGImages, or SBD's img")
-    kind.add_argument("--ids", type=Path, required=True, nargs="+", help="lists: ids, 'image.jpg mask.png' or "
-                      "'id__class' a line")
+    kind.add_argument(
+        "--ids", type=Path, required=True, nargs="+", help="lists: ids, 'image.jpg mask.png' or 'id__class' a line"
+    )
     kind.add_argument("--exclude", type=Path, help="list of what to leave out, such as VOC's val.txt")
     kind.add_argument("--masks", help="folder of index maps below the root (default: the first there is)")
     kind.add_argument("--sbd", type=Path, help="folder that holds SBD's cls, for the ids without a map below the root")
@@ -113,7 +126,9 @@ def parser() -> Parser:
     kind.add_argument("--images", type=Path, required=True, help="folder of photographs")
     kind.add_argument("--annotations", type=Path, required=True, help="instances_*.json")
     kind.add_argument(
-        "--crowd", choices=("ignore", "object"), default="ignore",
+        "--crowd",
+        choices=("ignore", "object"),
+        default="ignore",
         help="what regions with iscrowd 1 are; masks exported by CVAT are objects (default: %(default)s)",
     )
     kind = add("fss1000", "FSS-1000 (class/N.jpg + class/N.png)")
@@ -122,11 +137,20 @@ def parser() -> Parser:
     kind.add_argument("--images", type=Path, required=True, help="folder of photographs, searched recursively")
     kind.add_argument("--masks", type=Path, required=True, help="folder of index maps, palette or grey PNGs of 8 bits")
     kind.add_argument("--classes", type=Path, required=True, help="file with a class name a line, in order of index")
-    kind.add_argument("--first", type=int, choices=(0, 1), default=1, help="index of the first class; with 1, index 0 "
-                      "is background (default: %(default)s)")
+    kind.add_argument(
+        "--first",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="index of the first class; with 1, index 0 is background (default: %(default)s)",
+    )
     kind.add_argument("--ignore", type=int, default=IGNORE_LABEL, help="index to ignore (default: %(default)s)")
-    kind.add_argument("--image-ending", default="", help="of an image's name behind what its mask's name begins with, "
-                      "such as _leftImg8bit.png (default: .jpg, .jpeg or .png)")
+    kind.add_argument(
+        "--image-ending",
+        default="",
+        help="of an image's name behind what its mask's name begins with, "
+        "such as _leftImg8bit.png (default: .jpg, .jpeg or .png)",
+    )
     kind.add_argument("--mask-ending", default=".png", help="likewise of a mask's name (default: %(default)s)")
     kind = add("lvis", "LVIS v1 from the official JSON")
     kind.add_argument("--images", type=Path, required=True, help="folder that holds COCO's train2017 and val2017")
@@ -172,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:    # while the source is listed; packing has its own words
+    except OSError as error:  # while the source is listed; packing has its own words
         print(f"error: {error.filename} cannot be read ({error.strerror})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Try a method in the browser: draw on an example, see a query segmented.
 
-    python launch/page.py --weights runs/demo/qgnet/best.safetensors
-    python launch/page.py --method gfsam --method.dino_weights FILE --method.sam_weights FILE
+python launch/page.py --weights runs/demo/qgnet/best.safetensors
+python launch/page.py --method gfsam --method.dino_weights FILE --method.sam_weights FILE
 """
 
 import sys

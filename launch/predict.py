@@ -46,7 +46,7 @@ REPEATED = ("--support", "--mask", "--name", "--query")
 @command
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    words = [f"{word}+" if word in REPEATED else word for word in words]    # jsonargparse's way to add to a list
+    words = [f"{word}+" if word in REPEATED else word for word in words]  # jsonargparse's way to add to a list
     job = parse(PredictJob, words, prog="launch/predict.py")
     print(f"label maps, overlays and contact sheet: {segment_files(job, Path(job.out))}")
     return 0

@@ -1,7 +1,7 @@
 """Pretrain QGNet's prior extractor from shards.
 
-    accelerate launch launch/pretrain_prior.py                                     the embedded default
-    accelerate launch launch/pretrain_prior.py --config configs/pretrain/coco_slic_200.yaml --data.shards DIR
+accelerate launch launch/pretrain_prior.py                                     the embedded default
+accelerate launch launch/pretrain_prior.py --config configs/pretrain/coco_slic_200.yaml --data.shards DIR
 """
 
 import sys

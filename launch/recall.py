@@ -1,6 +1,6 @@
 """Measure how much of the objects a method's region maps cover (QGNet, Eq. 16 and Table VII).
 
-    accelerate launch launch/recall.py --weights runs/meta_embedded/qgnet.safetensors --out recall_embedded
+accelerate launch launch/recall.py --weights runs/meta_embedded/qgnet.safetensors --out recall_embedded
 """
 
 import sys

@@ -1,6 +1,6 @@
 """One page for many evaluations: methods, folds and shots beside each other and beside the papers.
 
-    python launch/report.py runs/evaluate_* --out runs/comparison
+python launch/report.py runs/evaluate_* --out runs/comparison
 """
 
 import argparse

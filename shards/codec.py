@@ -9,8 +9,8 @@ from PIL import Image
 from shards.format import IGNORE_LABEL, ShardError
 
 _TAR_BLOCK = 512
-_END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}    # how a JPEG and a PNG begin -> how they end
-_TAIL = 64    # bytes; cameras pad a little behind the end marker
+_END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # how a JPEG and a PNG begin -> how they end
+_TAIL = 64  # bytes; cameras pad a little behind the end marker
 
 
 def image_suffix(data: bytes) -> str:
@@ -29,7 +29,7 @@ def decode_image(data: bytes) -> np.ndarray:
     """
     marker = _END_MARKERS.get(data[:2])
     if marker is None or marker not in data[-_TAIL:]:
-        _require_complete(data)    # OpenCV may hand out half an image in silence
+        _require_complete(data)  # OpenCV may hand out half an image in silence
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
@@ -42,7 +42,7 @@ def _require_complete(data: bytes) -> None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "cannot identify image file" if "identify" in str(error) else str(error)    # no object addresses
+        reason = "cannot identify image file" if "identify" in str(error) else str(error)  # no object addresses
         raise ShardError(f"image cannot be decoded ({reason})") from None
 
 

@@ -34,7 +34,7 @@ def encode_item(item: Item, superpixels: Sequence[str]) -> Packed:
         raise
     except ShardError as error:
         return Packed(item.key, item.source, None, {}, reason=str(error))
-    except Exception as error:    # decoders fail in many ways on one odd file, and the others are not to suffer
+    except Exception as error:  # decoders fail in many ways on one odd file, and the others are not to suffer
         # An OSError without a number is a decoder's, about the bytes.
         if isinstance(error, OSError) and error.errno is not None and error.errno not in MISSING:
             raise ReadError(f"{error.filename or item.source} cannot be read ({error.strerror})") from None
@@ -53,7 +53,7 @@ def encode_sample(sample: Sample, source: str, superpixels: Sequence[str]) -> tu
 
     Raises ShardError where the image cannot be decoded or a mask has another size.
     """
-    image = decode_image(sample.image)    # [H, W, 3]
+    image = decode_image(sample.image)  # [H, W, 3]
     size = image.shape[:2]
     maps = {f"mask of class {class_id}": mask for class_id, mask in sample.masks.items()}
     for what, array in {**maps, "ignore mask": sample.ignore, "label map": sample.labels}.items():

@@ -27,7 +27,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = ("jpg", "png")
 IGNORE_LABEL = 255
-SUPERPIXEL_STRIDE = 2    # label maps are stored at half resolution
+SUPERPIXEL_STRIDE = 2  # label maps are stored at half resolution
 HOST = socket.gethostname().replace(".", "-")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from shards.format import HOST
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)    # of a network file system without them
-_ABANDONED = 24 * 3600    # seconds without a write after which nobody works on a temporary file
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a network file system without them
+_ABANDONED = 24 * 3600  # seconds without a write after which nobody works on a temporary file
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"packs into {folder}"):
         for left in folder.glob(".*.tmp"):
-            with suppress(FileNotFoundError):    # another machine was quicker
+            with suppress(FileNotFoundError):  # another machine was quicker
                 if _abandoned(left):
                     left.unlink()
         yield
@@ -57,7 +57,7 @@ def _abandoned(temporary: Path) -> bool:
 
 
 def _lives(process: int) -> bool:
-    if process == os.getpid():    # a killed one had the same number: this one has not begun to write
+    if process == os.getpid():  # a killed one had the same number: this one has not begun to write
         return False
     try:
         os.kill(process, 0)

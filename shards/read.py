@@ -24,9 +24,9 @@ from shards.codec import split_members
 from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, temporary_name, write_whole
 from shards.hold import locked
 
-OPEN_FILES = 64    # descriptors a process keeps; an epoch's window is 16 shards by default
-SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)    # a manifest comes from elsewhere: no path, nothing for a shell
-PIECE = 1 << 20    # bytes read at once while fetching
+OPEN_FILES = 64  # descriptors a process keeps; an epoch's window is 16 shards by default
+SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # a manifest comes from elsewhere: no path, nothing for a shell
+PIECE = 1 << 20  # bytes read at once while fetching
 
 # What a random stream is for; the first word of its seed, so that no two purposes share a stream.
 SHARD_ORDER, SAMPLE_ORDER, REPLACEMENT = 1, 2, 3
@@ -70,8 +70,8 @@ class ShardSet:
             self.folder = self.cache / hashlib.sha256(self.remote.encode()).hexdigest()[:16]
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / MANIFEST, b"".join(self._pieces(MANIFEST)))
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()    # shard -> its file, least recently used first
-        self._lock = threading.Lock()    # of `_open`
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()  # shard -> its file, least recently used first
+        self._lock = threading.Lock()  # of `_open`
         self.shards = self.manifest.shards
         rows = self.manifest.samples
         self.keys = [row.key for row in rows]
@@ -117,7 +117,7 @@ class ShardSet:
         """
         shard, offset, length = int(self._shard[index]), int(self._offset[index]), int(self._length[index])
         name = self.shards[shard].name
-        file = self._file(shard)    # open as long as this name for it
+        file = self._file(shard)  # open as long as this name for it
         try:
             raw = os.pread(file.descriptor, length, offset)
         except OSError as error:
@@ -171,7 +171,7 @@ class ShardSet:
         path = self.cache / f"{shard.sha256}.tar"
         if path.exists():
             return path
-        with locked(path.with_suffix(".lock"), f"fetches {shard.name}"):    # all workers of a machine want it at once
+        with locked(path.with_suffix(".lock"), f"fetches {shard.name}"):  # all workers of a machine want it at once
             if path.exists():
                 return path
             digest = hashlib.sha256()
@@ -217,11 +217,11 @@ class EpochOrder:
 
     def __init__(self, counts: Sequence[int], seed: int, window: int = 16):
         self.counts = np.asarray(counts, np.int64)
-        self.first = np.cumsum(self.counts) - self.counts    # [shards], index of each shard's first sample
+        self.first = np.cumsum(self.counts) - self.counts  # [shards], index of each shard's first sample
         self.samples = int(self.counts.sum())
         self.seed = seed
         self.window = window
-        self._epoch = self._inside = None    # the epoch and the window in use: consecutive positions share them
+        self._epoch = self._inside = None  # the epoch and the window in use: consecutive positions share them
 
     def positions(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(epoch, sample index) at each position of [start, stop)."""
@@ -231,7 +231,7 @@ class EpochOrder:
             begins, order = self._windows(epoch)
             number = bisect.bisect_right(begins, place) - 1
             samples = self._permuted(epoch, number, order)
-            taken = samples[place - begins[number]:][:stop - start].tolist()
+            taken = samples[place - begins[number] :][: stop - start].tolist()
             found += [(epoch, index) for index in taken]
             start += len(taken)
         return found
@@ -249,14 +249,14 @@ class EpochOrder:
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.random.default_rng([SHARD_ORDER, self.seed, epoch]).permutation(len(self.counts))
             ends = np.cumsum(self.counts[order])
-            begins = (ends - self.counts[order])[::self.window]
+            begins = (ends - self.counts[order])[:: self.window]
             self._epoch = epoch, begins.tolist(), order
         return self._epoch[1:]
 
     def _permuted(self, epoch: int, number: int, order: np.ndarray) -> np.ndarray:
         """The samples of one window, in the order in which they are met."""
         if self._inside is None or self._inside[:2] != (epoch, number):
-            shards = order[number * self.window:(number + 1) * self.window]
+            shards = order[number * self.window : (number + 1) * self.window]
             samples = np.concatenate([np.arange(self.counts[s]) + self.first[s] for s in shards])
             draw = np.random.default_rng([SAMPLE_ORDER, self.seed, epoch, number])
             self._inside = epoch, number, draw.permutation(samples)

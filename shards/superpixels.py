@@ -26,8 +26,8 @@ PARAMETERS: dict[str, dict] = {
     "felzenszwalb": {"scale": 100, "sigma": 0.5, "min_size": 50},
 }
 MIN_SEGMENTS = 8
-MAX_SEGMENTS = 1 << 16    # label maps have 16 bits
-GRID = 8    # cells a side of the map that stands in for one with fewer segments
+MAX_SEGMENTS = 1 << 16  # label maps have 16 bits
+GRID = 8  # cells a side of the map that stands in for one with fewer segments
 
 
 def slic(image: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def label_map(image: np.ndarray, algorithm: str) -> tuple[np.ndarray, bool]:
 
     Raises ShardError where there are more segments than 16 bits can tell apart.
     """
-    full = ALGORITHMS[algorithm](image)    # [H, W]
+    full = ALGORITHMS[algorithm](image)  # [H, W]
     half = full[::SUPERPIXEL_STRIDE, ::SUPERPIXEL_STRIDE]
     ids, labels = np.unique(half, return_inverse=True)
     if len(ids) > MAX_SEGMENTS:
@@ -71,7 +71,7 @@ def label_map(image: np.ndarray, algorithm: str) -> tuple[np.ndarray, bool]:
 
 
 def _grid(shape: tuple[int, int]) -> np.ndarray:
-    rows, columns = (np.arange(side) * min(GRID, side) // side for side in shape)    # [h], [w]
+    rows, columns = (np.arange(side) * min(GRID, side) // side for side in shape)  # [h], [w]
     return rows[:, None] * (columns[-1] + 1) + columns[None, :]
 
 

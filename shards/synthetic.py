@@ -42,8 +42,8 @@ KINDS = [
 CLASSES = {class_id: f"{texture} {shape}" for class_id, (shape, texture) in enumerate(KINDS, start=1)}
 
 HEIGHTS, WIDTHS = (128, 160), (160, 192)
-RADII = (20, 40)    # pixels
-MIN_VISIBLE = 0.4    # share of what is seen of an object that a later one must leave
+RADII = (20, 40)  # pixels
+MIN_VISIBLE = 0.4  # share of what is seen of an object that a later one must leave
 JPEG_QUALITY = 90
 
 
@@ -96,12 +96,12 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     """
     rng = np.random.default_rng((seed, index))
     size = rng.integers(*HEIGHTS, endpoint=True), rng.integers(*WIDTHS, endpoint=True)
-    canvas = _background(rng, size)    # [H, W, 3] float32, 0..1
-    labels = np.zeros(size, np.uint8)    # [H, W]
+    canvas = _background(rng, size)  # [H, W, 3] float32, 0..1
+    labels = np.zeros(size, np.uint8)  # [H, W]
     for class_id in rng.permutation(len(CLASSES))[: rng.integers(2, 4, endpoint=True)] + 1:
         _place(rng, canvas, labels, int(class_id))
     canvas = cv2.GaussianBlur(canvas, (3, 3), rng.uniform(0.3, 0.8))
-    canvas *= 1 + 0.25 * _noise(rng, size, 2)[..., None]    # light falls unevenly
+    canvas *= 1 + 0.25 * _noise(rng, size, 2)[..., None]  # light falls unevenly
     canvas += rng.normal(0, rng.uniform(0.01, 0.04), canvas.shape).astype(np.float32)
     return (canvas.clip(0, 1) * 255).astype(np.uint8), labels
 
@@ -116,7 +116,7 @@ def _place(rng: np.random.Generator, canvas: np.ndarray, labels: np.ndarray, cla
         if (covered[1:] <= (1 - MIN_VISIBLE) * before[1:]).all():
             frequency = FREQUENCIES[texture] * rng.uniform(0.85, 1.2)
             second = TEXTURES[texture](u * frequency + rng.uniform(0, 6), v * frequency + rng.uniform(0, 6))
-            paint = _two_colours(rng)[second.astype(int)]    # [h, w, 3]
+            paint = _two_colours(rng)[second.astype(int)]  # [h, w, 3]
             canvas[rows, columns][inside] = paint[inside]
             labels[rows, columns][inside] = class_id
             return
@@ -140,7 +140,7 @@ def _shape(rng: np.random.Generator, size: tuple, shape: Callable, radius: float
 
 def _background(rng: np.random.Generator, size: tuple) -> np.ndarray:
     """Cloudy two-colour ground, strewn with rubble and decoys: [H, W, 3] float32."""
-    share = 0.5 + 0.5 * _noise(rng, size, 4)[..., None]    # [H, W, 1]
+    share = 0.5 + 0.5 * _noise(rng, size, 4)[..., None]  # [H, W, 1]
     ground = _two_colours(rng)
     canvas = share * ground[0] + (1 - share) * ground[1]
     for _ in range(rng.integers(10, 25)):
@@ -150,11 +150,11 @@ def _background(rng: np.random.Generator, size: tuple) -> np.ndarray:
             cv2.fillPoly(canvas, [corners.astype(np.int32)], colour.tolist())
         else:
             cv2.polylines(canvas, [corners.astype(np.int32)], False, colour.tolist(), int(rng.integers(1, 4)))
-    for _ in range(rng.integers(1, 4)):    # right shape, no texture
+    for _ in range(rng.integers(1, 4)):  # right shape, no texture
         shape = list(SHAPES.values())[rng.integers(len(SHAPES))]
         rows, columns, inside, _, _ = _shape(rng, size, shape, rng.uniform(12, 30))
         canvas[rows, columns][inside] = rng.uniform(0, 1, 3)
-    for _ in range(rng.integers(1, 3)):    # right texture, no shape
+    for _ in range(rng.integers(1, 3)):  # right texture, no shape
         texture = list(TEXTURES)[rng.integers(len(TEXTURES))]
         blob = _noise(rng, size, 3) > 0.6
         y, x = np.mgrid[: size[0], : size[1]] * (FREQUENCIES[texture] / rng.uniform(*RADII))

@@ -14,7 +14,7 @@ import cv2
 
 from shards.format import ShardError
 
-_AHEAD = 16    # results a process may be ahead of their reader; bounds memory
+_AHEAD = 16  # results a process may be ahead of their reader; bounds memory
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -32,10 +32,10 @@ def ordered_map(function: Callable, jobs: Sequence, processes: int) -> Iterator[
     if processes == 1 or not jobs:
         yield map(function, jobs)
         return
-    context = multiprocessing.get_context("spawn")    # a fork of a process that has threads may hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
     try:
-        with _environment(_ONE_THREAD):    # read when a worker starts, which it may do at any job
+        with _environment(_ONE_THREAD):  # read when a worker starts, which it may do at any job
             yield _in_order(pool, function, jobs, ahead=processes * _AHEAD)
     except BrokenProcessPool:
         raise ShardError(
@@ -73,10 +73,10 @@ def _in_order(pool: ProcessPoolExecutor, function: Callable, jobs: Sequence, ahe
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     parent = multiprocessing.parent_process()
 
-    def follow_parent() -> None:    # a killed parent cannot tell its workers to stop
+    def follow_parent() -> None:  # a killed parent cannot tell its workers to stop
         parent.join()
         os._exit(1)
 

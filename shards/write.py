@@ -172,7 +172,7 @@ def _finished(folder: Path, names: Sequence[str], fingerprint: str) -> dict[int,
             try:
                 part = Part.load(path)
             except (OSError, ValueError, KeyError, TypeError):
-                continue    # not ours or cut short: its shard is made again
+                continue  # not ours or cut short: its shard is made again
             if part.fingerprint != fingerprint:
                 raise _made_otherwise(folder)
             found[names.index(part.shard.name)] = part
@@ -191,13 +191,15 @@ def _mended(
     """
     empty = {index for index, part in parts.items() if not part.samples}
     reasons = {(index, row["source"]): row["reason"] for index, part in parts.items() for row in part.bad}
-    again = [(index, item) for index in parts.keys() - empty for item in shares[index]
-             if (index, item.source) in reasons]
+    again = [
+        (index, item) for index in parts.keys() - empty for item in shares[index] if (index, item.source) in reasons
+    ]
     if again:
         print(f"packing: trying {len(again)} bad samples of an earlier run again", file=sys.stderr)
     with ordered_map(encode, [item for _, item in again], processes) as tried:
         return empty | {
-            index for (index, item), sample in zip(again, tried, strict=True)
+            index
+            for (index, item), sample in zip(again, tried, strict=True)
             if sample.reason != reasons[index, item.source]
         }
 
@@ -230,16 +232,18 @@ def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: 
                         continue
                     offset = writer.tarstream.offset
                     writer.write({"__key__": sample.key, **sample.members})
-                    rows.append(SampleEntry(
-                        key=sample.key,
-                        shard=index,
-                        offset=offset,
-                        length=writer.tarstream.offset - offset,
-                        height=sample.meta.height,
-                        width=sample.meta.width,
-                        classes=sample.meta.classes,
-                        crop_of=sample.meta.crop_of,
-                    ))
+                    rows.append(
+                        SampleEntry(
+                            key=sample.key,
+                            shard=index,
+                            offset=offset,
+                            length=writer.tarstream.offset - offset,
+                            height=sample.meta.height,
+                            width=sample.meta.width,
+                            classes=sample.meta.classes,
+                            crop_of=sample.meta.crop_of,
+                        )
+                    )
             file.flush()
             os.fsync(file.fileno())
         with open(temporary, "rb") as file:

@@ -11,9 +11,15 @@ import pytest
 from selenium import webdriver
 
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)    # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
 AT_HOME = {"127.0.0.1", "localhost"}
 
 
@@ -69,7 +75,7 @@ def browser(folder: Path) -> Iterator[Browser]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
     try:
         driver.get("about:blank")
-        for log in ("browser", "performance"):    # of the page that a new window shows
+        for log in ("browser", "performance"):  # of the page that a new window shows
             driver.get_log(log)
         yield Browser(driver, downloads)
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")    # before torch is there: `make test` has a process a core already
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: `make test` has a process a core already
 
 
 @pytest.fixture

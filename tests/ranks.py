@@ -64,13 +64,18 @@ def forked(world: int, function: Callable, args: tuple, timeout: float) -> list[
 
 def _rank(rank: int, world: int, port: int, function: Callable, args: tuple, results) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-    )    # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
     import torch
 
     torch.set_num_threads(1)
     try:
-        results.put((rank, pickle.dumps(function(*args)), None))    # as bytes: no memory is shared
+        results.put((rank, pickle.dumps(function(*args)), None))  # as bytes: no memory is shared
     except BaseException:
         results.put((rank, None, traceback.format_exc()))

@@ -105,7 +105,7 @@ def test_a_recipe_holds_only_what_differs_and_no_place(path, tmp_path):
     method = content.get("method", {}).get("name")
     nothing = file(tmp_path / "nothing.yaml", f"method: {{name: {method}}}" if method else "run: {dir: null}")
     defaults = yaml.safe_load(snapshot(read(path.parent.name, "--config", nothing)))
-    stated = (("method", "superpixels"), ("method", "name"), ("optim", "epochs"))    # even where they are the default
+    stated = (("method", "superpixels"), ("method", "name"), ("optim", "epochs"))  # even where they are the default
     for group, values in content.items():
         for key, value in values.items():
             assert key not in ("shards", "dir", "device", "world"), "places belong on the command line"
@@ -158,7 +158,7 @@ def test_a_method_that_the_job_cannot_use_is_refused(tmp_path, words, said):
 
 
 def test_yaml_takes_off_for_false_and_the_remedy_is_said(tmp_path):
-    with pytest.raises(ConfigError, match=r'method\.prior_map .* in quotes'):
+    with pytest.raises(ConfigError, match=r"method\.prior_map .* in quotes"):
         meta("--config", file(tmp_path / "a.yaml", "method: {name: qgnet, prior_map: off}"))
 
 

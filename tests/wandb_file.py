@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-BLOCK, HEADER = 32768, 7    # a record is cut at block boundaries; each piece has checksum, length and kind
+BLOCK, HEADER = 32768, 7  # a record is cut at block boundaries; each piece has checksum, length and kind
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
@@ -29,7 +29,7 @@ def _written(path: Path) -> Iterator[Record]:
     assert data[:4] in (b":W&B", b"")
     at, parts = HEADER, []
     while at + HEADER <= len(data):
-        if BLOCK - at % BLOCK < HEADER:    # the rest of a block that cannot hold a header is padding
+        if BLOCK - at % BLOCK < HEADER:  # the rest of a block that cannot hold a header is padding
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
@@ -66,7 +66,7 @@ def kinds(path: Path) -> dict[str, str]:
                 found[owner] = value
             elif isinstance(value, int | float) and not name.startswith("_"):
                 found[name] = "number"
-    typed = tuple(f"{name}/" for name, kind in found.items() if kind != "number")    # which have numbers of their own
+    typed = tuple(f"{name}/" for name, kind in found.items() if kind != "number")  # which have numbers of their own
     return {name: kind for name, kind in found.items() if not name.startswith(typed)}
 
 
@@ -94,7 +94,10 @@ def run(path: Path) -> dict[str, str | list[str]]:
     """How the run is filed: group, job_type, name, tags."""
     record = next(record.run for record in records(path) if record.HasField("run"))
     return {
-        "group": record.run_group, "job_type": record.job_type, "name": record.display_name, "tags": list(record.tags)
+        "group": record.run_group,
+        "job_type": record.job_type,
+        "name": record.display_name,
+        "tags": list(record.tags),
     }
 
 

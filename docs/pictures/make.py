@@ -20,14 +20,14 @@ from shards.synthetic import CLASSES, SyntheticItem
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SEED = 1    # other images than the demo's, whose seed is 0
-CLASS = 1    # novel in the demo's fold
-AREA = 1500    # pixels, the least that the demo trains on
+SEED = 1  # other images than the demo's, whose seed is 0
+CLASS = 1  # novel in the demo's fold
+AREA = 1500  # pixels, the least that the demo trains on
 NOTHING = np.zeros(0)
 QUERIES = 6
-WIDTH = 900    # pixels of a picture on a page
-COLOURS = 64    # enough for drawings
-QUALITY = 82    # of what shows images
+WIDTH = 900  # pixels of a picture on a page
+COLOURS = 64  # enough for drawings
+QUALITY = 82  # of what shows images
 EPISODES = ["--eval.episodes", "60", "--eval.seeds", "[0]", "--log.wandb", "off"]
 
 
@@ -72,9 +72,18 @@ def main() -> None:
     example(HERE / "example")
     print(f"example: {CLASSES[CLASS]}")
     launch(
-        "launch/predict.py", "--weights", demo / "qgnet/best.safetensors", "--support", HERE / "example/support.jpg",
-        "--mask", HERE / "example/mask.png", "--query", HERE / "example/photos", "--out", demo / "found",
-    )    # fmt: skip
+        "launch/predict.py",
+        "--weights",
+        demo / "qgnet/best.safetensors",
+        "--support",
+        HERE / "example/support.jpg",
+        "--mask",
+        HERE / "example/mask.png",
+        "--query",
+        HERE / "example/photos",
+        "--out",
+        demo / "found",
+    )
     baseline = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "97"]
     baseline += ["--method.backbone_weights", demo / "prior/prior.safetensors"]
     runs = {"qgnet_60": ["--weights", demo / "qgnet/best.safetensors"], "prototype_60": baseline}

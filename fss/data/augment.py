@@ -22,10 +22,10 @@ from shards.format import ShardError
 
 Backend = Literal["cv2", "pil"]
 
-ASPECT = (3 / 4, 4 / 3)    # width / height of a crop
-JITTER_CHANCE, STRENGTH, HUE_STRENGTH = 0.8, 0.4, 0.1    # of brightness, contrast and saturation alike
+ASPECT = (3 / 4, 4 / 3)  # width / height of a crop
+JITTER_CHANCE, STRENGTH, HUE_STRENGTH = 0.8, 0.4, 0.1  # of brightness, contrast and saturation alike
 GRAY_CHANCE = 0.2
-BLUR_CHANCE, BLUR_SIGMA = 0.5, (0.1, 2.0)    # pixels of the output
+BLUR_CHANCE, BLUR_SIGMA = 0.5, (0.1, 2.0)  # pixels of the output
 FLIP_CHANCE = 0.5
 CROP_ATTEMPTS = 10
 
@@ -99,7 +99,7 @@ class Fast:
     @staticmethod
     def apply(image: np.ndarray, how: Augmentation, size: int) -> np.ndarray:
         """Uint8 RGB [H, W, 3] -> [3, size, size]."""
-        view = crop_resize(image, how.box, size)    # [size, size, 3]
+        view = crop_resize(image, how.box, size)  # [size, size, 3]
         for operation, strength in how.jitter:
             view = JITTER[operation](view, strength)
         if how.gray:
@@ -110,7 +110,7 @@ class Fast:
         if how.flip:
             view = cv2.flip(view, 1)
         planes = np.empty((3, size, size), np.uint8)
-        cv2.split(view, list(planes))    # several times faster than numpy's transposed copy
+        cv2.split(view, list(planes))  # several times faster than numpy's transposed copy
         return planes
 
 
@@ -145,7 +145,7 @@ class Strict:
             view = view.filter(ImageFilter.GaussianBlur(how.blur))
         if how.flip:
             view = reference.hflip(view)
-        return np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1))    # [H, W, 3] -> [3, H, W]
+        return np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1))  # [H, W, 3] -> [3, H, W]
 
 
 BACKENDS: dict[Backend, type[Fast] | type[Strict]] = {"cv2": Fast, "pil": Strict}
@@ -154,14 +154,14 @@ BACKENDS: dict[Backend, type[Fast] | type[Strict]] = {"cv2": Fast, "pil": Strict
 def crop_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Cut `box` out of an image [H, W, 3] and resize it to [size, size, 3], bilinear, antialiased when it shrinks."""
     top, left, height, width = box
-    crop = torch.from_numpy(image[top:top + height, left:left + width][None]).permute(0, 3, 1, 2)    # [1, 3, h, w]
-    planes = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].numpy()    # [3, size, size]
+    crop = torch.from_numpy(image[top : top + height, left : left + width][None]).permute(0, 3, 1, 2)  # [1, 3, h, w]
+    planes = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].numpy()  # [3, size, size]
     return cv2.merge(list(planes))
 
 
 def affine(view: np.ndarray, factor: float, other: np.ndarray, weight: float, offset: float) -> np.ndarray:
     """factor * view + weight * other + offset, cut off to 0..255 and rounded down as PIL does."""
-    return cv2.addWeighted(view, factor, other, weight, offset - 0.5)    # OpenCV rounds to nearest
+    return cv2.addWeighted(view, factor, other, weight, offset - 0.5)  # OpenCV rounds to nearest
 
 
 def brightness(view: np.ndarray, factor: float) -> np.ndarray:
@@ -183,13 +183,16 @@ def saturation(view: np.ndarray, factor: float) -> np.ndarray:
 
 def hue(view: np.ndarray, shift: float) -> np.ndarray:
     """Turn the hue by `shift` of a full circle."""
-    hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)    # hue in 0..255
+    hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)  # hue in 0..255
     turned = cv2.extractChannel(hsv, 0)
-    turned += np.uint8(int(shift * 255) % 256)    # wraps around, as hue does
+    turned += np.uint8(int(shift * 255) % 256)  # wraps around, as hue does
     cv2.insertChannel(turned, hsv, 0)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 JITTER: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue,
+    "brightness": brightness,
+    "contrast": contrast,
+    "saturation": saturation,
+    "hue": hue,
 }

@@ -38,10 +38,12 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same batch with `change` applied to every tensor."""
-        return type(self)(**{
-            f.name: change(value) if isinstance(value := getattr(self, f.name), Tensor) else value
-            for f in fields(self)
-        })
+        return type(self)(
+            **{
+                f.name: change(value) if isinstance(value := getattr(self, f.name), Tensor) else value
+                for f in fields(self)
+            }
+        )
 
     def to(self, device, non_blocking: bool = False) -> Self:
         """The batch on `device`."""

@@ -15,7 +15,7 @@ from shards.codec import decode_image, decode_mask
 from shards.format import ShardError
 from shards.read import ShardSet
 
-MARGIN = 0.1    # of the object's longer side, added on every side
+MARGIN = 0.1  # of the object's longer side, added on every side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,11 @@ class ObjectCrops:
         """
         row = self.rows[index]
         members = self._shards.read(row.sample)
-        image = decode_image(encoded_image(members))    # [H, W, 3]
+        image = decode_image(encoded_image(members))  # [H, W, 3]
         member = f"mask.{row.label}.png"
         if member not in members:
             raise ShardError(f"sample {row.key} has no {member} but the manifest lists it: pack the set again")
-        mask = decode_mask(members[member])    # [H, W]
+        mask = decode_mask(members[member])  # [H, W]
         if mask.shape != image.shape[:2] or not mask.any():
             raise ShardError(
                 f"{member} of sample {row.key} is {mask.shape[0]}x{mask.shape[1]} with {np.count_nonzero(mask)} pixels "

@@ -14,8 +14,8 @@ from fss.data.transforms import read_labelled
 from shards.format import ShardError
 from shards.read import ShardSet
 
-AUGMENT = 31    # what a random stream is for; the first word of its seed (see shards/read.py)
-STAND_INS = 1 << 48    # episodes from this number on replace those that cannot be read
+AUGMENT = 31  # what a random stream is for; the first word of its seed (see shards/read.py)
+STAND_INS = 1 << 48  # episodes from this number on replace those that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,16 @@ class EpisodeFeed:
             for position in range(start, stop)
         ]
         episodes, images, masks = zip(*rows, strict=True)
-        image, mask = (torch.from_numpy(np.stack(arrays)) for arrays in (images, masks))    # [B, 1 + K, (3,) S, S]
+        image, mask = (torch.from_numpy(np.stack(arrays)) for arrays in (images, masks))  # [B, 1 + K, (3,) S, S]
         return EpisodeBatch(
-            query=image[:, 0], query_mask=mask[:, 0], support=image[:, 1:], support_mask=mask[:, 1:],
+            query=image[:, 0],
+            query_mask=mask[:, 0],
+            support=image[:, 1:],
+            support_mask=mask[:, 1:],
             class_id=torch.tensor([episode.class_id for episode in episodes]),
-            keys=[self._name(episode) for episode in episodes], replaced=replaced,
-        )    # fmt: skip
+            keys=[self._name(episode) for episode in episodes],
+            replaced=replaced,
+        )
 
     def _candidates(self, position: int) -> Iterator[Episode]:
         """The episode at a position, and those that stand in for it if it cannot be read."""

@@ -21,7 +21,7 @@ Labels = Literal["own", "flat"]
 
 # What a random stream is for; the first word of its seed (see shards/read.py).
 EPISODE, PASS, SUBSET = 21, 22, 23
-NAMED = 5    # classes named in an error
+NAMED = 5  # classes named in an error
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,21 @@ class EpisodeSource:
     """
 
     def __init__(
-        self, manifest: Manifest, classes: Sequence[int], policy: Policy, shots: int, seed: int,
-        *, others_apart: bool = False, images_per_class: int | None = None,
-    ):    # fmt: skip
+        self,
+        manifest: Manifest,
+        classes: Sequence[int],
+        policy: Policy,
+        shots: int,
+        seed: int,
+        *,
+        others_apart: bool = False,
+        images_per_class: int | None = None,
+    ):
         self.classes = tuple(sorted(classes))
         self.policy = policy
         self.shots = shots
         self.seed = seed
-        pairs = _pairs(manifest)    # [all pairs, 4]
+        pairs = _pairs(manifest)  # [all pairs, 4]
         ours = np.isin(pairs[:, 1], self.classes)
         kept = ours & (pairs[:, 2] >= policy.min_area)
         if others_apart:
@@ -118,10 +125,10 @@ class EpisodeSource:
         eligible = pairs[kept]
         if images_per_class is not None:
             eligible = _subset(eligible, images_per_class, seed)
-        self._image, self._class = eligible[:, 0], eligible[:, 1]    # [pairs]
+        self._image, self._class = eligible[:, 0], eligible[:, 1]  # [pairs]
         self._shown = {class_id: _Shown.of(eligible, class_id) for class_id in self.classes}
         self._require_enough(manifest, pairs[ours], others_apart)
-        first = np.flatnonzero(np.diff(self._image, prepend=-1))    # where each image's pairs begin
+        first = np.flatnonzero(np.diff(self._image, prepend=-1))  # where each image's pairs begin
         self.images = self._image[first]
         self._bounds = np.append(first, len(self._image))
 
@@ -151,7 +158,7 @@ class EpisodeSource:
             chosen = rng.integers(others, size=self.shots)
         else:
             chosen = rng.choice(others, self.shots, replace=False)
-        chosen += chosen >= shown.place(query)    # pass over the query's photograph
+        chosen += chosen >= shown.place(query)  # pass over the query's photograph
         supports = tuple(self._image[shown.draw(chosen, rng)].tolist())
         return Episode(self.seed, number, class_id, int(self._image[query]), supports)
 
@@ -236,15 +243,26 @@ def training_source(
     Held-out classes are treated as novel ones: where `config` drops images with novel classes, theirs go too.
     """
     return EpisodeSource(
-        manifest, [class_id for class_id in fold.base if class_id not in held_out], config, config.shots, seed,
-        others_apart=config.novel_in_training == "drop", images_per_class=config.images_per_class,
-    )    # fmt: skip
+        manifest,
+        [class_id for class_id in fold.base if class_id not in held_out],
+        config,
+        config.shots,
+        seed,
+        others_apart=config.novel_in_training == "drop",
+        images_per_class=config.images_per_class,
+    )
 
 
 def evaluation_episodes(
-    manifest: Manifest, classes: Sequence[int], policy: Policy, shots: int, episodes: int, seeds: Sequence[int],
-    *, passes: int | None = None,
-) -> list[Episode]:    # fmt: skip
+    manifest: Manifest,
+    classes: Sequence[int],
+    policy: Policy,
+    shots: int,
+    episodes: int,
+    seeds: Sequence[int],
+    *,
+    passes: int | None = None,
+) -> list[Episode]:
     """`episodes` episodes of each seed over `classes`, but at most `passes` passes over their images."""
     source = EpisodeSource(manifest, classes, policy, shots, seed=0)
     count = episodes if passes is None else min(episodes, passes * len(source))

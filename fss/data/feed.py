@@ -10,7 +10,7 @@ from fss.errors import ConfigError, at_least
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
 
-ATTEMPTS = 20    # unreadable samples in a row before a feed gives up
+ATTEMPTS = 20  # unreadable samples in a row before a feed gives up
 Candidate, Row = TypeVar("Candidate"), TypeVar("Row")
 
 

@@ -15,8 +15,18 @@ from fss.errors import ConfigError
 from shards.format import Manifest, ShardError
 
 SchemeName = Literal[
-    "pascal", "coco", "coco_contiguous", "fss", "lvis", "paco", "pascal_part", "deepglobe", "isic", "isaid",
-    "interleaved", "list",
+    "pascal",
+    "coco",
+    "coco_contiguous",
+    "fss",
+    "lvis",
+    "paco",
+    "pascal_part",
+    "deepglobe",
+    "isic",
+    "isaid",
+    "interleaved",
+    "list",
 ]
 Classes = dict[int, str]
 Split = tuple[list[int], list[int]]
@@ -24,14 +34,32 @@ Split = tuple[list[int], list[int]]
 
 FSS1000_SPLIT = Path(__file__).with_name("fss1000_split.txt")
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)    # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 VOC_SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
 COCO_CLASSES = 80
-COCO_ENDS = ("person", "toothbrush")    # the first and the last of the official order
+COCO_ENDS = ("person", "toothbrush")  # the first and the last of the official order
 LVIS_CLASSES = 1203
-SUPERCLASSES = ("animals", "indoor", "person", "vehicles")    # of PASCAL-Part
+SUPERCLASSES = ("animals", "indoor", "person", "vehicles")  # of PASCAL-Part
 DEEPGLOBE_CLASSES = ("urban", "agriculture", "rangeland", "forest", "water", "barren")
 ISIC_CLASSES = ("nevus", "melanoma", "seborrheic_keratosis")
 ISAID_CLASSES = 15
@@ -212,11 +240,13 @@ def _listed(asked: Question) -> Split:
 SCHEMES: dict[SchemeName, Scheme] = {
     "pascal": Scheme(4, "classes 5i+1 to 5i+5 in VOC's order", _pascal),
     "coco": Scheme(
-        4, "classes i+1, i+5, ... i+77",
+        4,
+        "classes i+1, i+5, ... i+77",
         _numbered("coco", "COCO", COCO_CLASSES, COCO_ENDS, lambda fold: slice(fold, None, 4)),
     ),
     "coco_contiguous": Scheme(
-        4, "classes 20i+1 to 20i+20",
+        4,
+        "classes 20i+1 to 20i+20",
         _numbered("coco_contiguous", "COCO", COCO_CLASSES, COCO_ENDS, lambda i: slice(20 * i, 20 * i + 20)),
     ),
     "fss": Scheme(1, "the 240 test classes; the 520 training classes are base", _fss),
@@ -224,19 +254,23 @@ SCHEMES: dict[SchemeName, Scheme] = {
         10, "every 10th from the i-th on of the classes in more than K images", _lvis, by_shots=True, trained=False
     ),
     "paco": Scheme(
-        4, "every 4th class of the training set from the i-th on, if in more than K images", _paco, by_shots=True,
+        4,
+        "every 4th class of the training set from the i-th on, if in more than K images",
+        _paco,
+        by_shots=True,
         trained=False,
     ),
     "pascal_part": Scheme(4, "the parts of animals, of indoor objects, of persons, of vehicles", _pascal_part),
     "deepglobe": Scheme(1, "all 6 classes", _whole("deepglobe", DEEPGLOBE_CLASSES), trained=False),
     "isic": Scheme(1, "all 3 classes", _whole("isic", ISIC_CLASSES), trained=False),
     "isaid": Scheme(
-        3, "classes 5i+1 to 5i+5",
+        3,
+        "classes 5i+1 to 5i+5",
         _numbered("isaid", "iSAID", ISAID_CLASSES, ISAID_ENDS, lambda fold: slice(5 * fold, 5 * fold + 5)),
     ),
     "interleaved": Scheme(4, "every 4th class from the i-th on", _interleaved),
     "list": Scheme(1, "the classes in episodes.novel", _listed),
-}    # fmt: skip
+}
 """PASCAL-5i and COCO-20i as PFENet and HSNet read them: interleaved is FWB's COCO split, contiguous is PANet's.
 FSS-1000 as HSNet lists it, whose test classes are those of the data set's authors. The others as Matcher and GF-SAM
 evaluate on them."""

@@ -16,9 +16,9 @@ from fss.data.transforms import Frame, resize
 from fss.errors import ConfigError
 from shards.format import IGNORE_LABEL
 
-MEAN_COLOUR = (124, 116, 104)    # of ImageNet, rounded: becomes about 0 when standardised
-BLUR = 5    # pixels, the side of the kernel
-DRAWS = 32    # crops tried for one that keeps enough
+MEAN_COLOUR = (124, 116, 104)  # of ImageNet, rounded: becomes about 0 when standardised
+BLUR = 5  # pixels, the side of the kernel
+DRAWS = 32  # crops tried for one that keeps enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,13 @@ def is_class(mask: np.ndarray) -> np.ndarray:
 
 
 def augment(
-    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, config: AugmentConfig,
+    image: np.ndarray,
+    mask: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    config: AugmentConfig,
     foreground: Callable[[np.ndarray], np.ndarray] = is_class,
-) -> tuple[np.ndarray, np.ndarray]:    # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Vary an image uint8 [H, W, 3] and its mask or label map uint8 [H, W]: uint8 [3, S, S] and [S, S].
 
     Outside the image the mean colour and 255 are seen. A mask with a pixel of the `foreground` (mask -> bool) keeps
@@ -79,17 +83,17 @@ def augment(
     if foreground(mask).any() and not foreground(varied).any():
         matrix, varied = warp_mask(mask, size, 1.0, 0.0)
     top, left = choose_crop(foreground(varied), size, corners, config.keep)
-    cut = varied[top : top + size, left : left + size]    # [S, S]
+    cut = varied[top : top + size, left : left + size]  # [S, S]
 
     matrix[:, 2] -= left, top
-    padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)    # four channels warp in half the time of three
+    padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels warp in half the time of three
     crop = cv2.warpAffine(padded, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(*MEAN_COLOUR, 0))
     if blur:
         crop = cv2.GaussianBlur(crop, (BLUR, BLUR), 0)
     if flip:
         crop, cut = cv2.flip(crop, 1), cv2.flip(cut, 1)
     planes = np.empty((4, size, size), np.uint8)
-    cv2.split(crop, list(planes))    # several times faster than numpy's transposed copy
+    cv2.split(crop, list(planes))  # several times faster than numpy's transposed copy
     return planes[:3], np.ascontiguousarray(cut)
 
 
@@ -101,7 +105,7 @@ def fit(
     small = cv2.resize(mask, (frame.valid_w, frame.valid_h), interpolation=cv2.INTER_NEAREST_EXACT)
     if foreground(mask).any() and not foreground(small).any():
         return image, mask
-    planes = resize(image, frame.valid_h, frame.valid_w)    # [3, h, w]
+    planes = resize(image, frame.valid_h, frame.valid_w)  # [3, h, w]
     return np.ascontiguousarray(planes.permute(1, 2, 0).numpy()), small
 
 
@@ -114,7 +118,7 @@ def warp_mask(mask: np.ndarray, size: int, scale: float, degrees: float) -> tupl
     extent = np.array([width, height])
     scaled = np.rint(scale * extent).astype(int)
     canvas = np.maximum(scaled, size)
-    matrix = cv2.getRotationMatrix2D((extent - 1) / 2, degrees, scale)    # about the centre, which stays in place
+    matrix = cv2.getRotationMatrix2D((extent - 1) / 2, degrees, scale)  # about the centre, which stays in place
     matrix[:, 2] += (scale - 1) * extent / 2 + (canvas - scaled) // 2
     return matrix, cv2.warpAffine(mask, matrix, canvas.tolist(), flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL)
 
@@ -126,10 +130,10 @@ def choose_crop(foreground: np.ndarray, size: int, corners: np.ndarray, keep: fl
     that shows nothing, the one that shows most; if none shows anything, a crop around a foreground pixel.
     """
     height, width = foreground.shape
-    counts = cv2.integral(foreground.view(np.uint8))    # [h + 1, w + 1], foreground above and to the left
-    top, left = (corners * (height - size + 1, width - size + 1)).astype(int).T    # [n] each
+    counts = cv2.integral(foreground.view(np.uint8))  # [h + 1, w + 1], foreground above and to the left
+    top, left = (corners * (height - size + 1, width - size + 1)).astype(int).T  # [n] each
     bottom, right = top + size, left + size
-    shown = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]    # [n]
+    shown = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]  # [n]
     enough = shown >= keep * counts[-1, -1]
     best = enough.argmax() if enough.any() else shown.argmax() if shown[-1] == 0 else len(shown) - 1
     if counts[-1, -1] and not shown[best]:

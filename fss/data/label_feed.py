@@ -16,7 +16,7 @@ from shards.codec import decode_image
 from shards.format import IGNORE_LABEL, Meta
 from shards.read import EpochOrder, ShardSet
 
-AUGMENT = 41    # what a random stream is for; the first word of its seed (see shards/read.py)
+AUGMENT = 41  # what a random stream is for; the first word of its seed (see shards/read.py)
 
 
 class LabelReader:
@@ -33,7 +33,7 @@ class LabelReader:
                 "another scheme, or a set with fewer classes"
             )
         self.shards = shards
-        self._label = np.zeros(1 << 16, np.uint8)    # class id -> label
+        self._label = np.zeros(1 << 16, np.uint8)  # class id -> label
         self._label[sorted(classes)] = np.arange(1, len(classes) + 1)
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,10 +41,10 @@ class LabelReader:
         with named(self.shards.keys[index]):
             members = self.shards.read(index)
             image = decode_image(encoded_image(members))
-            flat = flat_labels(members, Meta.decode(members.get("json", b"")))    # [H, W]
+            flat = flat_labels(members, Meta.decode(members.get("json", b"")))  # [H, W]
             require_same_size(flat, image.shape[:2])
         labels = self._label[flat]
-        if f"mask.{IGNORE_LABEL}.png" not in members:    # else 255 is a class
+        if f"mask.{IGNORE_LABEL}.png" not in members:  # else 255 is a class
             labels[flat == IGNORE_LABEL] = IGNORE_LABEL
         return image, labels
 
@@ -72,7 +72,7 @@ class LabelFeed:
         self.seed = seed
         shards = data.read.shards
         starts = np.cumsum([0, *shards.counts])
-        counts = np.diff(np.searchsorted(data.images, starts))    # training images in each shard
+        counts = np.diff(np.searchsorted(data.images, starts))  # training images in each shard
         self.order = EpochOrder(counts[counts > 0], seed)
 
     def batch(self, start: int, stop: int) -> LabelBatch:
@@ -83,9 +83,11 @@ class LabelFeed:
         ]
         keys, images, labels = zip(*rows, strict=True)
         return LabelBatch(
-            image=torch.from_numpy(np.stack(images)), labels=torch.from_numpy(np.stack(labels)), keys=list(keys),
+            image=torch.from_numpy(np.stack(images)),
+            labels=torch.from_numpy(np.stack(labels)),
+            keys=list(keys),
             replaced=replaced,
-        )    # fmt: skip
+        )
 
     def _candidates(self, position: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """(epoch, place among the training images), and what stands in for it if it cannot be read, without an end."""

@@ -24,7 +24,7 @@ from fss.data.folds import class_named
 from shards.format import Manifest, ShardError, write_whole
 from shards.sources import read_file, unique_keys
 
-GZIP = b"\x1f\x8b"    # how a gzip file begins
+GZIP = b"\x1f\x8b"  # how a gzip file begins
 COLUMNS = ("seed", "class", "query", "support")
 
 

@@ -27,18 +27,26 @@ from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import ShardSet
 
-GRACE = 10    # unreadable samples before their share is judged
-NAMED = 20    # unreadable samples that are named one by one
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)    # meant for the trainer, but sent to all its process group
+GRACE = 10  # unreadable samples before their share is judged
+NAMED = 20  # unreadable samples that are named one by one
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # meant for the trainer, but sent to all its process group
 
 FEEDS: dict[type, Callable[..., Feed]] = {ViewSpec: ViewFeed, EpisodeSpec: EpisodeFeed, LabelSpec: LabelFeed}
 """What a method consumes -> what makes it of (spec, data, config, seed)."""
 
 
 def load(
-    spec: ViewSpec | EpisodeSpec | LabelSpec, data: ShardSet | EpisodeData | LabelData, config: DataConfig,
-    *, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1, start: int = 0, pin: bool = False,
-) -> Iterator[Batch]:    # fmt: skip
+    spec: ViewSpec | EpisodeSpec | LabelSpec,
+    data: ShardSet | EpisodeData | LabelData,
+    config: DataConfig,
+    *,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    start: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
     """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
 
     `spec` is what a method `consumes`. Views are made of a ShardSet with a ViewDataConfig, episodes of an
@@ -53,8 +61,9 @@ def load(
     batches = Batches(
         feed=FEEDS[type(spec)](spec, data, config, seed),
         share=even_share(config.batch, world, accumulate),
-        rank=rank, world=world,
-    )    # fmt: skip
+        rank=rank,
+        world=world,
+    )
     workers = {}
     if config.workers:
         # Forking the trainer would copy its threads' locks and its CUDA and RDMA state, spawning would import torch
@@ -63,11 +72,15 @@ def load(
         context.set_forkserver_preload([__name__])
         workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     loader = DataLoader(
-        batches, batch_size=None, sampler=count(start * accumulate), num_workers=config.workers,
-        worker_init_fn=start_worker, pin_memory=pin,
-        generator=torch.Generator(),    # else every start would draw a seed from the generator that methods draw from
+        batches,
+        batch_size=None,
+        sampler=count(start * accumulate),
+        num_workers=config.workers,
+        worker_init_fn=start_worker,
+        pin_memory=pin,
+        generator=torch.Generator(),  # else every start would draw a seed from the generator that methods draw from
         **workers,
-    )    # fmt: skip
+    )
     with signals_blocked():
         iterator = iter(loader)
     return raising(iterator)
@@ -111,7 +124,7 @@ class BadSamples:
         self.limit = limit_fraction
         self.read = 0
         self.bad = 0
-        self.reasons: Counter[str] = Counter()    # 'key: reason' -> how often
+        self.reasons: Counter[str] = Counter()  # 'key: reason' -> how often
 
     def note(self, batch: Batch) -> list[str]:
         """Lines to print: each bad sample once, then, past `NAMED` of them, only their count when it has doubled.
@@ -151,7 +164,7 @@ def follow_trainer() -> None:
     """
     trainer = parent_process()
     while trainer.is_alive():
-        heard = signal.sigtimedwait([signal.SIGTERM], 1.0)    # blocked since `signals_blocked`
+        heard = signal.sigtimedwait([signal.SIGTERM], 1.0)  # blocked since `signals_blocked`
         if heard and heard.si_pid == trainer.pid:
             break
     os._exit(1)
@@ -165,7 +178,7 @@ def signals_blocked() -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()    # its start unblocks two of the signals, and the fork server starts it
+        resource_tracker.ensure_running()  # its start unblocks two of the signals, and the fork server starts it
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
@@ -179,5 +192,5 @@ def raising(batches: Iterator[Batch | ShardError]) -> Iterator[Batch]:
             try:
                 raise batch
             finally:
-                del batch, batches    # or the error's traceback would hold the workers in a cycle, and they would hang
+                del batch, batches  # or the error's traceback would hold the workers in a cycle, and they would hang
         yield batch

@@ -13,7 +13,7 @@ from fss.errors import ConfigError
 
 ProtocolName = Literal["default", "pfenet", "bam", "hsnet", "mshnet", "hdmnet", "gfsam"]
 
-SEEDS_OF_123 = (510, 365, 382, 322, 988, 98, 742, 17, 595, 106)    # legacy NumPy: seed(123); randint(0, 1000, 10)
+SEEDS_OF_123 = (510, 365, 382, 322, 988, 98, 742, 17, 595, 106)  # legacy NumPy: seed(123); randint(0, 1000, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,46 +44,92 @@ COUNTED = UNLISTED + "; images are counted in the official JSON, there in an ext
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "default": Protocol(
-        name="default", draw="round_robin", episodes=1000, seeds=(0, 1, 2, 3, 4), resize="exact", resolution="original",
+        name="default",
+        draw="round_robin",
+        episodes=1000,
+        seeds=(0, 1, 2, 3, 4),
+        resize="exact",
+        resolution="original",
         note="ours: equally many episodes of each class, aspect kept to the pixel, overlapping objects whole",
     ),
     "pfenet": Protocol(
-        name="pfenet", draw="every_image", episodes=5000, passes=10, seeds=(321,), labels="flat", resize="compat",
+        name="pfenet",
+        draw="every_image",
+        episodes=5000,
+        passes=10,
+        seeds=(321,),
+        labels="flat",
+        resize="compat",
         resolution="original",
         note=NOT_THE_SAME_EPISODES + "depend on the number of loader processes and the torch version",
     ),
     "bam": Protocol(
-        name="bam", draw="every_image", episodes=1000, seeds=SEEDS_OF_123[:5], labels="flat", resize="compat",
+        name="bam",
+        draw="every_image",
+        episodes=1000,
+        seeds=SEEDS_OF_123[:5],
+        labels="flat",
+        resize="compat",
         resolution="original",
         note=NOT_THE_SAME_EPISODES + "depend on the number of loader processes; only the first 1000 images are queries",
     ),
     "hdmnet": Protocol(
-        name="hdmnet", draw="every_image", episodes=1000, seeds=SEEDS_OF_123, labels="flat", resize="compat",
+        name="hdmnet",
+        draw="every_image",
+        episodes=1000,
+        seeds=SEEDS_OF_123,
+        labels="flat",
+        resize="compat",
         resolution="original",
         note=NOT_THE_SAME_EPISODES + "depend on the number of loader processes",
     ),
     "hsnet": Protocol(
-        name="hsnet", draw="every_pair", repeat_supports=True, episodes=1000, seeds=(0,), labels="flat",
-        resize="squash", resolution=400,
+        name="hsnet",
+        draw="every_pair",
+        repeat_supports=True,
+        episodes=1000,
+        seeds=(0,),
+        labels="flat",
+        resize="squash",
+        resolution=400,
         note=NOT_THE_SAME_EPISODES + "come from NumPy's global generator; evaluate the published lists to have them",
     ),
     "gfsam": Protocol(
-        name="gfsam", draw="every_pair", repeat_supports=True, episodes=1000, seeds=(0,), labels="flat",
-        resize="squash", resolution=1024,
+        name="gfsam",
+        draw="every_pair",
+        repeat_supports=True,
+        episodes=1000,
+        seeds=(0,),
+        labels="flat",
+        resize="squash",
+        resolution=1024,
         note=NOT_THE_SAME_EPISODES + "come from NumPy's global generator; evaluate the published lists to have them",
     ),
     "mshnet": Protocol(
-        name="mshnet", draw="class_image", episodes=1000, seeds=(0,), resize="exact", resolution="original",
+        name="mshnet",
+        draw="class_image",
+        episodes=1000,
+        seeds=(0,),
+        resize="exact",
+        resolution="original",
         note="the paper states 1000 episodes, per-class masks and 473 x 473, perhaps by a plain resize as in HSNet: "
         "here the aspect is kept; seeds and resolution are our choice",
     ),
-}  # fmt: skip
+}
 """As on PASCAL-5i."""
 
-BINARY = {"labels": "own", "ignore_255": False, "min_area": 0}    # sets of one mask a class, without unknown pixels
+BINARY = {"labels": "own", "ignore_255": False, "min_area": 0}  # sets of one mask a class, without unknown pixels
 SMALL: tuple[SchemeName, ...] = (
-    "fss", "lvis", "paco", "pascal_part", "deepglobe", "isic", "isaid", "interleaved", "list",
-)    # images or objects are small, or may be
+    "fss",
+    "lvis",
+    "paco",
+    "pascal_part",
+    "deepglobe",
+    "isic",
+    "isaid",
+    "interleaved",
+    "list",
+)  # images or objects are small, or may be
 
 ELSEWHERE: dict[tuple[ProtocolName, SchemeName], dict] = {
     ("pfenet", "coco"): {"episodes": 20000, "passes": None},
@@ -92,22 +138,32 @@ ELSEWHERE: dict[tuple[ProtocolName, SchemeName], dict] = {
     ("gfsam", "coco"): {"draw": "class_image", "ignore_255": False},
     ("hsnet", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
     ("gfsam", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
-    ("gfsam", "lvis"): BINARY | {
-        "draw": "round_robin", "episodes": 2300,
+    ("gfsam", "lvis"): BINARY
+    | {
+        "draw": "round_robin",
+        "episodes": 2300,
         "note": COUNTED + "so a class near K images may be in or out, and those after it in other folds",
     },
-    ("gfsam", "paco"): BINARY | {
-        "draw": "class_image", "episodes": 2500,
+    ("gfsam", "paco"): BINARY
+    | {
+        "draw": "class_image",
+        "episodes": 2500,
         "note": COUNTED + "so a class near K images may be in or out",
     },
-    ("gfsam", "pascal_part"): BINARY | {
-        "draw": "round_robin", "episodes": 2500, "passes": 1, "repeat_supports": False,
+    ("gfsam", "pascal_part"): BINARY
+    | {
+        "draw": "round_robin",
+        "episodes": 2500,
+        "passes": 1,
+        "repeat_supports": False,
         "note": UNLISTED + ", and prefer photographs most of whose objects show the part",
     },
     ("gfsam", "deepglobe"): BINARY | {"draw": "round_robin", "episodes": 600, "note": UNLISTED},
     ("gfsam", "isic"): BINARY | {"draw": "round_robin", "episodes": 600, "note": UNLISTED},
     ("gfsam", "isaid"): {
-        "episodes": 5000, "passes": 1, "min_area": 0,
+        "episodes": 5000,
+        "passes": 1,
+        "min_area": 0,
         "note": "each patch once for each of its classes, in the order of the keys; the published runs have the order, "
         "the patches and the supports of their lists: evaluate these to have them",
     },

@@ -22,8 +22,8 @@ Resize = Literal["exact", "compat", "squash"]
 Resolution = Literal["original"] | int
 """Where predictions are scored: at the image's own size, or in a square of so many pixels."""
 
-STEP = 8    # pixels that 'compat' rounds down to
-MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])[:, None, None]    # of ImageNet's channels
+STEP = 8  # pixels that 'compat' rounds down to
+MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # of ImageNet's channels
 STD = 255 * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
@@ -52,12 +52,12 @@ def class_mask(members: dict[str, bytes], class_id: int, labels: Labels) -> np.n
         raise ShardError(f"has no mask of class {class_id}, which the manifest lists: pack the set again")
     meta = Meta.decode(members.get("json", b""))
     if labels == "flat":
-        flat = flat_labels(members, meta)    # [H, W]
+        flat = flat_labels(members, meta)  # [H, W]
         mask = (flat == class_id).astype(np.uint8)
-        if f"mask.{IGNORE_LABEL}.png" not in members:    # else 255 is a class
+        if f"mask.{IGNORE_LABEL}.png" not in members:  # else 255 is a class
             mask[flat == IGNORE_LABEL] = IGNORE_LABEL
         return mask
-    own = stored(members, f"mask.{class_id}.png", meta)    # [H, W]
+    own = stored(members, f"mask.{class_id}.png", meta)  # [H, W]
     mask = own.astype(np.uint8)
     if "ignore.png" in members:
         mask[stored(members, "ignore.png", meta) & ~own] = IGNORE_LABEL
@@ -106,14 +106,14 @@ def fit_image(image: np.ndarray, size: int, rule: Resize) -> tuple[Tensor, "Fram
     height, width = frame.valid_h, frame.valid_w
     if rule == "compat":
         resized = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        valid = torch.from_numpy(resized).permute(2, 0, 1)    # [3, h, w]
+        valid = torch.from_numpy(resized).permute(2, 0, 1)  # [3, h, w]
         fitted = (-MEAN / STD).repeat(1, size, size)
     elif rule == "squash":
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-        valid = torch.from_numpy(np.array(resized)).permute(2, 0, 1)    # [3, S, S]
+        valid = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # [3, S, S]
         fitted = torch.empty(3, size, size)
     else:
-        valid = resize(image, height, width)    # [3, h, w]
+        valid = resize(image, height, width)  # [3, h, w]
         fitted = torch.zeros(3, size, size)
     fitted[:, :height, :width].copy_(valid).sub_(MEAN).div_(STD)
     return fitted, frame
@@ -121,7 +121,7 @@ def fit_image(image: np.ndarray, size: int, rule: Resize) -> tuple[Tensor, "Fram
 
 def resize(image: np.ndarray, height: int, width: int) -> Tensor:
     """An image uint8 [H, W, 3] resized to uint8 [3, height, width]: bilinear, antialiased where it shrinks."""
-    planes = torch.from_numpy(image[None]).permute(0, 3, 1, 2)    # [1, 3, H, W]
+    planes = torch.from_numpy(image[None]).permute(0, 3, 1, 2)  # [1, 3, H, W]
     return interpolate(planes, (height, width), mode="bilinear", antialias=True)[0]
 
 
@@ -146,7 +146,7 @@ class Frame:
         if rule == "exact":
             valid = [max(1, round(side * size / longer)) for side in (height, width)]
         elif rule == "compat":
-            ratio = size / longer    # in the originals' order of operations, for the same roundings
+            ratio = size / longer  # in the originals' order of operations, for the same roundings
             scaled = [size if side == longer else int(side * ratio) for side in (height, width)]
             valid = [max(STEP, side // STEP * STEP) for side in scaled]
         else:
@@ -174,7 +174,7 @@ class Frame:
         its originals do, though rounding to 8 has moved the image by up to some percent. Everything else stretches
         the valid region alone.
         """
-        margin = (logits[:, 1:] - logits[:, :1]).float()    # [1, 1, S, S]: interpolation and argmax of two maps in one
+        margin = (logits[:, 1:] - logits[:, :1]).float()  # [1, 1, S, S]: interpolation and argmax of two maps in one
         height, width = self._scored(resolution)
         if self.rule == "compat" and resolution == "original":
             side = max(height, width)

@@ -16,11 +16,11 @@ from shards.codec import decode_labels
 from shards.format import IMAGE_SUFFIXES, SUPERPIXEL_STRIDE, ShardError
 from shards.read import LostShardError
 
-VIEW_SCALE = (0.2, 1.0)    # share of the image's area in a view: MoCo v2
-PATCH_SCALE = (0.5, 1.0)    # share of the patch's area in its view: our choice, a patch is small already
-PATCH_MARGIN = 0.15    # of the superpixel's longer side, added on every side: our choice
-REGION_PIXELS = 256    # a region must fill as many in both views, when these are 224 pixels wide
-GRID = 4    # cells a side, where no superpixel is seen in both views
+VIEW_SCALE = (0.2, 1.0)  # share of the image's area in a view: MoCo v2
+PATCH_SCALE = (0.5, 1.0)  # share of the patch's area in its view: our choice, a patch is small already
+PATCH_MARGIN = 0.15  # of the superpixel's longer side, added on every side: our choice
+REGION_PIXELS = 256  # a region must fill as many in both views, when these are 224 pixels wide
+GRID = 4  # cells a side, where no superpixel is seen in both views
 
 # What a random stream is for; no two purposes share a stream, nor do they share one with the order of the samples.
 QUERY, KEY, PATCH_QUERY, PATCH_KEY, CHOICE = 11, 12, 13, 14, 15
@@ -49,14 +49,14 @@ class ViewMaker:
 
         query, key = draw(stream(QUERY), *size, VIEW_SCALE), draw(stream(KEY), *size, VIEW_SCALE)
         row = {
-            "query": backend.apply(image, query, spec.size),    # [3, S, S]
-            "key": backend.apply(image, key, spec.size),    # [3, S, S]
+            "query": backend.apply(image, query, spec.size),  # [3, S, S]
+            "key": backend.apply(image, key, spec.size),  # [3, S, S]
         }
         if spec.local == "patch":
             patch = draw_patch(stream(CHOICE), labels, size)
             for name, purpose in (("patch_query", PATCH_QUERY), ("patch_key", PATCH_KEY)):
                 how = draw(stream(purpose), patch.height, patch.width, PATCH_SCALE).inside(patch)
-                row[name] = backend.apply(image, how, spec.patch_size)    # [3, P, P]
+                row[name] = backend.apply(image, how, spec.patch_size)  # [3, P, P]
         if spec.local == "region":
             row |= draw_regions(stream(CHOICE), labels, (query, key), spec)
         return row
@@ -67,7 +67,7 @@ def named(key: str) -> Iterator[None]:
     """What is found wrong with a sample inside gets its key in front."""
     try:
         yield
-    except LostShardError:    # names the shard, and is no fault of the sample's
+    except LostShardError:  # names the shard, and is no fault of the sample's
         raise
     except ShardError as error:
         raise ShardError(f"{key}: {error}") from None
@@ -99,7 +99,7 @@ def draw_patch(rng: np.random.Generator, labels: np.ndarray, size: tuple[int, in
     bounding box and a margin; it is moved inside the image, and made smaller only where the image is.
     """
     present = np.flatnonzero(np.bincount(labels.ravel()))
-    chosen = labels == present[rng.integers(len(present))]    # [H / 2, W / 2]
+    chosen = labels == present[rng.integers(len(present))]  # [H / 2, W / 2]
     left, top, width, height = (SUPERPIXEL_STRIDE * x for x in cv2.boundingRect(chosen.view(np.uint8)))
     side = min(round(max(width, height) * (1 + 2 * PATCH_MARGIN)), *size)
     top, left = top + (height - side) // 2, left + (width - side) // 2
@@ -119,11 +119,11 @@ def draw_regions(
     """
     least = max(1, REGION_PIXELS * spec.size**2 // 224**2)
     counts = [count_cells(seen(labels, view, spec.size), int(labels.max()) + 1, spec.stride) for view in views]
-    areas = [c.sum((1, 2)) for c in counts]    # [ids]
+    areas = [c.sum((1, 2)) for c in counts]  # [ids]
     valid = np.flatnonzero(np.minimum(*areas) >= least)
     if not len(valid):
         counts = [count_cells(grid, GRID * GRID, spec.stride) for grid in grids(views, spec.size, least)]
-        areas = [c.sum((1, 2)) for c in counts]    # [16]
+        areas = [c.sum((1, 2)) for c in counts]  # [16]
         valid = np.flatnonzero(np.minimum(*areas) >= least)
     if len(valid) >= spec.regions:
         chosen = rng.choice(valid, spec.regions, replace=False)
@@ -150,9 +150,9 @@ def sources(view: Augmentation, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def count_cells(labels: np.ndarray, ids: int, stride: int) -> np.ndarray:
     """Pixels of each id in each cell of `stride` pixels: [S, S] -> [ids, h, w]; an id of -1 counts nowhere."""
-    side = -(-len(labels) // stride)    # as many cells as a network of that stride makes of S pixels
+    side = -(-len(labels) // stride)  # as many cells as a network of that stride makes of S pixels
     cell = np.arange(len(labels)) // stride
-    place = (labels.astype(np.int64) + 1) * side * side + cell[:, None] * side + cell    # [S, S]
+    place = (labels.astype(np.int64) + 1) * side * side + cell[:, None] * side + cell  # [S, S]
     return np.bincount(place.ravel(), minlength=(ids + 1) * side * side).reshape(ids + 1, side, side)[1:]
 
 

@@ -65,7 +65,7 @@ class World:
     ) -> None:
         zero = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
         cpu = takes_cpu(device, zero)
-        launched = "LOCAL_RANK" in os.environ    # accelerate takes a named backend to mean that a group exists
+        launched = "LOCAL_RANK" in os.environ  # accelerate takes a named backend to mean that a group exists
         timeout = datetime.timedelta(minutes=timeout_minutes) or FOREVER
         process_group = InitProcessGroupKwargs(backend="gloo" if cpu and launched else None, timeout=timeout)
         # DDP rebuilds its buckets after the first step unless it looks for unused parameters; a resumed run would then
@@ -74,8 +74,8 @@ class World:
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         try:
             self.accelerator = Accelerator(
-                cpu=cpu and not zero,    # which would be plain DDP; DeepSpeed itself takes the CPU where that is all
-                mixed_precision="no",    # see autocast
+                cpu=cpu and not zero,  # which would be plain DDP; DeepSpeed itself takes the CPU where that is all
+                mixed_precision="no",  # see autocast
                 gradient_accumulation_steps=accumulate,
                 kwargs_handlers=[process_group, ddp],
             )
@@ -101,7 +101,7 @@ class World:
         self._roll = Roll(dist.distributed_c10d._get_default_store() if self.size > 1 else None, self.rank, self.size)
         self.peers = Ranks(self._roll.meet) if self.size > 1 else Alone()
         for group, at in ((dist.group.WORLD, self.device), (self._control, torch.device("cpu"))):
-            if group:    # all are here: from now on the watch decides what takes too long
+            if group:  # all are here: from now on the watch decides what takes too long
                 group._get_backend(at)._set_default_timeout(FOREVER)
         self._watch = Watch(self._roll, timeout.total_seconds())
         self._watch.start()
@@ -115,9 +115,12 @@ class World:
         if threads := place.threads or threads:
             torch.set_num_threads(threads)
         return cls(
-            promised=place.world, device=place.device, precision=place.precision, accumulate=accumulate,
+            promised=place.world,
+            device=place.device,
+            precision=place.precision,
+            accumulate=accumulate,
             timeout_minutes=place.timeout_minutes,
-        )    # fmt: skip
+        )
 
     def wrap(self, method: Method, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The forward to call instead of `method.loss(batch, peers, step)`, and the optimizer to step and save."""
@@ -125,7 +128,7 @@ class World:
         if self.accelerator.state.deepspeed_plugin is None:
             lay_gradients(forward)
             return self.accelerator.prepare(forward, optimizer)
-        for tensor in (*forward.parameters(), *forward.buffers()):    # it sends tensors as rows of bytes
+        for tensor in (*forward.parameters(), *forward.buffers()):  # it sends tensors as rows of bytes
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         engine, _ = self.accelerator.prepare(forward, optimizer)
         return engine, ZeroOptimizer(engine, optimizer)
@@ -143,7 +146,7 @@ class World:
         self._roll.sign()
         if self.accelerator.state.deepspeed_plugin is None:
             self.accelerator.backward(loss)
-        else:    # accelerate's own way would step here, before the loss was looked at
+        else:  # accelerate's own way would step here, before the loss was looked at
             wrapped = self.accelerator.deepspeed_engine_wrapped
             wrapped.engine.set_gradient_accumulation_boundary(self.accelerator.sync_gradients)
             wrapped.engine.backward(loss)
@@ -212,7 +215,7 @@ class World:
                     raise
                 outcome[1] = error
             except Exception as error:
-                if self.size > 1:    # the others must not wait for what will never come
+                if self.size > 1:  # the others must not wait for what will never come
                     told: list = [None, RunError(f"rank 0 failed: {error!r}")]
                     dist.broadcast_object_list(told, src=0, group=self._control)
                 raise
@@ -256,14 +259,14 @@ class World:
 
         failed: this rank leaves alone. NCCL would wait here for the others, and nobody would learn why it leaves.
         """
-        self._watch.close()    # it asks the store, which goes with the group
+        self._watch.close()  # it asks the store, which goes with the group
         self._leave(waiting=not (failed and self.device.type == "cuda"))
 
     @staticmethod
     def _leave(waiting: bool = True) -> None:
         if waiting and dist.is_initialized():
             dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)    # accelerate keeps one per process, whatever is asked
+        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one per process, whatever is asked
         GradientState._reset_state()
 
 

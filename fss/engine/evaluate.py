@@ -33,8 +33,8 @@ from fss.methods.base import Method
 from fss.nn.weights import load_export
 from shards.format import write_whole
 
-FREE = ("data.batch", "eval.cache_gib", "eval.episode_list", "weights")    # beside run.OPERATIONAL: change no score
-SAY_EVERY = 30    # seconds between lines on how far an evaluation is
+FREE = ("data.batch", "eval.cache_gib", "eval.episode_list", "weights")  # beside run.OPERATIONAL: change no score
+SAY_EVERY = 30  # seconds between lines on how far an evaluation is
 
 
 class EvaluationJob(Protocol):
@@ -99,7 +99,7 @@ class _Evaluation:
     def _identity(self) -> dict:
         """Everything that decides the counts of an episode, and which episodes there are."""
         config = asdict(self.job)
-        if self.job.weights:    # they hold the frozen networks too: the files that training took these from may be gone
+        if self.job.weights:  # they hold the frozen networks too: the files that training took these from may be gone
             config["method"] = {key: value for key, value in config["method"].items() if not key.endswith("_weights")}
         named = identity_of(config, manifest=digest(self.manifest.content()))
         parts = {"trained": self.method.trained, "replica": self.method.replica}
@@ -109,7 +109,7 @@ class _Evaluation:
             for name, tensor in module.state_dict().items()
         }
         return {key: value for key, value in named.items() if key not in FREE} | {
-            "code": code_version(),    # counts of two versions must not be added
+            "code": code_version(),  # counts of two versions must not be added
             "weights": digest(tensors),
             "episodes": digest([asdict(episode) for episode in self.plan.episodes]),
             "run.threads": torch.get_num_threads(),
@@ -134,12 +134,12 @@ class _Evaluation:
             else:
                 log.say(f"{len(results)} of {wanted} episodes are recorded: type the same command to go on from there")
         finally:
-            with suppress(OSError):    # of a disk that filled the first error tells more
+            with suppress(OSError):  # of a disk that filled the first error tells more
                 self._set_status(ending)
-                self.world.at_the_end(lambda: None)    # what became of the run is decided; viewers may take long
+                self.world.at_the_end(lambda: None)  # what became of the run is decided; viewers may take long
                 self.world.alive("ending the log")
                 log.close(failed=ending == "failed")
-        self.world.wait()    # the first rank to exit with a code has the launcher stop the others
+        self.world.wait()  # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
 
     def _decided(self) -> dict:
@@ -172,7 +172,7 @@ class _Evaluation:
 
         def seen(result: Result, left: int) -> None:
             nonlocal said
-            done = max(0, wanted - left * world.size)    # the ranks' shares are alike
+            done = max(0, wanted - left * world.size)  # the ranks' shares are alike
             log.at(done)
             if left and time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
@@ -180,16 +180,23 @@ class _Evaluation:
                 log.scalars(done, self._speed(result.seconds))
 
         return measure(
-            self.method, self.shards, self.plan.episodes, self.plan.how, world,
-            Record(self.run.episodes, world.rank), cache=self.job.eval.cache_gib, readers=self.job.data.workers,
-            stop=stop, seen=seen,
-        )    # fmt: skip
+            self.method,
+            self.shards,
+            self.plan.episodes,
+            self.plan.how,
+            world,
+            Record(self.run.episodes, world.rank),
+            cache=self.job.eval.cache_gib,
+            readers=self.job.data.workers,
+            stop=stop,
+            seen=seen,
+        )
 
     def _speed(self, seconds: float) -> dict[str, float]:
         return {"speed/s_per_episode": seconds, "speed/peak_memory_mb": peak_memory_mb(self.world.device)}
 
     def _flops(self) -> int:
-        if self.run.results.exists():    # finished before, and asked to tell it again
+        if self.run.results.exists():  # finished before, and asked to tell it again
             return json.loads(self.run.results.read_text())["flops"]
         return episode_flops(self.method, self.shards, self.plan.episodes[0], self.plan.how, self.world.device)
 
@@ -209,7 +216,7 @@ class _Evaluation:
                 **found,
             }
             write_whole(self.run.results, json.dumps(facts, indent=1).encode())
-            self.run.rewind(-1)    # a finished evaluation that is asked for again tells the same once more
+            self.run.rewind(-1)  # a finished evaluation that is asked for again tells the same once more
             with self.world.autocast():
                 return report(self.run, self.method, self.shards, results, self.plan, self.header, self.world.device)
 
@@ -217,10 +224,14 @@ class _Evaluation:
         page = self.world.on_main(deliver)
         log.row({"step": len(results), **row(found)})
         log.scalars(len(results), self._speed(found["seconds_per_episode"]))
-        log.table(len(results), "classes", [
-            {"class": name, "IoU": one["iou"]["mean"], "deviation": one["iou"]["std"], "episodes": one["episodes"]}
-            for name, one in found["classes"].items()
-        ])    # fmt: skip
+        log.table(
+            len(results),
+            "classes",
+            [
+                {"class": name, "IoU": one["iou"]["mean"], "deviation": one["iou"]["std"], "episodes": one["episodes"]}
+                for name, one in found["classes"].items()
+            ],
+        )
         for table in tables(found, f"{self.job.method.name}, {statement['fold']}, {self.plan.shots} shot(s), percent"):
             log.say(table)
         if found["never_met"]:
@@ -247,7 +258,7 @@ def method_of(job: EvaluationJob) -> tuple[Method, dict[str, str], list[str]]:
     if job.weights is None:
         if METHODS[name].learns:
             raise ConfigError(f"method {name} learns but weights names no file: train it with launch/meta_train.py")
-        torch.manual_seed(0)    # a backbone without weights is at least the same one everywhere
+        torch.manual_seed(0)  # a backbone without weights is at least the same one everywhere
         return METHODS[name](job.method), {}, []
     method, header = load_method(Path(job.weights))
     asked, trained = asdict(job.method), asdict(method.config)

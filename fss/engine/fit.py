@@ -24,8 +24,8 @@ from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.weights import save_export
 
-MEASUREMENTS = 20    # over a run, where the configuration does not say how often
-PER_CLASS = "val/iou/"    # begins the names of what is measured of one class
+MEASUREMENTS = 20  # over a run, where the configuration does not say how often
+PER_CLASS = "val/iou/"  # begins the names of what is measured of one class
 
 
 def fit(job, config_yaml: str) -> int:
@@ -45,7 +45,7 @@ class _Fit:
         self.job = job
         self.world = world
         self.run = run
-        torch.manual_seed(job.run.seed)    # the same weights on every rank
+        torch.manual_seed(job.run.seed)  # the same weights on every rank
         self.method: Method = METHODS[self.name](job.method)
         self.task = TASKS[type(self.method.consumes)](job, self.method, world)
         self.shards = self.task.shards
@@ -65,7 +65,7 @@ class _Fit:
             if type(self.method).compile is Method.compile:
                 raise ConfigError(f"run.compile is true but {self.name} has nothing to compile: leave run.compile out")
             self.method.compile()
-        torch.manual_seed(job.run.seed + 1 + world.rank)    # but draws of its own
+        torch.manual_seed(job.run.seed + 1 + world.rank)  # but draws of its own
         self.optimizer = build_optimizer(self.method, job.optim)
         self.state = State(name=self.name, method=self.method, optimizer=self.optimizer)
         self.best = self.run.folder / "best.safetensors"
@@ -76,9 +76,13 @@ class _Fit:
             kind=self.task.kind, config=asdict(self.job), environment=self.environment, levels=self.method.chance()
         )
         log = Log(
-            self.run, self.job.log, active=self.world.is_main, about=about, total=self.schedule.steps,
+            self.run,
+            self.job.log,
+            active=self.world.is_main,
+            about=about,
+            total=self.schedule.steps,
             unit=self.task.unit,
-        )    # fmt: skip
+        )
         ending = "failed"
         try:
             done = self._train(log)
@@ -88,37 +92,52 @@ class _Fit:
             else:
                 log.say(f"saved at step {done} as asked: type the same command to go on from there")
         finally:
-            with suppress(OSError):    # of a disk that filled the first error tells more
+            with suppress(OSError):  # of a disk that filled the first error tells more
                 if self.world.is_main:
                     self.run.set_status(ending)
-                self.world.at_the_end(lambda: None)    # what became of the run is decided; viewers may take long
+                self.world.at_the_end(lambda: None)  # what became of the run is decided; viewers may take long
                 self.world.alive("ending the log")
                 log.close(failed=ending == "failed")
-        self.world.wait()    # the first rank to exit with a code has the launcher stop the others
+        self.world.wait()  # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
 
     def _train(self, log: Log) -> int:
         job, world = self.job, self.world
         trainer = Trainer(
-            method=self.method, optimizer=self.optimizer, world=world, state=self.state, schedule=self.schedule,
-            checkpoints=self.checkpoints, log=log, bad_samples=BadSamples(job.data.bad_fraction),
-            evidence=self.run.folder / "nonfinite", log_every=job.log.every, save_every=job.checkpoint.every,
+            method=self.method,
+            optimizer=self.optimizer,
+            world=world,
+            state=self.state,
+            schedule=self.schedule,
+            checkpoints=self.checkpoints,
+            log=log,
+            bad_samples=BadSamples(job.data.bad_fraction),
+            evidence=self.run.folder / "nonfinite",
+            log_every=job.log.every,
+            save_every=job.checkpoint.every,
             check_every=job.run.check_every,
-        )    # fmt: skip
+        )
         start, notes = self.checkpoints.resume(self.state)
         world.on_main(lambda: self._rewind(start))
         world.on_main(lambda: self.run.set_status("running"))
         for text in (*self.ranks, *self._opening(start), *self.notes, *notes):
             log.say(text)
         measured = world.on_main(lambda: {row["step"] for row in self.run.rows() if "loss" not in row})
-        if self._due(start) and start not in measured:    # a signal does not wait for it, but it must not be lost
+        if self._due(start) and start not in measured:  # a signal does not wait for it, but it must not be lost
             self._measure(log, start)
         if start >= self.schedule.steps:
             return start
         loader = load(
-            self.method.consumes, self.task.data, job.data, seed=job.run.seed, rank=world.rank, world=world.size,
-            accumulate=job.optim.accumulate, start=start, pin=world.device.type == "cuda",
-        )    # fmt: skip
+            self.method.consumes,
+            self.task.data,
+            job.data,
+            seed=job.run.seed,
+            rank=world.rank,
+            world=world.size,
+            accumulate=job.optim.accumulate,
+            start=start,
+            pin=world.device.type == "cuda",
+        )
         return trainer.run(iter(loader), start, lambda done: self._measure(log, done) if self._due(done) else None)
 
     def _due(self, done: int) -> bool:
@@ -165,7 +184,7 @@ class _Fit:
                 log.table(done, "validation/classes", table)
 
         self.world.on_main(keep)
-        log.row({"step": done, **row})    # last: a measurement without its row is made again
+        log.row({"step": done, **row})  # last: a measurement without its row is made again
 
     def _export(self, path: Path, done: int, **known: object) -> None:
         """Write the weights as they stand, and all that is known of them."""

@@ -9,7 +9,7 @@ import torch
 from fss.errors import RunError
 
 DRIVER = "/dev/nvidiactl"
-PLAIN = {"NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED"}    # kinds of accelerate that leave weights whole
+PLAIN = {"NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED"}  # kinds of accelerate that leave weights whole
 
 
 def takes_cpu(device: str, zero: bool) -> bool:
@@ -27,7 +27,7 @@ def takes_cpu(device: str, zero: bool) -> bool:
             "start one a device, or add --run.device cpu"
         )
     if device == "auto" and cpu and int(os.environ.get("WORLD_SIZE", 1)) > here and os.path.exists(DRIVER):
-        raise RunError(    # the other nodes may see theirs, and would wait for this one in vain
+        raise RunError(  # the other nodes may see theirs, and would wait for this one in vain
             f"{platform.node()} has an NVIDIA driver but torch sees no CUDA device there: see nvidia-smi on it, or "
             "give --run.device cpu on all nodes"
         )

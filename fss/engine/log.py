@@ -18,7 +18,7 @@ from fss.engine.viewers.viewer import About, Ledger, Row, Viewer
 from fss.engine.viewers.wandb_run import Keeping, Mode, WandbRun
 from fss.errors import ConfigError, at_least
 
-HEADLINE = {"loss", "top1", "miou"}    # a console line shows the values that have one of these words in their name
+HEADLINE = {"loss", "top1", "miou"}  # a console line shows the values that have one of these words in their name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,13 @@ class Log:
         self._metrics = run.metrics
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=self._console, disable=not sys.stdout.isatty(),
-        )    # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not sys.stdout.isatty(),
+        )
         self._task = self._bar.add_task(run.folder.name, total=total)
         self._bar.start()
         if not run.begun():
@@ -164,8 +168,7 @@ def _open(folder: Path, config: LogConfig, about: About) -> list[tuple[Viewer, L
 
 
 def _forget(folder: Path) -> None:
-    """A start that left nothing to go on from may be repeated with other options: viewers must not take both for one.
-    """
+    """A start that left nothing to go on from may be repeated with other options: viewers must not take both for one."""
     for name in ("wandb.id", "wandb.sent", "tensorboard.sent"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -49,10 +49,21 @@ class Trainer:
     """
 
     def __init__(
-        self, *, method: Method, optimizer: torch.optim.Optimizer, world: World, state: State, schedule: Schedule,
-        checkpoints: Checkpoints, log: Log, bad_samples, evidence: Path, log_every: int, save_every: int,
+        self,
+        *,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        state: State,
+        schedule: Schedule,
+        checkpoints: Checkpoints,
+        log: Log,
+        bad_samples,
+        evidence: Path,
+        log_every: int,
+        save_every: int,
         check_every: int,
-    ) -> None:    # fmt: skip
+    ) -> None:
         self.method = method
         self.world = world
         self.state = state
@@ -66,7 +77,7 @@ class Trainer:
         self.check_every = check_every
         self.meter = Meter(world.device)
         self.forward, self.optimizer = world.wrap(method, optimizer)
-        state.optimizer = self.optimizer    # the one that steps is the one to save
+        state.optimizer = self.optimizer  # the one that steps is the one to save
 
     def run(self, batches: Iterator, start: int, after=lambda done: None) -> int:
         """Train from step `start`; returns the number of steps done, fewer than planned where a signal asked to stop.
@@ -90,7 +101,7 @@ class Trainer:
                     self.world.alive(f"saving step {done}")
                     self._check_finite(done)
                     self.checkpoints.save(self.state, done)
-                if not stopping or done == total:    # whoever asked to stop will not wait for a measurement
+                if not stopping or done == total:  # whoever asked to stop will not wait for a measurement
                     self.world.alive(f"measuring after step {done}")
                     with self.meter.aside():
                         after(done)
@@ -184,7 +195,7 @@ class Trainer:
             for index, batch in enumerate(batches):
                 tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
                 whole = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-                save_file(whole, folder / f"batch_{index}.safetensors")    # which refuses parts of a larger tensor
+                save_file(whole, folder / f"batch_{index}.safetensors")  # which refuses parts of a larger tensor
             facts = {
                 "step": step + 1,
                 "rank": self.world.rank,
@@ -193,5 +204,5 @@ class Trainer:
                 "reports": [{name: repr(value.item()) for name, value in report.items()} for report in reports],
             }
             (folder / "facts.json").write_text(json.dumps(facts, indent=1))
-        except OSError as error:    # the other ranks wait for the word that names the step
+        except OSError as error:  # the other ranks wait for the word that names the step
             self.log.say(f"the evidence could not be written: {error}")

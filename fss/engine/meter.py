@@ -56,4 +56,4 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most MiB of the device, or of this process on a CPU, that were taken since the start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10    # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB

@@ -10,7 +10,7 @@ from shards.format import IGNORE_LABEL
 
 Picture = str | Path | np.ndarray
 """A file, or what is in it: a photograph uint8 RGB [H, W, 3], or a mask of integers or truth values [H, W]."""
-SOFT = 128    # where the soft edge of a painted mask is cut
+SOFT = 128  # where the soft edge of a painted mask is cut
 
 
 def read_photograph(picture: Picture) -> np.ndarray:
@@ -23,7 +23,7 @@ def read_photograph(picture: Picture) -> np.ndarray:
             raise UserError(f"a photograph is an array {picture.dtype} {[*picture.shape]}: give uint8 [H, W, 3], RGB")
         return picture
     opened = _open(picture)
-    if opened.mode.startswith("I;16"):    # whose values Pillow would cut off at 255
+    if opened.mode.startswith("I;16"):  # whose values Pillow would cut off at 255
         opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
     elif opened.mode in ("I", "F"):
         raise UserError(f"{picture} has values of 32 bits, whose white is not known: save it with 8 bits")
@@ -43,7 +43,7 @@ def read_mask(picture: Picture) -> np.ndarray:
         return _marked(picture.astype(np.int64), index=False)
     opened = _open(picture)
     if opened.format == "JPEG":
-        values = np.asarray(opened.convert("RGB")).max(2)    # [H, W]
+        values = np.asarray(opened.convert("RGB")).max(2)  # [H, W]
         return (values > values.max() // 2).astype(np.uint8)
     if opened.mode in ("1", "L", "P", "I", "I;16"):
         return _marked(np.asarray(opened).astype(np.int64), index=opened.mode == "P")

@@ -25,11 +25,11 @@ from shards.format import IGNORE_LABEL, ShardError, write_whole
 
 Supports = Sequence[tuple[Picture, Picture]]
 """Photograph and mask of each shot."""
-OBJECT = "object"    # the class of supports without a name
+OBJECT = "object"  # the class of supports without a name
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SHEET = "sheet"    # stem of the contact sheet
-SHOWN = 40    # queries on it
-MOST = IGNORE_LABEL - 1    # classes that a label map of 8 bits has room for
+SHEET = "sheet"  # stem of the contact sheet
+SHOWN = 40  # queries on it
+MOST = IGNORE_LABEL - 1  # classes that a label map of 8 bits has room for
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Segmenter:
             if self.method.encodes_queries:
                 features = features | self.method.encode_query(square)
             margins = [frame.margin(self.method.predict(features, shots), "original") for shots in known.values()]
-        best, place = torch.stack(margins).max(0)    # [H, W] each
+        best, place = torch.stack(margins).max(0)  # [H, W] each
         found = best > 0
         labels = torch.where(found, place + 1, 0).to(torch.uint8).cpu().numpy()
         sure = float(best[found].sigmoid().mean()) if self.method.probable and found.any() else None
@@ -134,9 +134,14 @@ class Segmenter:
 
 
 def load(
-    weights: str | Path | None = None, *, method: str = "gfsam", device: str = "auto", size: int | None = None,
-    resize: Resize = "exact", **options: Any,
-) -> Segmenter:    # fmt: skip
+    weights: str | Path | None = None,
+    *,
+    method: str = "gfsam",
+    device: str = "auto",
+    size: int | None = None,
+    resize: Resize = "exact",
+    **options: Any,
+) -> Segmenter:
     """A `Segmenter` of the method that a training exported to `weights`; without, of one that needs no training.
 
     method, options: which one that is, and its options as on the command line (`--method.dino_weights` and so on);
@@ -156,7 +161,7 @@ def load(
     if unknown := sorted(options.keys() - names):
         raise ConfigError(f"{unknown[0]} is no option of {method}: it has {', '.join(names)}")
     config = kind.Config(**options)
-    require_taken(config, size, "size")    # before files of gigabytes are read
+    require_taken(config, size, "size")  # before files of gigabytes are read
     return Segmenter(kind(config), device=device, size=size, resize=resize)
 
 
@@ -174,7 +179,7 @@ def segmenter_of(job: MethodJob) -> tuple[Segmenter, list[str]]:
 
     Raises UserError for what the user can mend.
     """
-    require_taken(job.method, job.size, "size")    # before files of gigabytes are read
+    require_taken(job.method, job.size, "size")  # before files of gigabytes are read
     method, header, notes = method_of(job)
     segmenter = Segmenter(method, device=job.device, size=job.size)
     return segmenter, [*notes, *method.cautions(int(header.get("episodes_seen", 0)))]

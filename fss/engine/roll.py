@@ -31,7 +31,7 @@ class Roll:
         self._store = store
         self._keys = [f"roll/{other}" for other in range(world)]
         self._signed = 0
-        self._writing = threading.Lock()    # the watch writes too, and what is newer must land later
+        self._writing = threading.Lock()  # the watch writes too, and what is newer must land later
         self.rank = rank
         self.mine = Entry(node=platform.node())
         self.entries: list[Entry] = []

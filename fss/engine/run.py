@@ -1,19 +1,19 @@
 """The run directory: what ran, where, with which configuration, and what became of it.
 
-    config.yaml          the resolved configuration; with another --run.dir, `--config config.yaml` repeats the run
-    run.json             the identity of the run: what must be equal for a resume
-    environment.jsonl    one line a start: versions, git commit, ranks, machine, command
-    metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
-    status.json          running, interrupted, finished or failed
-    checkpoints/         of a training, see fss.engine.checkpoint
-    episodes/            of an evaluation, see fss.engine.evaluation.record
-    episodes.tsv         which they are, as a list that `--eval.episode_list` reads
-    results.json         its scores, and the protocol that made them
-    NAME.safetensors     the last weights of method NAME, for other jobs; best.safetensors: those that validated best
-    validation/          pictures of the same few episodes at every validation
-    report/              the page to look at
-    wandb/, tensorboard/ what viewers read, see fss.engine.log; wandb.id and *.sent: under which name, and what they got
-    nonfinite/           evidence of a NaN or infinite loss: batch, keys, report
+config.yaml          the resolved configuration; with another --run.dir, `--config config.yaml` repeats the run
+run.json             the identity of the run: what must be equal for a resume
+environment.jsonl    one line a start: versions, git commit, ranks, machine, command
+metrics.jsonl        one line a logged step; a resumed run drops the lines past its checkpoint
+status.json          running, interrupted, finished or failed
+checkpoints/         of a training, see fss.engine.checkpoint
+episodes/            of an evaluation, see fss.engine.evaluation.record
+episodes.tsv         which they are, as a list that `--eval.episode_list` reads
+results.json         its scores, and the protocol that made them
+NAME.safetensors     the last weights of method NAME, for other jobs; best.safetensors: those that validated best
+validation/          pictures of the same few episodes at every validation
+report/              the page to look at
+wandb/, tensorboard/ what viewers read, see fss.engine.log; wandb.id and *.sent: under which name, and what they got
+nonfinite/           evidence of a NaN or infinite loss: batch, keys, report
 """
 
 import fcntl
@@ -36,14 +36,26 @@ from safetensors import SafetensorError, safe_open
 from fss.errors import RunError, WeightsError, at_least
 from shards.format import write_whole
 
-INTERRUPTED = 75    # exit code: saved after SIGTERM or SIGUSR1, type the same command to go on (EX_TEMPFAIL)
+INTERRUPTED = 75  # exit code: saved after SIGTERM or SIGUSR1, type the same command to go on (EX_TEMPFAIL)
 
 # What may change between a run and its resume without making it another run.
 OPERATIONAL = (
-    "run.dir", "run.world", "run.device", "run.timeout_minutes", "run.check_every", "run.threads",
-    "data.shards", "data.bad_fraction", "data.workers", "data.prefetch", "data.cache", "log", "checkpoint", "probe",
+    "run.dir",
+    "run.world",
+    "run.device",
+    "run.timeout_minutes",
+    "run.check_every",
+    "run.threads",
+    "data.shards",
+    "data.bad_fraction",
+    "data.workers",
+    "data.prefetch",
+    "data.cache",
+    "log",
+    "checkpoint",
+    "probe",
     "validate.shards",
-)    # fmt: skip
+)
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv-python-headless", "scikit-image")
 
 
@@ -112,16 +124,16 @@ class RunDir:
         identity: flat {key: value} of everything that decides the result. Raises RunError where the directory holds
         something else, or is in use by a running job.
         """
-        identity = json.loads(json.dumps(identity))    # as it is read back: a tuple is a list
+        identity = json.loads(json.dumps(identity))  # as it is read back: a tuple is a list
         record = self.folder / "run.json"
-        ours = {".lock", "config.yaml"}    # what a start that was killed before run.json may have left
+        ours = {".lock", "config.yaml"}  # what a start that was killed before run.json may have left
         if not record.exists() and self.folder.exists() and {p.name for p in self.folder.iterdir()} - ours:
             raise RunError(f"run.dir {self.folder} is not empty and not a run directory: choose another --run.dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if record.exists() and self.begun():
             self._check_identity(json.loads(record.read_text()), identity)
-        else:    # nothing was learned yet, so a start that was refused or broke off may be corrected in place
+        else:  # nothing was learned yet, so a start that was refused or broke off may be corrected in place
             write_whole(self.folder / "config.yaml", config_yaml.encode())
             write_whole(record, json.dumps(identity, indent=1).encode())
         self.report.mkdir(exist_ok=True)
@@ -136,7 +148,7 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"run.dir {self.folder} is in use by a running job: stop it or choose another") from None
-        except OSError:    # some network file systems have no locks; the identity is still checked
+        except OSError:  # some network file systems have no locks; the identity is still checked
             pass
 
     def _check_identity(self, before: dict, now: dict) -> None:
@@ -251,7 +263,7 @@ def environment(device: torch.device) -> dict:
         "packages": {name: version(name) for name in PACKAGES},
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,    # of convolutions, where float32 is asked
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,  # of convolutions, where float32 is asked
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

@@ -13,8 +13,8 @@ from rich.table import Table
 from fss.engine.dist import World
 from fss.engine.run import code_version
 
-PROBE = 2**22    # float32 numbers in the collective that is timed: 16 MiB, about what a bucket of gradients has
-SCARCE = 10    # GiB free, below which the table says so
+PROBE = 2**22  # float32 numbers in the collective that is timed: 16 MiB, about what a bucket of gradients has
+SCARCE = 10  # GiB free, below which the table says so
 
 
 def check_ranks(world: World, folder: Path, *, config: str, manifest: str) -> list[RenderableType]:
@@ -44,10 +44,10 @@ def check_ranks(world: World, folder: Path, *, config: str, manifest: str) -> li
 def bandwidth(world: World) -> float:
     """GB/s that the links of this rank carry in an all-reduce over all: 2 (n - 1) / n bytes for each byte reduced."""
     data = torch.ones(PROBE, device=world.device)
-    world.peers.sum(data[:1])    # sets the connections up
+    world.peers.sum(data[:1])  # sets the connections up
     world.wait()
     began = time.perf_counter()
-    world.peers.sum(data)[0].item()    # the number waits for the device
+    world.peers.sum(data)[0].item()  # the number waits for the device
     return data.nbytes * 2 * (world.size - 1) / world.size / (time.perf_counter() - began) / 1e9
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from fss.engine.roll import Roll
 
-PERIOD = 10    # seconds between looks, at most
-GIVEN_UP = 2    # exit code, that of every error which the same command may mend
-LAST_SECONDS = 5    # for each of the last words
+PERIOD = 10  # seconds between looks, at most
+GIVEN_UP = 2  # exit code, that of every error which the same command may mend
+LAST_SECONDS = 5  # for each of the last words
 OURS = str(Path(__file__).parents[1])
 REMEDY = "the same command goes on from what was saved; run.timeout_minutes is how long this may take"
 
@@ -57,18 +57,18 @@ class Watch:
         behind = [rank for rank, entry in enumerate(entries) if entry.met < roll.mine.met and rank != roll.rank]
         hanging = [rank for rank in behind if still[rank] >= self._limit]
         me, long = roll.name(roll.rank), f"for {self._limit:g} s"
-        if roll.rank in silent:    # what it wrote itself does not come back
+        if roll.rank in silent:  # what it wrote itself does not come back
             return f"{me} has not reached {roll.name(0)} {long}: that node or the network in between is down"
         if silent:
             return f"{self._names(silent)} has not been heard of {long}: dead, stopped, or cut off from the network"
         if any(seconds > 4 * self._period for seconds in quiet):
-            return None    # it may be silent from now on, and then that is what the others are stuck in
+            return None  # it may be silent from now on, and then that is what the others are stuck in
         if stuck and hanging:
             where = entries[hanging[0]].place
             return f"{me} waits for {self._names(hanging)}, which has come no further {long}: it is {where}"
         if stuck and not behind:
             return f"{me} has come no further {long}: it is {roll.mine.place} ({position()})"
-        return None    # those that this rank waits for are working
+        return None  # those that this rank waits for are working
 
     def _unchanged(self, what: object, value: object, now: float) -> float:
         """For how long `what` has had this value."""
@@ -85,14 +85,14 @@ class Watch:
             while not self._over.wait(self._period):
                 self._roll.write()
                 self._roll.read()
-        except RuntimeError:    # the store is gone; from here on nothing new is heard, which the other thread notices
+        except RuntimeError:  # the store is gone; from here on nothing new is heard, which the other thread notices
             pass
 
     def _judge(self) -> None:
         awake, before = 0.0, time.monotonic()
         while not self._over.wait(self._period):
             now = time.monotonic()
-            awake += min(now - before, 2 * self._period)    # time in which this process was suspended blames nobody
+            awake += min(now - before, 2 * self._period)  # time in which this process was suspended blames nobody
             before = now
             reason = self.verdict(awake)
             if not self._roll.alone and os.getppid() != self._launcher:
@@ -103,10 +103,11 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         """End a process whose main thread cannot be reached."""
+
         def say() -> None:
             print(f"error: {reason}; {REMEDY}", file=sys.stderr, flush=True)
 
-        for last in (say, self.will):    # each may fail, or hang itself: the file system may be the reason
+        for last in (say, self.will):  # each may fail, or hang itself: the file system may be the reason
             thread = threading.Thread(target=last, daemon=True)
             thread.start()
             thread.join(LAST_SECONDS)

@@ -28,10 +28,10 @@ try:
 except ModuleNotFoundError as missing:
     raise UserError(f"the page needs {missing.name}, which is not installed: pip install -e '.[page]'") from None
 
-CANVAS = 1024    # longer side of what is drawn on: browsers draw slowly on the pictures of today's cameras
-FONT, FIXED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")    # gradio's own would come from elsewhere
+CANVAS = 1024  # longer side of what is drawn on: browsers draw slowly on the pictures of today's cameras
+FONT, FIXED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # gradio's own would come from elsewhere
 BRUSH = "rgba(230, 159, 0, 0.65)"
-LARGEST = "100mb"    # of an uploaded file
+LARGEST = "100mb"  # of an uploaded file
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,20 @@ def serve(segmenter: Segmenter, notes: Sequence[str], *, host: str, port: int | 
     Raises UserError where the address cannot be had.
     """
     with tempfile.TemporaryDirectory(prefix="fss_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder    # or what people upload would stay behind
+        os.environ["GRADIO_TEMP_DIR"] = folder  # or what people upload would stay behind
         page = build(segmenter, notes, Path(folder))
         try:
             _, address, _ = page.launch(
-                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
-                max_file_size=LARGEST, footer_links=[], theme=gr.themes.Default(font=FONT, font_mono=FIXED),
-            )    # fmt: skip
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                max_file_size=LARGEST,
+                footer_links=[],
+                theme=gr.themes.Default(font=FONT, font_mono=FIXED),
+            )
         except OSError as error:
             raise UserError(f"no page at {host}, port {port or 'from 7860'} ({error}): give another --port") from None
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -78,11 +85,18 @@ def build(segmenter: Segmenter, notes: Sequence[str], folder: Path) -> gr.Blocks
                 gr.Markdown("## 1. Show an example")
                 photograph = _upload("Photograph with the object in it", "photograph")
                 drawing = gr.ImageEditor(
-                    label="Paint over the object", type="numpy", image_mode="RGBA", format="png", sources=(),
-                    transforms=(), layers=False, elem_id="drawing", buttons=["fullscreen"],
+                    label="Paint over the object",
+                    type="numpy",
+                    image_mode="RGBA",
+                    format="png",
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    elem_id="drawing",
+                    buttons=["fullscreen"],
                     brush=gr.Brush(default_size=30, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
                     placeholder="The photograph appears here",
-                )    # fmt: skip
+                )
                 mask = _upload("Or its mask as a file: the object in any colour on black", "mask")
                 with gr.Row():
                     more = gr.Button("Add another example", elem_id="more")
@@ -168,9 +182,14 @@ def _added(folder: Path, examples: list[Example], photograph: str | None, drawin
 
 
 def _segmented(
-    segmenter: Segmenter, folder: Path, examples: list[Example], photograph: str | None, drawing: dict | None,
-    mask: str | None, query: str | None,
-):    # fmt: skip
+    segmenter: Segmenter,
+    folder: Path,
+    examples: list[Example],
+    photograph: str | None,
+    drawing: dict | None,
+    mask: str | None,
+    query: str | None,
+):
     """The query with what was found, what is to be said of it, the mask, and the examples that showed it."""
     if (example := _example(folder, photograph, drawing, mask)) is not None:
         examples = [*examples, example]

@@ -47,7 +47,7 @@ class WholeState:
 
     def get(self, parameter: nn.Parameter, default: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the parameter's shape, by name; `default` before the first step."""
-        slices = self._inner.param_groups[0]["params"][0]    # every rank has a slice, though not one of each parameter
+        slices = self._inner.param_groups[0]["params"][0]  # every rank has a slice, though not one of each parameter
         names = [name for name, value in self._inner.state.get(slices, {}).items() if isinstance(value, Tensor)]
         return {name: parameter.get_full_hp_param(name) for name in names} or default
 
@@ -57,7 +57,7 @@ class WholeState:
             for slices in group["params"]:
                 for name in tensors.keys() - self._inner.state[slices].keys():
                     self._inner.state[slices][name] = torch.zeros_like(slices)
-        self._zero._lazy_init_hp_params_optimizer_state()    # as its first step does: ties the slices to the parameters
+        self._zero._lazy_init_hp_params_optimizer_state()  # as its first step does: ties the slices to the parameters
         for name, value in tensors.items():
             parameter.set_full_hp_param(value, name)
-        parameter.set_full_hp_param(parameter.data)    # the engine steps a copy of its own
+        parameter.set_full_hp_param(parameter.data)  # the engine steps a copy of its own

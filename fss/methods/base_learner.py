@@ -63,15 +63,15 @@ class BaseLearner(Method):
                 "over: give at least 2 images for every micro-batch"
             )
         logits = self.segment(self.replica["standardise"](batch.image))
-        logits = resize(logits.float(), batch.labels.shape[1:])    # [B, 1 + n, S, S]
-        known = batch.labels != IGNORE    # [B, S, S]
+        logits = resize(logits.float(), batch.labels.shape[1:])  # [B, 1 + n, S, S]
+        known = batch.labels != IGNORE  # [B, S, S]
         with torch.no_grad():
             pixels = peers.sum(known.sum()).clamp(min=1) / peers.world
-            report = {"accuracy": (logits.argmax(1) == batch.labels).sum() / pixels}    # no class is 255
+            report = {"accuracy": (logits.argmax(1) == batch.labels).sum() / pixels}  # no class is 255
         return segmentation_loss(logits, batch.labels, pixels), report
 
     def after_step(self, peers: Peers) -> None:
-        pass    # batch statistics are those of all ranks already
+        pass  # batch statistics are those of all ranks already
 
     def segment(self, image: Tensor) -> Tensor:
         return self.trained["network"](image)

@@ -117,7 +117,7 @@ def tally(logits: Tensor, mask: Tensor, peers: Peers) -> tuple[Tensor, Tensor]:
     the batch. Collective.
     """
     truth, known = mask == 1, mask != IGNORE
-    found = (resize(logits.float(), mask.shape[1:]).argmax(1) == 1) & known    # [B, S, S]
+    found = (resize(logits.float(), mask.shape[1:]).argmax(1) == 1) & known  # [B, S, S]
     shared, either = (found & truth).sum(), (found | truth).sum()
     totals = peers.sum(torch.stack([known.sum(), either]))
     pixels, union = totals.clamp(min=1) / peers.world

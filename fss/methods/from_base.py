@@ -35,7 +35,7 @@ def base_learner(config: BAMConfig, header: Mapping[str, str] | None) -> tuple[P
                 f"method.{name} is {getattr(config, name)} but the base learner was trained with {told[name]}: set "
                 f"method.{name} to {told[name]}, or give another base learner"
             )
-    with torch.device("meta"):    # to draw weights that a file replaces would take seconds
+    with torch.device("meta"):  # to draw weights that a file replaces would take seconds
         network = PSPNet(config.backbone, config.stem, len(json.loads(told["classes"])))
     network.to_empty(device="cpu")
     if state is not None:

@@ -23,7 +23,7 @@ from fss.nn.pointgraph import segment
 from fss.nn.sam import STRIDE, load_sam
 
 NO_POINT = "no point was found, so nothing was segmented"
-STEPS = 1024    # of the margin: with few digits, what interpolates to 0 at a mask's edge does so whatever its size
+STEPS = 1024  # of the margin: with few digits, what interpolates to 0 at a mask's edge does so whatever its size
 FALLBACK = "no mask passed both gates, so the best one alone was taken"
 
 
@@ -41,7 +41,7 @@ class GFSAM(Method):
     def __init__(self, config: GFSAMConfig):
         """Raises WeightsError where a file of weights does not fit."""
         self.config = c = config
-        self.encodes_queries = c.features == "dino"    # else `encode` has SAM's embedding already
+        self.encodes_queries = c.features == "dino"  # else `encode` has SAM's embedding already
         self.trained = nn.ModuleDict()
         self.replica = nn.ModuleDict({"sam": load_sam(c.sam, c.sam_weights and Path(c.sam_weights))})
         if c.features == "dino":
@@ -71,7 +71,7 @@ class GFSAM(Method):
         """Unit features of the patches, [1, g g, C]: of DINOv2 L 6 MB."""
         c = self.config
         if c.features == "sam":
-            embedding = self.replica["sam"].encode(image)    # [1, 256, S/16, S/16]
+            embedding = self.replica["sam"].encode(image)  # [1, 256, S/16, S/16]
             tokens = embedding.flatten(2).mT
             return {"features": unit_features(tokens[0], c)[None], "embedding": embedding}
         small = F.interpolate(image, (c.dino_size,) * 2, mode="bilinear", antialias=c.antialias)
@@ -110,9 +110,9 @@ class GFSAM(Method):
             outcome = segment(query["features"][0], found, logits, _size(query), self.config)
         unusual = {NO_POINT: len(logits) == 0, FALLBACK: outcome.fallback}
         self._remarks = tuple(remark for remark, applies in unusual.items() if applies)
-        alike = (1 + found.mean.max()) / 2    # in 0..1
+        alike = (1 + found.mean.max()) / 2  # in 0..1
         alike = (alike * STEPS).ceil().clamp(1, STEPS) / STEPS
-        margin = alike * (2.0 * outcome.mask - 1)    # [S, S]
+        margin = alike * (2.0 * outcome.mask - 1)  # [S, S]
         return torch.stack([-margin, margin])[None]
 
     def remarks(self) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ from fss.methods.base import Features
 from fss.nn.multisim import Squeeze, mean_similarity, pixels, squeezed, unit
 from fss.nn.region import resize
 
-KEPT = torch.float16    # a mean cosine moves in the fifth digit
+KEPT = torch.float16  # a mean cosine moves in the fifth digit
 
 
 def of_image(block: int, layers: Sequence[Tensor], squeeze: Squeeze) -> Features:
     """The layers [1, C, h, w] of a block: unit vectors [1, N, C], and the means that `squeeze` 'feature' compares."""
     kept = {f"layer {block}.{i}": unit(pixels(layer)).to(KEPT) for i, layer in enumerate(layers)}
     if squeeze == "feature":
-        kept |= {f"mean of layer {block}.{i}": pixels(x).float().mean(2) for i, x in enumerate(layers)}    # [1, N]
+        kept |= {f"mean of layer {block}.{i}": pixels(x).float().mean(2) for i, x in enumerate(layers)}  # [1, N]
     return kept
 
 
@@ -42,7 +42,7 @@ def of_object(features: Features, share: Tensor, squeeze: Squeeze) -> Features:
     """
     found = {}
     for name in names(features):
-        rows = features[name]    # [1, N, C]
+        rows = features[name]  # [1, N, C]
         side = math.isqrt(rows.shape[1])
         means = features[f"mean of {name}"][0] if squeeze == "feature" else None
         found[name] = rows[:, squeezed(means, resize(share, (side, side)).flatten())]
@@ -58,7 +58,7 @@ def similarity(
     """
     maps = []
     for name in names(query):
-        rows = query[name][0].float()    # [N, C]
+        rows = query[name][0].float()  # [N, C]
         side = math.isqrt(len(rows))
         found = mean_similarity(rows, [s[name][0] for s in supports[skipped(block_of(name)) :]])
         maps.append(resize(found.view(1, 1, side, side), size))

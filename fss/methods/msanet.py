@@ -66,14 +66,19 @@ class MSANet(Episodic):
         self.trained = nn.ModuleDict()
         for name in dict.fromkeys(self._reductions):
             self.trained[name] = reduction(width, c.dim, c.reduction_dropout)
-        if c.reduction == "separate" and not (c.prototype or c.attention):    # ask nothing of the supports' features
+        if c.reduction == "separate" and not (c.prototype or c.attention):  # ask nothing of the supports' features
             self.trained["reduce_support"].requires_grad_(False)
         if c.attention:
             self.trained["attention"] = Attention(c.dim, c.attention_dropout)
         self.trained["learner"] = learner = MetaLearner(
-            c.dim, c.classifier_dropout, weights=self._weights(), similarity=self._embedding(),
-            prior=c.prior_mask != "off", attention=c.attention, prototype=c.prototype,
-        )    # fmt: skip
+            c.dim,
+            c.classifier_dropout,
+            weights=self._weights(),
+            similarity=self._embedding(),
+            prior=c.prior_mask != "off",
+            attention=c.attention,
+            prototype=c.prototype,
+        )
         learner.ensemble.requires_grad_(c.output == "final")
 
     def _weights(self) -> nn.Module:
@@ -121,9 +126,9 @@ class MSANet(Episodic):
         """Queries and all shots as one batch."""
         c, backbone = self.config, self.replica["backbone"]
         b, k = batch.support.shape[:2]
-        images = torch.cat([batch.query[None], batch.support.transpose(0, 1)]).flatten(0, 1)    # [(1 + K) B, 3, S, S]
+        images = torch.cat([batch.query[None], batch.support.transpose(0, 1)]).flatten(0, 1)  # [(1 + K) B, 3, S, S]
         images = self.replica["standardise"](images)
-        masks = batch.support_mask.transpose(0, 1).flatten(0, 1)    # [K B, S, S]
+        masks = batch.support_mask.transpose(0, 1).flatten(0, 1)  # [K B, S, S]
         similarity = None
         if c.multi_similarity:
             block2, block3, block4, similarity = self._compare(images, class_share(masks, c.backbone), k)
@@ -131,26 +136,26 @@ class MSANet(Episodic):
             block2, block3 = backbone.middle(images)
             block4 = backbone.block4(block3 if c.prior_mask == "unmasked" else block3[:b])
         query4, support4 = block4[:b], block4[b:]
-        small = small_mask(masks, block3.shape[2:])    # [K B, 1, h, w]
+        small = small_mask(masks, block3.shape[2:])  # [K B, 1, h, w]
         prior = None
         if c.prior_mask != "off":
             if c.prior_mask == "masked":
                 support4 = backbone.block4(block3[b:] * small)
             shots = zip(support4.split(b), small.split(b), strict=True)
-            prior = torch.cat([guided_region_map(query4, s, m) for s, m in shots], 1)    # [B, K, h, w]
+            prior = torch.cat([guided_region_map(query4, s, m) for s, m in shots], 1)  # [B, K, h, w]
         grams = cosine_gram(block2)
-        unlike = torch.stack([psi(grams[:b], shot) for shot in grams[b:].split(b)], 1)    # [B, K]
+        unlike = torch.stack([psi(grams[:b], shot) for shot in grams[b:].split(b)], 1)  # [B, K]
         with torch.no_grad():
-            learnt = torch.tensor(list(self.classes), device=query4.device)    # [n]
+            learnt = torch.tensor(list(self.classes), device=query4.device)  # [n]
             base = base_map(self.replica["base"](query4), excluded=batch.class_id[:, None] == learnt)
         middle = middle_feature(block2, block3)
         query, support = (
             self.trained[name](part) for name, part in zip(self._reductions, (middle[:b], middle[b:]), strict=True)
         )
-        prototype = masked_average(support, small).unflatten(0, (k, b)).transpose(0, 1)    # [B, K, D]
+        prototype = masked_average(support, small).unflatten(0, (k, b)).transpose(0, 1)  # [B, K, D]
         attention = None
         if c.attention:
-            attention = self.trained["attention"](support, masks).unflatten(0, (k, b)).mean(0)    # [B, D, h, w]
+            attention = self.trained["attention"](support, masks).unflatten(0, (k, b)).mean(0)  # [B, D, h, w]
         return Cues(query, prototype, unlike, base, prior, similarity, attention)
 
     def _compare(self, images: Tensor, share: Tensor, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,7 +165,7 @@ class MSANet(Episodic):
             blocks.append(block)
             skip = self._skipped(number, shots)
             maps += [layer_similarity(layer, share, self.config.squeeze, skip) for layer in layers]
-            layers.clear()    # before the next block is computed
+            layers.clear()  # before the next block is computed
         return *blocks, torch.cat([resize(found, block.shape[2:]) for found in maps], 1)
 
     def _skipped(self, number: int, shots: int) -> int:
@@ -194,14 +199,14 @@ class MSANet(Episodic):
             middle = middle_feature(block2, block3)
             features = {
                 "size": torch.tensor([image.shape[-1]]),
-                "query": self.trained[self._reductions[0]](middle),    # [1, D, h, w]
-                "support": self.trained[self._reductions[1]](middle),    # [1, D, h, w]
-                "gram": cosine_gram(block2),    # [1, C2, C2]
-                "base": base_map(self.replica["base"](block4)),    # [1, 1, h, w]
+                "query": self.trained[self._reductions[0]](middle),  # [1, D, h, w]
+                "support": self.trained[self._reductions[1]](middle),  # [1, D, h, w]
+                "gram": cosine_gram(block2),  # [1, C2, C2]
+                "base": base_map(self.replica["base"](block4)),  # [1, 1, h, w]
                 **layers,
             }
             if c.prior_mask != "off":
-                features["rows"] = unit_rows(block4).to(kept_layers.KEPT if layers else torch.float32)    # [1, h w, C4]
+                features["rows"] = unit_rows(block4).to(kept_layers.KEPT if layers else torch.float32)  # [1, h w, C4]
             if c.prior_mask == "masked":
                 features["block3"] = block3
             return features
@@ -217,11 +222,11 @@ class MSANet(Episodic):
             description = {"prototype": masked_average(features["support"], small), "gram": features["gram"]}
             if c.prior_mask == "masked":
                 block4 = self.replica["backbone"].block4(features["block3"] * small)
-                description["columns"] = object_columns(block4, small)[None]    # [1, n, C4]
+                description["columns"] = object_columns(block4, small)[None]  # [1, n, C4]
             elif c.prior_mask == "unmasked":
                 description["columns"] = features["rows"][:, small.flatten() > 0]
             if c.attention:
-                description["attention"] = self.trained["attention"](features["support"], mask)    # [1, D, h, w]
+                description["attention"] = self.trained["attention"](features["support"], mask)  # [1, D, h, w]
             if c.multi_similarity:
                 description |= kept_layers.of_object(features, class_share(mask, c.backbone), c.squeeze)
             return description
@@ -237,8 +242,8 @@ class MSANet(Episodic):
         prior = similarity = attention = None
         if c.prior_mask != "off":
             rows = query["rows"].float()
-            shots = [guided_similarity(rows, s["columns"][0].float()) for s in supports]    # [1, h w] each
-            prior = torch.stack(shots, 1).unflatten(2, size)    # [1, K, h, w]
+            shots = [guided_similarity(rows, s["columns"][0].float()) for s in supports]  # [1, h w] each
+            prior = torch.stack(shots, 1).unflatten(2, size)  # [1, K, h, w]
         if c.multi_similarity:
             similarity = kept_layers.similarity(query, supports, size, partial(self._skipped, shots=len(supports)))
         if c.attention:
@@ -266,7 +271,7 @@ class MSANet(Episodic):
             if cues.similarity is not None:
                 blocks = torch.tensor([kept_layers.block_of(name) for name in kept_layers.names(query)])
                 for number in blocks.unique().tolist():
-                    energy = cues.similarity[:, blocks == number].mean(1)    # [1, h, w]
+                    energy = cues.similarity[:, blocks == number].mean(1)  # [1, h, w]
                     shown[f"similarity, block {number}"] = stretch(energy.flatten(1)).view_as(energy)[None]
             return {name: found[0, 0].clamp(0, 1) for name, found in shown.items()}
 
@@ -292,7 +297,7 @@ class MSANet(Episodic):
                 f"({', '.join(sorted(set(inside.values()) ^ set(self.classes.values())))}): start from a run of the "
                 "same fold and validate options"
             )
-        self.base_header = header    # whose weights these now are
+        self.base_header = header  # whose weights these now are
         return said
 
     def facts(self) -> dict[str, Any]:

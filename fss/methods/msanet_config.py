@@ -7,7 +7,7 @@ from fss.errors import ConfigError, at_least
 from fss.methods.episodic_config import EpisodicConfig
 from fss.nn.multisim import Squeeze
 
-PAPER_EPISODES = 800_000    # 200 epochs of the roughly 4,000 PASCAL images without a novel class; COCO has more
+PAPER_EPISODES = 800_000  # 200 epochs of the roughly 4,000 PASCAL images without a novel class; COCO has more
 
 
 @dataclass(frozen=True, kw_only=True)

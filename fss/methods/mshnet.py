@@ -27,7 +27,7 @@ from fss.nn.region import resize, stretch, unit_rows
 from fss.nn.resnet import LAYOUTS
 from fss.nn.similarity import averages, relu_cosine_mean
 
-BLOCKS = (2, 3, 4)    # of the backbone, fine to coarse: conv3_x to conv5_x of He et al.
+BLOCKS = (2, 3, 4)  # of the backbone, fine to coarse: conv3_x to conv5_x of He et al.
 
 Similarities = dict[str, Tensor]
 """Maps [B, K, L, h, w] of a block's L layers by the name of the similarity."""
@@ -49,7 +49,7 @@ class MSHNet(Episodic):
         backbone = imagenet_backbone(c, header, dilated=False)
         self.replica = nn.ModuleDict({"standardise": Standardise(), "backbone": backbone})
         _, depths = LAYOUTS[c.backbone]
-        layers = depths[1:]    # of blocks 2, 3 and 4
+        layers = depths[1:]  # of blocks 2, 3 and 4
         self.trained = nn.ModuleDict()
         if "prototype" in c.names:
             self.trained["generative"] = nn.ModuleList(
@@ -88,7 +88,7 @@ class MSHNet(Episodic):
             maps = {}
             if "prototype" in names:
                 generative = self.trained["generative"][i]
-                queries = generative.of_queries(query[block])    # [B, L, h, w]
+                queries = generative.of_queries(query[block])  # [B, L, h, w]
                 maps["prototype"] = generative(generative.of_prototypes(relation.prototypes), queries)
             if relation.cosine is not None:
                 maps["cosine"] = relation.cosine
@@ -102,9 +102,7 @@ class MSHNet(Episodic):
     def _objects(self, support: Tensor, mask: Tensor) -> dict[int, ObjectPixels]:
         """Block -> what its layers show of the object in supports [B, 3, S, S] with masks [B, S, S]."""
         layers = self._layers(support)
-        return {
-            block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()
-        }
+        return {block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()}
 
     def after_step(self, peers: Peers) -> None:
         """Nothing: batch norm is synchronised in the forward pass."""
@@ -120,10 +118,10 @@ class MSHNet(Episodic):
                 h, w = layers[0].shape[2:]
                 if "prototype" in self.config.names:
                     generative = self.trained["generative"][i]
-                    features[f"query {block}"] = generative.of_queries(layers)    # [1, L, h, w]
-                    features[f"support {block}"] = generative.of_supports(layers)    # [1, L, h, w]
+                    features[f"query {block}"] = generative.of_queries(layers)  # [1, L, h, w]
+                    features[f"support {block}"] = generative.of_supports(layers)  # [1, L, h, w]
                 if "cosine" in self.config.names:
-                    pixels = torch.stack([unit_rows(x) for x in layers], 1)    # [1, L, h w, C]
+                    pixels = torch.stack([unit_rows(x) for x in layers], 1)  # [1, L, h w, C]
                     features[f"pixels {block}"] = pixels.unflatten(2, (h, w))
             return features
 
@@ -132,14 +130,14 @@ class MSHNet(Episodic):
         description = {}
         for block in BLOCKS:
             if "prototype" in self.config.names:
-                projected = features[f"support {block}"]    # [1, L, h, w]
-                index = object_positions(mask, projected.shape[2:])[0].nonzero()[:, 0]    # [n]
-                share = averages([len(index)], index.device)[0]    # [n]
-                description[f"prototype {block}"] = projected.flatten(2)[:, :, index] @ share    # [1, L]
+                projected = features[f"support {block}"]  # [1, L, h, w]
+                index = object_positions(mask, projected.shape[2:])[0].nonzero()[:, 0]  # [n]
+                share = averages([len(index)], index.device)[0]  # [n]
+                description[f"prototype {block}"] = projected.flatten(2)[:, :, index] @ share  # [1, L]
             if "cosine" in self.config.names:
-                pixels = features[f"pixels {block}"]    # [1, L, h, w, C]
+                pixels = features[f"pixels {block}"]  # [1, L, h, w, C]
                 index = object_positions(mask, pixels.shape[2:4])[0].nonzero()[:, 0]
-                description[f"columns {block}"] = pixels.flatten(2, 3)[:, :, index]    # [1, L, n, C]
+                description[f"columns {block}"] = pixels.flatten(2, 3)[:, :, index]  # [1, L, n, C]
         return description
 
     def predict(self, query: Features, supports: list[Features]) -> Tensor:
@@ -164,13 +162,13 @@ class MSHNet(Episodic):
         for i, block in enumerate(BLOCKS):
             maps = {}
             if "prototype" in self.config.names:
-                halves = torch.stack([s[f"prototype {block}"] for s in supports], 1)    # [1, K, L]
+                halves = torch.stack([s[f"prototype {block}"] for s in supports], 1)  # [1, K, L]
                 maps["prototype"] = self.trained["generative"][i](halves, query[f"query {block}"])
             if "cosine" in self.config.names:
-                pixels = query[f"pixels {block}"]    # [1, L, h, w, C]
-                columns = [s[f"columns {block}"][0] for s in supports]    # K of [L, n, C]
-                share = averages([c.shape[1] for c in columns], pixels.device)    # [K, n]
-                cosine = relu_cosine_mean(pixels[0].flatten(1, 2).mT, torch.cat(columns, 1), share)    # [L, K, h w]
+                pixels = query[f"pixels {block}"]  # [1, L, h, w, C]
+                columns = [s[f"columns {block}"][0] for s in supports]  # K of [L, n, C]
+                share = averages([c.shape[1] for c in columns], pixels.device)  # [K, n]
+                cosine = relu_cosine_mean(pixels[0].flatten(1, 2).mT, torch.cat(columns, 1), share)  # [L, K, h w]
                 maps["cosine"] = cosine.transpose(0, 1).unflatten(2, pixels.shape[2:4])[None]
             found.append(maps)
         return found

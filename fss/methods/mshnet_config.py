@@ -8,7 +8,7 @@ from fss.methods.episodic_config import ImageNetConfig
 
 Similarity = Literal["prototype", "cosine"]
 
-WIDTH = 128    # gives the paper's numbers of parameters (docs/mshnet.md)
+WIDTH = 128  # gives the paper's numbers of parameters (docs/mshnet.md)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class PriorExtractor(Method):
         self.config = config
         self._permute = permute or SeededPermutation(config.seed)
         self._peers: Peers = Alone()
-        self._pending: list[dict[str, tuple[Tensor, Tensor | None]]] = []    # keys of this optimizer step
+        self._pending: list[dict[str, tuple[Tensor, Tensor | None]]] = []  # keys of this optimizer step
 
         network = encoder() if encoder else BACKBONES[config.backbone](config.dim)
         if config.bn == "sync":
@@ -94,7 +94,7 @@ class PriorExtractor(Method):
         micro = len(self._pending)
         split = 1
         if peers.world == 1 and self.config.bn == "shuffle":
-            split = max(1, min(self.config.bn_split, n // 2))    # groups of at least 2
+            split = max(1, min(self.config.bn_split, n // 2))  # groups of at least 2
 
         queries = self._embed(self.trained, self._view(batch.query, batch.patch_query, batch.region_query), split)
         with torch.no_grad():
@@ -105,12 +105,12 @@ class PriorExtractor(Method):
                 collect = shuffle.collect
             else:
                 collect = peers.gather
-            keys = {name: collect(k) for name, k in self._embed(self.replica, view, split).items()}    # [W n, R, D]
+            keys = {name: collect(k) for name, k in self._embed(self.replica, view, split).items()}  # [W n, R, D]
 
-        images = peers.gather(batch.image) if self.config.mask_same_image else None    # [W n]
+        images = peers.gather(batch.image) if self.config.mask_same_image else None  # [W n]
         total, report = 0, {}
         for name, query in queries.items():
-            key = keys[name][peers.rank * n : (peers.rank + 1) * n]    # [n, R, D]
+            key = keys[name][peers.rank * n : (peers.rank + 1) * n]  # [n, R, D]
             weight = batch.region_weight if name == "local" and self.config.local == "region" else None
             loss, measures = self._contrast(name, query, key, weight, batch.image)
             total = total + loss
@@ -122,7 +122,7 @@ class PriorExtractor(Method):
     def after_step(self, peers: Peers) -> None:
         for name, fast in self.trained.items():
             momentum_update(self.replica[name].parameters(), fast.parameters(), self.config.momentum)
-        if self.config.bn != "sync":    # with sync they are equal already
+        if self.config.bn != "sync":  # with sync they are equal already
             statistics = running_statistics(self.trained) + running_statistics(self.replica)
             (peers.mean_ if self.config.bn_buffers == "mean" else peers.broadcast_)(statistics)
         for keys in self._pending:
@@ -142,11 +142,11 @@ class PriorExtractor(Method):
         """What one side's encoder needs of the batch."""
         view = {}
         if self.config.global_loss or self.config.local == "region":
-            view["image"] = image    # [n, 3, S, S]
+            view["image"] = image  # [n, 3, S, S]
         if self.config.local == "region":
-            view["regions"] = regions    # [n, R, h, w]
+            view["regions"] = regions  # [n, R, h, w]
         if self.config.local == "patch":
-            view["patch"] = patch    # [n, 3, P, P]
+            view["patch"] = patch  # [n, 3, P, P]
         return view
 
     def _embed(self, towers: nn.ModuleDict, view: dict[str, Tensor], split: int) -> dict[str, Tensor]:
@@ -160,16 +160,16 @@ class PriorExtractor(Method):
         local_head = towers["local_head"] if "local_head" in towers else encoder.project
         out = {}
         if "image" in view:
-            maps = self._features(encoder, view["image"])    # [n, C, h, w]
+            maps = self._features(encoder, view["image"])  # [n, C, h, w]
             if self.config.global_loss:
-                out["global"] = encoder.project(maps.mean((2, 3)))[:, None]    # [n, 1, D]
+                out["global"] = encoder.project(maps.mean((2, 3)))[:, None]  # [n, 1, D]
             if "regions" in view:
-                pooled = torch.einsum("nchw,nrhw->nrc", maps, view["regions"].to(maps.dtype))    # sums to 1 a region
-                out["local"] = local_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])    # [n, R, D]
+                pooled = torch.einsum("nchw,nrhw->nrc", maps, view["regions"].to(maps.dtype))  # sums to 1 a region
+                out["local"] = local_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])  # [n, R, D]
         # Patches last: freed first in the backward pass, their memory serves the views' gradients; the other way round
         # a CPU step spends a fifth of its time on page faults.
         if "patch" in view:
-            out["local"] = local_head(self._features(encoder, view["patch"]).mean((2, 3)))[:, None]    # [n, 1, D]
+            out["local"] = local_head(self._features(encoder, view["patch"]).mean((2, 3)))[:, None]  # [n, 1, D]
         return out
 
     def _features(self, encoder: Encoder, image: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class PriorExtractor(Method):
         queue = self._queues[name]
         exclude = None
         if queue.images is not None:
-            exclude = image.repeat_interleave(r)[:, None] == queue.images    # [n R, K]
+            exclude = image.repeat_interleave(r)[:, None] == queue.images  # [n R, K]
         result = info_nce(query.flatten(0, 1), key.flatten(0, 1), queue.keys, self.config.temperature, exclude)
         losses = result.loss.view(n, r)
         loss = losses.mean() if weight is None else ((losses * weight).sum(1) / weight.sum(1)).mean()
@@ -203,7 +203,7 @@ class PriorExtractor(Method):
         """Keys [W n, R, D] -> the rows for the queue, in the order of the global batch, with their images' indices."""
         rows, r = keys.shape[:2]
         if r > 1 and self.config.local_enqueue == "one":
-            chosen = torch.from_numpy(self._permute(step, micro, rows) % r).to(keys.device)    # [W n], any region
+            chosen = torch.from_numpy(self._permute(step, micro, rows) % r).to(keys.device)  # [W n], any region
             keys = keys[torch.arange(rows, device=keys.device), chosen][:, None]
         if images is not None:
             images = images.repeat_interleave(keys.shape[1])
@@ -285,7 +285,7 @@ class PriorExtractor(Method):
         if start.queue is not None and "global" in self._queues:
             queue = self._queues["global"]
             if head == own and start.queue.shape == queue.keys.shape:
-                queue.restore(start.queue, len(queue) + start.pointer)    # published queues are full
+                queue.restore(start.queue, len(queue) + start.pointer)  # published queues are full
                 said.append(f"its queue of {len(queue)} keys is taken over")
             else:
                 said.append(f"its queue of {len(start.queue)} keys does not fit: the queue starts anew")

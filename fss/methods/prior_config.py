@@ -6,7 +6,7 @@ from typing import Literal
 from fss.data.batch import LocalReading
 from fss.errors import ConfigError, at_least
 
-PAPER_IMAGES = 10_582 * 1000    # images that the paper's extractor saw on PASCAL VOC; on COCO 82,783 * 200
+PAPER_IMAGES = 10_582 * 1000  # images that the paper's extractor saw on PASCAL VOC; on COCO 82,783 * 200
 PAPER_QUEUE = 65536
 
 

@@ -43,19 +43,19 @@ class Prototype(Episodic):
                 features = middle_feature(block2, block3)
             case "block4":
                 features = backbone.block4(block3)
-        return {"size": torch.tensor([image.shape[-1]]), "features": features}    # [1, C, h, w]
+        return {"size": torch.tensor([image.shape[-1]]), "features": features}  # [1, C, h, w]
 
     @torch.no_grad()
     def describe(self, features: Features, mask: Tensor) -> Features:
         size = features["features"].shape[2:]
-        sides = [small_mask(side, size) for side in (mask == 0, mask == 1)]    # unknown pixels belong to neither
-        prototypes = [masked_average(features["features"], side) for side in sides]    # background, class: [1, C] each
+        sides = [small_mask(side, size) for side in (mask == 0, mask == 1)]  # unknown pixels belong to neither
+        prototypes = [masked_average(features["features"], side) for side in sides]  # background, class: [1, C] each
         return {"prototypes": torch.stack(prototypes, 1)}
 
     @torch.no_grad()
     def predict(self, query: Features, supports: list[Features]) -> Tensor:
-        prototypes = torch.cat([s["prototypes"] for s in supports]).mean(0)    # [2, C], background first
-        pixels = F.normalize(query["features"].float(), dim=1)    # [1, C, h, w]
+        prototypes = torch.cat([s["prototypes"] for s in supports]).mean(0)  # [2, C], background first
+        pixels = F.normalize(query["features"].float(), dim=1)  # [1, C, h, w]
         logits = self.config.scale * F.conv2d(pixels, F.normalize(prototypes, dim=1)[:, :, None, None])
         return resize(logits, (int(query["size"]),) * 2)
 

@@ -81,7 +81,7 @@ class QGNet(Episodic):
         self.prior_header: dict[str, str] = {}
         if c.prior_map != "off":
             self._add_prior(header)
-        self.replica.train()    # networks with reference batch norm follow; the others stay as they are
+        self.replica.train()  # networks with reference batch norm follow; the others stay as they are
 
     def _add_prior(self, header: Mapping[str, str] | None) -> None:
         """The prior extractor and what is known of its training, and the heads."""
@@ -136,8 +136,8 @@ class QGNet(Episodic):
         if self.config.guided_map:
             shots = zip(frozen.support4.split(b), frozen.mask.split(b), strict=True)
             maps.append(torch.stack([guided_region_map(frozen.query4, s, m) for s, m in shots]).mean(0))
-        support = self.trained["reduce_support"](frozen.support)    # [K B, D, h, w]
-        prototype = masked_average(support, frozen.mask).unflatten(0, (k, b)).mean(0)    # [B, D]
+        support = self.trained["reduce_support"](frozen.support)  # [K B, D, h, w]
+        prototype = masked_average(support, frozen.mask).unflatten(0, (k, b)).mean(0)  # [B, D]
         return self.trained["decoder"](self.trained["reduce_query"](frozen.query), prototype, torch.cat(maps, 1))
 
     @torch.no_grad()
@@ -149,13 +149,13 @@ class QGNet(Episodic):
         """
         c, backbone = self.config, self.replica["backbone"]
         b = len(batch.query)
-        images = torch.cat([batch.query[None], batch.support.transpose(0, 1)]).flatten(0, 1)    # [(1 + K) B, 3, S, S]
+        images = torch.cat([batch.query[None], batch.support.transpose(0, 1)]).flatten(0, 1)  # [(1 + K) B, 3, S, S]
         images = self.replica["standardise"](images)
         group = b if c.bn == "reference" else len(images)
         block2, block3 = (
             torch.cat(parts) for parts in zip(*(backbone.middle(part) for part in images.split(group)), strict=True)
         )
-        mask = small_mask(batch.support_mask.transpose(0, 1).flatten(0, 1), block3.shape[2:])    # [K B, 1, h, w]
+        mask = small_mask(batch.support_mask.transpose(0, 1).flatten(0, 1), block3.shape[2:])  # [K B, 1, h, w]
         seen = block3[:b]
         if c.guided_map:
             seen = torch.cat([seen, block3[b:] * mask])
@@ -189,29 +189,29 @@ class QGNet(Episodic):
             middle = middle_feature(block2, block3)
             features = {
                 "size": torch.tensor([image.shape[-1]]),
-                "query": self.trained["reduce_query"](middle),    # [1, D, h, w]
-                "support": self.trained["reduce_support"](middle),    # [1, D, h, w]
+                "query": self.trained["reduce_query"](middle),  # [1, D, h, w]
+                "support": self.trained["reduce_support"](middle),  # [1, D, h, w]
             }
             if c.prior_map != "off":
                 features[PRIOR_MAP] = self._prior_map(block4, self.replica["prior"].blocks(image).block4)
             if c.guided_map:
-                features |= {"block3": block3, "rows": unit_rows(block4)}    # [1, C3, h, w], [1, h w, C4]
+                features |= {"block3": block3, "rows": unit_rows(block4)}  # [1, C3, h, w], [1, h w, C4]
             return features
 
     def describe(self, features: Features, mask: Tensor) -> Features:
         """The prototype, and block 4 of the masked block 3 at the n positions that the object touches, as unit rows."""
         with self._evaluation():
             small = small_mask(mask, features["support"].shape[2:])
-            description = {"prototype": masked_average(features["support"], small)}    # [1, D]
+            description = {"prototype": masked_average(features["support"], small)}  # [1, D]
             if self.config.guided_map:
                 block4 = self.replica["backbone"].block4(features["block3"] * small)
-                description["columns"] = object_columns(block4, small)[None]    # [1, n, C4]
+                description["columns"] = object_columns(block4, small)[None]  # [1, n, C4]
             return description
 
     def predict(self, query: Features, supports: list[Features]) -> Tensor:
         size = int(query["size"])
         with self._evaluation():
-            prototype = torch.cat([s["prototype"] for s in supports]).mean(0, keepdim=True)    # [1, D]
+            prototype = torch.cat([s["prototype"] for s in supports]).mean(0, keepdim=True)  # [1, D]
             maps = torch.cat(list(self._region_maps(query, supports).values()), 1)
             logits, _ = self.trained["decoder"](query["query"], prototype, maps)
             return resize(logits.float(), (size, size))
@@ -224,7 +224,7 @@ class QGNet(Episodic):
         """[1, 1, h, w] each, in the order in which the decoder takes them."""
         maps = {PRIOR_MAP: query[PRIOR_MAP]} if PRIOR_MAP in query else {}
         if self.config.guided_map:
-            shots = torch.stack([guided_similarity(query["rows"], s["columns"][0]) for s in supports])    # [K, 1, h w]
+            shots = torch.stack([guided_similarity(query["rows"], s["columns"][0]) for s in supports])  # [K, 1, h w]
             maps[GUIDED_MAP] = shots.mean(0).view(1, 1, *query["query"].shape[2:])
         return maps
 

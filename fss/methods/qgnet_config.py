@@ -10,7 +10,7 @@ from fss.methods.episodic_config import ImageNetConfig
 from fss.methods.prior_config import PriorConfig
 from fss.nn.backbones import BatchNorm
 
-PAPER_EPISODES = 1_000_000    # 200 epochs of the roughly 5,000 PASCAL images that have a base class; COCO has more
+PAPER_EPISODES = 1_000_000  # 200 epochs of the roughly 5,000 PASCAL images that have a base class; COCO has more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fss.nn.contrast import Queue
 
-LATEST, COMPARED = 64, 512    # keys whose similarities make a histogram: enough to see its shape, and soon computed
+LATEST, COMPARED = 64, 512  # keys whose similarities make a histogram: enough to see its shape, and soon computed
 
 
 class QueueWatch:
@@ -52,16 +52,16 @@ class QueueWatch:
         1, has collapsed.
         """
         name, queue = self.name, self.queue
-        ages = torch.arange(queue.filled)    # keys written since
+        ages = torch.arange(queue.filled)  # keys written since
         found = {f"queue_age/{name}": ages.float() / self.keys_per_image}
         latest = min(LATEST, -(-queue.filled // 5))
         quarter = (queue.filled - latest) // 4
         if not quarter:
             return found
         stride = -(-quarter // COMPARED)
-        keys = queue.keys[(queue.pointer - 1 - ages[:latest]).to(queue.keys.device) % len(queue)]    # [n, D]
+        keys = queue.keys[(queue.pointer - 1 - ages[:latest]).to(queue.keys.device) % len(queue)]  # [n, D]
         for end, part in (("young", ages[latest : latest + quarter]), ("old", ages[-quarter:])):
-            others = queue.keys[(queue.pointer - 1 - part[::stride]).to(keys.device) % len(queue)]    # [m, D]
+            others = queue.keys[(queue.pointer - 1 - part[::stride]).to(keys.device) % len(queue)]  # [m, D]
             found[f"key_similarity/{name}_{end}"] = (keys @ others.T).flatten()
         return found
 

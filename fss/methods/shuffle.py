@@ -37,13 +37,13 @@ class Shuffle:
     def __init__(self, permutation: np.ndarray, peers: Peers):
         self.peers = peers
         n = len(permutation) // peers.world
-        home, place_rank = permutation // n, np.arange(len(permutation)) // n    # [W n] where from, where to
-        mine = np.flatnonzero(home == peers.rank)    # the places that this rank's rows go to, by receiving rank
-        sources = home[peers.rank * n : (peers.rank + 1) * n]    # [n] where the rows of this rank's places come from
+        home, place_rank = permutation // n, np.arange(len(permutation)) // n  # [W n] where from, where to
+        mine = np.flatnonzero(home == peers.rank)  # the places that this rank's rows go to, by receiving rank
+        sources = home[peers.rank * n : (peers.rank + 1) * n]  # [n] where the rows of this rank's places come from
         self._send = np.bincount(place_rank[mine], minlength=peers.world).tolist()
         self._receive = np.bincount(sources, minlength=peers.world).tolist()
         self._leaving = torch.from_numpy(permutation[mine] % n)
-        self._arrived = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))    # arrivals come by rank
+        self._arrived = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))  # arrivals come by rank
         self._undo = torch.from_numpy(np.argsort(permutation))
 
     def scatter(self, x: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from fss.nn.gfsam_rules import Rules
 from fss.nn.region import small_mask
 
-EPSILON = 1e-6    # in the denominator of M of Eq. 3; a map whose values span less is constant but for rounding
-AREA = 1e-7    # added for every position to the area of a mask
-SQUARE = 14    # side of the square, pixels, that stands for the object where every reference mask is empty
-ALIGNED = 16    # columns: a product of matrices takes a third longer where its rows start at odd places in memory
+EPSILON = 1e-6  # in the denominator of M of Eq. 3; a map whose values span less is constant but for rounding
+AREA = 1e-7  # added for every position to the area of a mask
+SQUARE = 14  # side of the square, pixels, that stands for the object where every reference mask is empty
+ALIGNED = 16  # columns: a product of matrices takes a third longer where its rows start at odd places in memory
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def unit_features(tokens: Tensor, rules: Rules) -> Tensor:
 
     With `rules.channel_norm` every channel is scaled to unit length over the image first.
     """
-    features = tokens.float().nan_to_num(0, 0, 0)    # a copy, which is worked on in place
+    features = tokens.float().nan_to_num(0, 0, 0)  # a copy, which is worked on in place
     if rules.channel_norm:
-        features /= features.square().sum(0).sqrt().clamp(min=1e-12)    # the norm of torch is slow along columns
+        features /= features.square().sum(0).sqrt().clamp(min=1e-12)  # the norm of torch is slow along columns
     features /= features.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return features
 
@@ -71,18 +71,18 @@ def describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
 
 def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
     grid = math.isqrt(len(features))
-    weight = small_mask(mask, (grid, grid)).flatten()    # [g g]
+    weight = small_mask(mask, (grid, grid)).flatten()  # [g g]
     if not rules.soft_mask:
         weight = (weight >= 0.5).float()
-    sides = torch.stack([weight, 1 - weight])    # [2, g g]: object, background
+    sides = torch.stack([weight, 1 - weight])  # [2, g g]: object, background
     sides = sides / (sides.sum(1, keepdim=True) + AREA * len(features))
     touched = weight > 0
-    columns = features[touched] * weight[touched, None]    # the larger the share of the object, the larger the cosine
+    columns = features[touched] * weight[touched, None]  # the larger the share of the object, the larger the cosine
     if rules.relu or not touched.all():
-        zeros = ALIGNED - len(columns) % ALIGNED    # one would do: a position outside counts with cosine 0
+        zeros = ALIGNED - len(columns) % ALIGNED  # one would do: a position outside counts with cosine 0
         columns = F.pad(columns, (0, 0, 0, zeros))
     description = {"columns": columns, "means": sides @ features}
-    if rules.relu:    # which is not linear: the means take every position
+    if rules.relu:  # which is not linear: the means take every position
         description |= {"features": features, "sides": sides}
     return {name: tensor[None] for name, tensor in description.items()}
 
@@ -96,12 +96,12 @@ def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> 
     if all("spare_columns" in reference for reference in references):
         names = [name.removeprefix("spare_") for name in references[0] if name.startswith("spare_")]
         references = [{name: r[f"spare_{name}"] for name in names} for r in references]
-    means = torch.stack([r["means"][0] for r in references])    # [K, 2, C]
+    means = torch.stack([r["means"][0] for r in references])  # [K, 2, C]
     if rules.relu:
         both = torch.stack([r["sides"][0] @ (r["features"][0] @ target.T).relu() for r in references]).mean(0)
     else:
         both = means.mean(0) @ target.T
-    mean, negative = both    # [g g] each
+    mean, negative = both  # [g g] each
     largest = torch.stack([(target @ r["columns"][0].T).amax(1) for r in references]).mean(0)
     positive = {"mix": mean * largest, "mean": mean, "max": largest}[rules.similarity]
     select = aligned(positive, negative, rules)

@@ -24,5 +24,5 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, (2 + len(dilations)) * C, h, w], in the order of the description."""
-        whole = self.whole(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])    # [B, C, h, w], a view
+        whole = self.whole(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])  # [B, C, h, w], a view
         return torch.cat([whole, self.point(x), *(conv(x) for conv in self.atrous)], dim=1).relu_()

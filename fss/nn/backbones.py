@@ -86,7 +86,7 @@ class Backbone(nn.Module, abc.ABC):
         maps = [x := self.stage(number, x, found) for number, found in inner.items()]
         return Layers(Blocks(*maps), inner)
 
-    forward = blocks    # a call must not reach the classifier that torchvision's networks end in
+    forward = blocks  # a call must not reach the classifier that torchvision's networks end in
 
     def train(self, mode: bool = True) -> Self:
         """As nn.Module, but with `bn` 'frozen' the backbone stays in evaluation mode."""
@@ -133,9 +133,9 @@ class ResNetBackbone(Backbone, ResNet):
 
     def stage(self, number: int, x: Tensor, inner: list[Tensor] | None = None) -> Tensor:
         if number == 0:
-            x = self.relu(self.bn1(self.conv1(x)))    # [B, 64, H/2, W/2]
+            x = self.relu(self.bn1(self.conv1(x)))  # [B, 64, H/2, W/2]
             if self.deep:
-                x = self.relu(self.bn3(self.conv3(self.relu(self.bn2(self.conv2(x))))))    # [B, 128, H/2, W/2]
+                x = self.relu(self.bn3(self.conv3(self.relu(self.bn2(self.conv2(x))))))  # [B, 128, H/2, W/2]
             return self.maxpool(x)
         for block in getattr(self, f"layer{number}"):
             if inner is None:
@@ -155,7 +155,7 @@ def _residual_sum(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
 
 
 def _draw(conv: nn.Conv2d) -> None:
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")    # as torchvision's constructors
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's constructors
 
 
 def _dilate(layer: nn.Sequential, rate: int) -> None:
@@ -195,7 +195,7 @@ class VGGBackbone(Backbone):
             elif isinstance(layer, nn.Conv2d):
                 _draw(layer)
                 nn.init.zeros_(layer.bias)
-        self.ends = [*ends, len(self.features)]    # stage n is features[ends[n]:ends[n + 1]]
+        self.ends = [*ends, len(self.features)]  # stage n is features[ends[n]:ends[n + 1]]
         self.channels = {2: 256, 3: 512, 4: 512}
         self._freeze(bn)
 
@@ -203,7 +203,7 @@ class VGGBackbone(Backbone):
         for layer in self.features[self.ends[number] : self.ends[number + 1]]:
             x = layer(x)
             if inner is not None and isinstance(layer, nn.Conv2d):
-                inner.append(x.clone())    # the ReLU behind it works in place
+                inner.append(x.clone())  # the ReLU behind it works in place
         return x
 
 

@@ -23,9 +23,9 @@ class Queue(nn.Module):
         """`size` is K, `dim` the length of a key; `tagged` also keeps the image index of every key."""
         super().__init__()
         random = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("keys", F.normalize(random, dim=1))    # [K, D]
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64))    # keys written since the start
-        self.register_buffer("images", torch.full((size,), -1) if tagged else None)    # [K]
+        self.register_buffer("keys", F.normalize(random, dim=1))  # [K, D]
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # keys written since the start
+        self.register_buffer("images", torch.full((size,), -1) if tagged else None)  # [K]
         self.total = 0
         self.register_load_state_dict_post_hook(lambda queue, _: queue._recount())
 
@@ -90,13 +90,11 @@ def logits(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tup
     `query` and `key` [N, D] and the rows of `queue` [K, D] are unit vectors. Under autocast the product with the queue
     may run in bfloat16; everything else is float32.
     """
-    scaled = query.float() / temperature    # [N, D]
-    return (scaled * key).sum(1), (scaled @ queue.T).float()    # [N], [N, K]
+    scaled = query.float() / temperature  # [N, D]
+    return (scaled * key).sum(1), (scaled @ queue.T).float()  # [N], [N, K]
 
 
-def info_nce(
-    query: Tensor, key: Tensor, queue: Tensor, temperature: float, exclude: Tensor | None = None
-) -> Contrast:
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, exclude: Tensor | None = None) -> Contrast:
     """InfoNCE of every query against its own key and a queue of negatives (QGNet Eq. 1 and 6).
 
     -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum_i exp(q.k_i / T))), which equals cross-entropy over the K + 1 logits, is

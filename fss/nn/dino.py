@@ -10,8 +10,8 @@ from fss.nn.published import fill, read_published, recognise
 
 DinoName = Literal["vits14", "vitb14", "vitl14", "vitg14"]
 
-PATCH = 14    # pixels a side
-NATIVE = 518    # pixels a side of the images whose positions the weights hold
+PATCH = 14  # pixels a side
+NATIVE = 518  # pixels a side of the images whose positions the weights hold
 
 TIMM: dict[DinoName, str] = {
     "vits14": "vit_small_patch14_dinov2",
@@ -22,8 +22,8 @@ TIMM: dict[DinoName, str] = {
 WIDTHS: dict[int, DinoName] = {384: "vits14", 768: "vitb14", 1024: "vitl14", 1536: "vitg14"}
 """Channels -> name, as the official checkpoints are called."""
 
-RENAMED = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}    # official name -> timm's, in vitg14 alone
-UNUSED = ("mask_token", "norm.")    # for training; and the norm behind the features
+RENAMED = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}  # official name -> timm's, in vitg14 alone
+UNUSED = ("mask_token", "norm.")  # for training; and the norm behind the features
 
 
 class Dino(nn.Module):
@@ -41,7 +41,7 @@ class Dino(nn.Module):
 
         At sizes other than 518 the positions are interpolated, as timm does it: bicubic with antialiasing.
         """
-        return self.vit.forward_features(image)[:, 1:]    # without the class token
+        return self.vit.forward_features(image)[:, 1:]  # without the class token
 
 
 def load_dino(name: DinoName, path: Path | None) -> Dino:

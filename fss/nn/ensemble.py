@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from fss.errors import ConfigError
 
-EPSILON = 1e-7    # added to products of norms
-HIDDEN = 2    # width of the learned weighing of shots, as in the published configurations
+EPSILON = 1e-7  # added to products of norms
+HIDDEN = 2  # width of the learned weighing of shots, as in the published configurations
 
 
 def cosine_gram(features: Tensor) -> Tensor:
     """How alike the channels of maps [B, C, h, w] respond over an image: their cosines, float32 [B, C, C]."""
-    rows = features.flatten(2).float()    # [B, C, h w]
+    rows = features.flatten(2).float()  # [B, C, h w]
     norms = rows.norm(dim=2)
-    with torch.autocast(features.device.type, enabled=False):    # psi is a small difference of these
+    with torch.autocast(features.device.type, enabled=False):  # psi is a small difference of these
         return rows @ rows.mT / (norms[:, :, None] * norms[:, None] + EPSILON)
 
 
@@ -85,8 +85,8 @@ class Ensemble(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.adjust = nn.Parameter(torch.tensor([1.0, 0.0]))    # of a probability and psi
-        self.suppress = nn.Parameter(torch.tensor([1.0, 0.0]))    # of the background and the base map
+        self.adjust = nn.Parameter(torch.tensor([1.0, 0.0]))  # of a probability and psi
+        self.suppress = nn.Parameter(torch.tensor([1.0, 0.0]))  # of the background and the base map
 
     def forward(self, meta: Tensor, psi: Tensor, base: Tensor) -> Tensor:
         """Meta logits [B, 2, h, w], psi [B] and base map [B, 1, h, w] -> scores of background and class [B, 2, h, w].
@@ -98,7 +98,7 @@ class Ensemble(nn.Module):
         return torch.cat([self.suppress[0] * background + self.suppress[1] * base, thing], 1)
 
 
-LEAST = 1e-6    # a score whose logarithm is taken is at least this
+LEAST = 1e-6  # a score whose logarithm is taken is at least this
 
 
 def log_scores(scores: Tensor) -> Tensor:

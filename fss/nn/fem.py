@@ -83,12 +83,12 @@ class FeatureEnrichment(nn.Module):
         joined, inner, before = 0, [], None
         for level, (scale, join) in enumerate(zip(self.bins, self.join.weight.split(self.dim, dim=1), strict=True)):
             cells = (bin_size(scale, size[0]), bin_size(scale, size[1]))
-            x = F.relu(self._merged(level, query, prototype, maps, cells))    # [B, D, *cells]
+            x = F.relu(self._merged(level, query, prototype, maps, cells))  # [B, D, *cells]
             if before is not None:
                 both = torch.cat([x, resize(before, cells)], 1)
                 x = x + F.relu(pointwise(both, self.interact[level - 1].weight))
             x = x + self.refine[level](x)
-            inner.append(self.inner[level](x))    # [B, 2, *cells]
+            inner.append(self.inner[level](x))  # [B, 2, *cells]
             # A 1x1 convolution and a resize commute: joining level by level spares the concatenation at full size.
             joined = joined + resize(pointwise(x, join), size)
             before = resize(x, size)
@@ -98,7 +98,7 @@ class FeatureEnrichment(nn.Module):
     def _merged(self, level: int, query: Tensor, prototype: Tensor, maps: Tensor, cells: tuple[int, int]) -> Tensor:
         """The merging convolution; the prototype is the same at every position, so that its part is a bias."""
         of_query, of_prototype, of_maps = self.merge[level].weight.split([self.dim, self.dim, maps.shape[1]], dim=1)
-        bias = F.linear(prototype, of_prototype.flatten(1))    # [B, D]
+        bias = F.linear(prototype, of_prototype.flatten(1))  # [B, D]
         sources = [F.adaptive_avg_pool2d(query, cells), resize(maps, cells).to(query.dtype)]
         return pointwise(torch.cat(sources, 1), torch.cat([of_query, of_maps], 1)) + bias[:, :, None, None]
 
@@ -110,7 +110,7 @@ def segmentation_loss(logits: Tensor, mask: Tensor, pixels: Tensor | None = None
     """
     if pixels is None:
         pixels = (mask != IGNORE).sum().clamp(min=1)
-    upsampled = resize(logits.float(), mask.shape[1:])    # [B, 2, S, S]
+    upsampled = resize(logits.float(), mask.shape[1:])  # [B, 2, S, S]
     return F.cross_entropy(upsampled, mask.long(), ignore_index=IGNORE, reduction="sum") / pixels
 
 

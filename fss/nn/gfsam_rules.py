@@ -13,14 +13,30 @@ Reading = Literal["reference", "paper"]
 
 READINGS: dict[Reading, dict[str, Any]] = {
     "reference": {
-        "channel_norm": True, "relu": False, "soft_mask": True, "keep_ties": True, "limit": 128, "one_point": True,
-        "order": "margin", "overlap": "soft", "majority": True, "fallback": True,
+        "channel_norm": True,
+        "relu": False,
+        "soft_mask": True,
+        "keep_ties": True,
+        "limit": 128,
+        "one_point": True,
+        "order": "margin",
+        "overlap": "soft",
+        "majority": True,
+        "fallback": True,
     },
     "paper": {
-        "channel_norm": False, "relu": True, "soft_mask": False, "keep_ties": False, "limit": 0, "one_point": False,
-        "order": "ratio", "overlap": "exact", "majority": False, "fallback": False,
+        "channel_norm": False,
+        "relu": True,
+        "soft_mask": False,
+        "keep_ties": False,
+        "limit": 0,
+        "one_point": False,
+        "order": "ratio",
+        "overlap": "exact",
+        "majority": False,
+        "fallback": False,
     },
-}  # fmt: skip
+}
 """What a switch that is left at None becomes."""
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from fss.nn.similarity import averages, relu_cosine_mean
 
-ROUNDING = 1e-6    # the mean of equal shares may lie this much above them
-SHORTEST = 1e-12    # lengths are at least this, as in torch's normalize
+ROUNDING = 1e-6  # the mean of equal shares may lie this much above them
+SHORTEST = 1e-12  # lengths are at least this, as in torch's normalize
 
 
 def object_positions(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -24,7 +24,7 @@ def object_positions(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor
     covers its cell at least as much as it covers the cells that it touches, on average: an object of a single pixel
     keeps a position, and a large one loses the cells at its border. Without an object, none.
     """
-    share = F.adaptive_avg_pool2d((mask == 1).float()[:, None], tuple(size)).flatten(1)    # [B, h w]
+    share = F.adaptive_avg_pool2d((mask == 1).float()[:, None], tuple(size)).flatten(1)  # [B, h w]
     touched = (share > 0).sum(1, keepdim=True)
     least = share.sum(1, keepdim=True) / touched.clamp(min=1) * (1 - ROUNDING)
     return (share > 0) & (share >= least)
@@ -42,7 +42,7 @@ ObjectPixels = list[list[Tensor]]
 @torch.no_grad()
 def object_pixels(support: Sequence[Tensor], positions: Tensor) -> ObjectPixels:
     """What L layers [B, C, h, w] show at `object_positions`, bool [B, h w]."""
-    found = [chosen.nonzero()[:, 0] for chosen in positions]    # B of [n]
+    found = [chosen.nonzero()[:, 0] for chosen in positions]  # B of [n]
     return [[positions_first(x)[row, index].float() for x in support] for row, index in enumerate(found)]
 
 
@@ -67,14 +67,14 @@ def relate(query: Sequence[Tensor], shots: Sequence[ObjectPixels], *, cosine: bo
     prototypes = query[0].new_empty(*shape, channels, dtype=torch.float32)
     similarity = query[0].new_empty(*shape, h * w, dtype=torch.float32) if cosine else None
     for e in range(b):
-        share = averages([len(shot[e][0]) for shot in shots], query[0].device)    # [K, n]
+        share = averages([len(shot[e][0]) for shot in shots], query[0].device)  # [K, n]
         for i, layer in enumerate(query):
-            columns = torch.cat([shot[e][i] for shot in shots])    # [n, C]
+            columns = torch.cat([shot[e][i] for shot in shots])  # [n, C]
             with torch.autocast(layer.device.type, enabled=False):
                 prototypes[e, :, i] = share @ columns
             if similarity is not None:
-                rows = positions_first(layer[e : e + 1])[0].float()    # [h w, C]
-                products = relu_cosine_mean(rows.mT, F.normalize(columns, dim=1), share)    # [K, h w]
+                rows = positions_first(layer[e : e + 1])[0].float()  # [h w, C]
+                products = relu_cosine_mean(rows.mT, F.normalize(columns, dim=1), share)  # [K, h w]
                 similarity[e, :, i] = products / rows.norm(dim=1).clamp(min=SHORTEST)
     return Relation(prototypes, None if similarity is None else similarity.unflatten(-1, (h, w)))
 
@@ -88,7 +88,7 @@ class GenerativeSimilarity(nn.Module):
 
     def __init__(self, layers: int, channels: int):
         super().__init__()
-        bound = (2 * channels) ** -0.5    # torch's default for a linear layer
+        bound = (2 * channels) ** -0.5  # torch's default for a linear layer
         self.weight = nn.Parameter(torch.empty(layers, 2, channels).uniform_(-bound, bound))
 
     def of_prototypes(self, prototypes: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class GenerativeSimilarity(nn.Module):
 
     def _project(self, layers: Sequence[Tensor], half: int) -> Tensor:
         weights = self.weight[:, half]
-        found = [x.permute(0, 2, 3, 1) @ w.to(x.dtype) for x, w in zip(layers, weights, strict=True)]    # [B, h, w]
+        found = [x.permute(0, 2, 3, 1) @ w.to(x.dtype) for x, w in zip(layers, weights, strict=True)]  # [B, h, w]
         return torch.stack(found, 1).float()
 
     def forward(self, prototype: Tensor, query: Tensor) -> Tensor:

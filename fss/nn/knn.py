@@ -36,9 +36,9 @@ def knn_predict(
     k = min(k, len(bank_MD))
     predictions = [torch.empty(0, dtype=torch.int64, device=features.device)]
     for rows in features.split(chunk):
-        similarity, nearest = (F.normalize(rows.float(), dim=1) @ bank_MD.T).topk(k, dim=1)    # [n, k] both
-        votes = (similarity / temperature).softmax(dim=1)    # [n, k]; exp(s / T) up to a factor a row, never overflows
+        similarity, nearest = (F.normalize(rows.float(), dim=1) @ bank_MD.T).topk(k, dim=1)  # [n, k] both
+        votes = (similarity / temperature).softmax(dim=1)  # [n, k]; exp(s / T) up to a factor a row, never overflows
         # A sum over one-hot rows and not scatter_add: that one adds in random order on CUDA, and ties would flip.
-        ballots = F.one_hot(train_labels[nearest], classes).mul(votes[..., None]).sum(dim=1)    # [n, k, C] -> [n, C]
+        ballots = F.one_hot(train_labels[nearest], classes).mul(votes[..., None]).sum(dim=1)  # [n, k, C] -> [n, C]
         predictions.append(ballots.argmax(dim=1))
     return torch.cat(predictions)

@@ -39,7 +39,7 @@ class Branch(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, K, L, h, w] -> [B, len(dilations) * width, h, w]; the mean over K makes the order of shots irrelevant."""
-        merged = self.block(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]).mean(1)    # [B, width, h, w]
+        merged = self.block(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]).mean(1)  # [B, width, h, w]
         return torch.cat([scale(merged) for scale in self.shot], 1)
 
 
@@ -48,14 +48,14 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        hidden = max(8, channels // 16)    # CBAM's ratio
+        hidden = max(8, channels // 16)  # CBAM's ratio
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden, bias=False), nn.ReLU(inplace=True), nn.Linear(hidden, channels, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> the same."""
-        gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))    # [B, C]
+        gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # [B, C]
         return x * gate[:, :, None, None]
 
 
@@ -107,9 +107,7 @@ class InvertedPyramid(nn.Module):
         self.merging = nn.ModuleList(
             SymmetricMerging(names, n, w, dilations) for n, w in zip(layers, widths, strict=True)
         )
-        self.levels = nn.ModuleList(
-            Level(w, coarser) for w, coarser in zip(widths, [*widths[1:], 0], strict=True)
-        )
+        self.levels = nn.ModuleList(Level(w, coarser) for w, coarser in zip(widths, [*widths[1:], 0], strict=True))
         self.final = nn.Sequential(conv(width + 2 * len(widths), width, kernel=1), nn.Conv2d(width, 2, 1))
 
     def forward(self, similarities: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
@@ -117,6 +115,6 @@ class InvertedPyramid(nn.Module):
         x, inner = None, []
         for merging, level, maps in zip(self.merging[::-1], self.levels[::-1], similarities[::-1], strict=True):
             x, logits = level(merging(maps), x)
-            inner.insert(0, logits)    # [B, 2, h_i, w_i]
+            inner.insert(0, logits)  # [B, 2, h_i, w_i]
         segmented = [resize(logits, x.shape[2:]) for logits in inner]
         return self.final(torch.cat([x, *segmented], 1)), inner

@@ -20,7 +20,7 @@ class MetaDecoder(nn.Module):
         """maps: channels of all further maps together; prototype: whether there is one."""
         super().__init__()
         self.widths = [dim, dim * prototype, maps]
-        self.merge = nn.Conv2d(sum(self.widths), dim, 1, bias=False)    # inputs in this order
+        self.merge = nn.Conv2d(sum(self.widths), dim, 1, bias=False)  # inputs in this order
         self.pyramid = ASPP(dim)
         self.join = nn.Conv2d(self.pyramid.channels, dim, 1, bias=False)
         self.smooth = nn.Sequential(conv3x3(dim), nn.ReLU(inplace=True), conv3x3(dim), nn.ReLU(inplace=True))
@@ -31,7 +31,7 @@ class MetaDecoder(nn.Module):
         of_query, of_prototype, of_maps = self.merge.weight.split(self.widths, dim=1)
         sources = torch.cat([query, *(m.to(query.dtype) for m in maps)], 1)
         x = pointwise(sources, torch.cat([of_query, of_maps], 1))
-        if prototype is not None:    # the same at every position, so that its part is a bias
+        if prototype is not None:  # the same at every position, so that its part is a bias
             x = x + F.linear(prototype, of_prototype.flatten(1))[:, :, None, None]
-        x = F.relu(pointwise(self.pyramid(F.relu(x)), self.join.weight))    # [B, D, h, w]
+        x = F.relu(pointwise(self.pyramid(F.relu(x)), self.join.weight))  # [B, D, h, w]
         return self.classify(x + self.smooth(x))

@@ -37,9 +37,16 @@ class MetaLearner(nn.Module):
     """
 
     def __init__(
-        self, dim: int, dropout: float, *, weights: nn.Module, similarity: SimilarityEmbedding | None, prior: bool,
-        attention: bool, prototype: bool = True,
-    ) -> None:    # fmt: skip
+        self,
+        dim: int,
+        dropout: float,
+        *,
+        weights: nn.Module,
+        similarity: SimilarityEmbedding | None,
+        prior: bool,
+        attention: bool,
+        prototype: bool = True,
+    ) -> None:
         super().__init__()
         self.weights = weights
         self.similarity = similarity
@@ -50,7 +57,7 @@ class MetaLearner(nn.Module):
 
     def forward(self, cues: Cues) -> tuple[Tensor, Tensor]:
         """The ensemble's scores and the meta learner's logits, [B, 2, h, w] each."""
-        weights = self.weights(cues.psi)    # [B, K]
+        weights = self.weights(cues.psi)  # [B, K]
         maps = []
         if self.similarity is not None:
             maps.append(self.similarity(cues.similarity))

@@ -17,8 +17,8 @@ from fss.nn.region import resize
 from fss.nn.resnet import LAYOUTS
 from fss.nn.similarity import averages, relu_cosine_mean
 
-EPSILON = 1e-5    # added to the length of every vector
-WIDTH = 64    # channels that the maps are embedded in, alpha in the paper
+EPSILON = 1e-5  # added to the length of every vector
+WIDTH = 64  # channels that the maps are embedded in, alpha in the paper
 
 Squeeze = Literal["mask", "feature"]
 """Which pixels of an object count. 'mask' (the code): those with at least the mean share of the class. 'feature' (Eq.
@@ -71,7 +71,7 @@ def squeezed(means: Tensor | None, share: Tensor) -> Tensor:
         value = means * share
         return inside & (value > value.mean())
     mean = share[inside].mean()
-    return inside & (share >= mean.clamp(max=share.max()))    # the mean of equal numbers may round up
+    return inside & (share >= mean.clamp(max=share.max()))  # the mean of equal numbers may round up
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def mean_similarity(query: Tensor, shots: Sequence[Tensor]) -> Tensor:
     The map is as long as the query's vectors are, so 1 / length of a query may as well be applied to it. A shot without
     pixels counts as zeros.
     """
-    weights = averages([len(columns) for columns in shots], query.device).mean(0, keepdim=True)    # [1, all n]
+    weights = averages([len(columns) for columns in shots], query.device).mean(0, keepdim=True)  # [1, all n]
     return relu_cosine_mean(query.mT, torch.cat([columns.float() for columns in shots]), weights)[0]
 
 
@@ -107,7 +107,7 @@ def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0)
     layer: [(1 + K) B, C, h, w], queries first, then the supports shot by shot; share: `class_share` [K B, 1, s, s].
     """
     b, size = len(layer) - len(share), layer.shape[2:]
-    rows, share = pixels(layer), resize(share, size).flatten(1)    # [(1 + K) B, N, C], [K B, N]
+    rows, share = pixels(layer), resize(share, size).flatten(1)  # [(1 + K) B, N, C], [K B, N]
     maps = []
     for episode in range(b):
         columns = [object_pixels(rows[b + i], share[i], rule) for i in range(skip * b + episode, len(share), b)]
@@ -152,6 +152,6 @@ class Attention(nn.Module):
 
         The mean of the masked features is over all positions, as in MSANet's code, not over those of the mask.
         """
-        nearest = F.interpolate((mask == 1).float()[:, None], support.shape[2:])    # [M, 1, h, w]
-        gate = self.gate((support * nearest).mean((2, 3)))    # [M, D]
+        nearest = F.interpolate((mask == 1).float()[:, None], support.shape[2:])  # [M, 1, h, w]
+        gate = self.gate((support * nearest).mean((2, 3)))  # [M, D]
         return gate[:, :, None, None] * support

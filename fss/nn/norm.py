@@ -34,7 +34,7 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, scale, count)
         ctx.ranks = ranks
-        gain = scale * weight    # [C]
+        gain = scale * weight  # [C]
         return torch.addcmul(_channel(bias - mean * gain), x.float(), _channel(gain)).to(x.dtype)
 
     @staticmethod
@@ -42,15 +42,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         g = grad.float()
-        centred = (x.float() - _channel(mean)) * _channel(scale)    # [N, C, H, W]
-        grad_bias, grad_weight = g.sum((0, 2, 3)), (g * centred).sum((0, 2, 3))    # [C] each, of this rank
-        mean_g, mean_gx = (ctx.ranks.sum(torch.stack([grad_bias, grad_weight])) / count).float()    # of all ranks
+        centred = (x.float() - _channel(mean)) * _channel(scale)  # [N, C, H, W]
+        grad_bias, grad_weight = g.sum((0, 2, 3)), (g * centred).sum((0, 2, 3))  # [C] each, of this rank
+        mean_g, mean_gx = (ctx.ranks.sum(torch.stack([grad_bias, grad_weight])) / count).float()  # of all ranks
         grad_x = (g - _channel(mean_g) - centred * _channel(mean_gx)) * _channel(scale * weight)
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None
 
 
 def _channel(vector: Tensor) -> Tensor:
-    return vector[None, :, None, None]    # [C] -> [1, C, 1, 1]
+    return vector[None, :, None, None]  # [C] -> [1, C, 1, 1]
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -67,8 +67,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or (ranks := self.ranks()).world == 1:
             return super().forward(x)
-        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)    # [C] each
-        var, mean = var.double(), mean.double()    # moments about zero cancel in float32
+        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)  # [C] each
+        var, mean = var.double(), mean.double()  # moments about zero cancel in float32
         here = var.new_full((1,), x.numel() / x.shape[1])
         count, first, second = ranks.sum(torch.cat([here, here * mean, here * (var + mean**2)])).split(
             [1, self.num_features, self.num_features]
@@ -79,9 +79,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.float(), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
-        return _Normalise.apply(
-            x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, ranks
-        )
+        return _Normalise.apply(x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, ranks)
 
 
 def synchronise(module: nn.Module, ranks: Callable[[], Ranks]) -> None:
@@ -120,4 +118,4 @@ class Standardise(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if image.is_floating_point():
             return image
-        return torch.addcmul(self.shift, image.float(), self.scale)    # [B, 3, H, W]
+        return torch.addcmul(self.shift, image.float(), self.scale)  # [B, 3, H, W]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-AT_ONCE = {"cpu": 4}    # prompts: on a CPU, what their cells take stays in the caches
+AT_ONCE = {"cpu": 4}  # prompts: on a CPU, what their cells take stays in the caches
 AT_ONCE_ELSEWHERE = 64
 
 
@@ -30,9 +30,9 @@ def decode_points(decoder: nn.Module, image: Tensor, position: Tensor, prompts: 
     [1, C, h, w], the cells' positional encoding. prompts: [N, 2, C], of a point and of 'not a point'.
     """
     h, w = image.shape[2:]
-    cells, place = (x.flatten(2).mT.contiguous() for x in (image, position))    # [1, h w, C]
+    cells, place = (x.flatten(2).mT.contiguous() for x in (image, position))  # [1, h w, C]
     outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([outputs.expand(len(prompts), -1, -1), prompts], 1)    # [N, T, C]
+    tokens = torch.cat([outputs.expand(len(prompts), -1, -1), prompts], 1)  # [N, T, C]
     masks = [
         _decode(decoder, cells, place, part, (h, w))
         for part in tokens.split(AT_ONCE.get(image.device.type, AT_ONCE_ELSEWHERE))
@@ -48,12 +48,12 @@ def _decode(decoder: nn.Module, cells: Tensor, place: Tensor, prompt: Tensor, si
         asking = tokens if layer.skip_first_layer_pe else tokens + prompt
         attended = layer.self_attn(q=asking, k=asking, v=tokens)
         tokens = layer.norm1(attended if layer.skip_first_layer_pe else tokens + attended)
-        placed = cells + place    # [1 or N, P, C]
+        placed = cells + place  # [1 or N, P, C]
         tokens = layer.norm2(tokens + gather(layer.cross_attn_token_to_image, tokens + prompt, placed, cells))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        told = scatter(layer.cross_attn_image_to_token, placed, tokens + prompt, tokens)    # [N, P, C]
+        told = scatter(layer.cross_attn_image_to_token, placed, tokens + prompt, tokens)  # [N, P, C]
         cells = layer.norm4(cells + told)
-    token, asking = tokens[:, 1:2], (tokens + prompt)[:, 1:2]    # of the first mask: [N, 1, C]
+    token, asking = tokens[:, 1:2], (tokens + prompt)[:, 1:2]  # of the first mask: [N, 1, C]
     token = token + gather(transformer.final_attn_token_to_image, asking, cells + place, cells)
     token = transformer.norm_final_attn(token)
     return _mask(decoder, cells, decoder.output_hypernetworks_mlps[0](token), size)
@@ -62,25 +62,25 @@ def _decode(decoder: nn.Module, cells: Tensor, place: Tensor, prompt: Tensor, si
 def gather(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """What tokens [N, T, C] take from cells, keys and values [1 or N, P, C]: [N, T, C]."""
     heads = attention.num_heads
-    query = _by_head(attention.q_proj(tokens), heads)    # [N, heads, T, d]
-    query = query @ attention.k_proj.weight.unflatten(0, (heads, -1)) / sqrt(query.shape[-1])    # [N, heads, T, C]
-    scores = product(query.flatten(1, 2), keys.mT)    # [N, heads T, P]
-    pooled = product(scores.softmax(-1), values).unflatten(1, (heads, -1))    # [N, heads, T, C]
-    taken = pooled @ attention.v_proj.weight.unflatten(0, (heads, -1)).mT    # [N, heads, T, d]
+    query = _by_head(attention.q_proj(tokens), heads)  # [N, heads, T, d]
+    query = query @ attention.k_proj.weight.unflatten(0, (heads, -1)) / sqrt(query.shape[-1])  # [N, heads, T, C]
+    scores = product(query.flatten(1, 2), keys.mT)  # [N, heads T, P]
+    pooled = product(scores.softmax(-1), values).unflatten(1, (heads, -1))  # [N, heads, T, C]
+    taken = pooled @ attention.v_proj.weight.unflatten(0, (heads, -1)).mT  # [N, heads, T, d]
     return attention.out_proj(taken.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
 
 def scatter(attention: nn.Module, cells: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """What cells [1 or N, P, C] take from tokens, keys and values [N, T, C]: [N, P, C]."""
     heads = attention.num_heads
-    key = _by_head(attention.k_proj(keys), heads)    # [N, heads, T, d]
+    key = _by_head(attention.k_proj(keys), heads)  # [N, heads, T, d]
     key = key / sqrt(key.shape[-1])
-    offset = key @ attention.q_proj.bias.unflatten(0, (heads, -1))[..., None]    # [N, heads, T, 1]
-    key = key @ attention.q_proj.weight.unflatten(0, (heads, -1))    # [N, heads, T, C]
-    scores = product(key.flatten(1, 2), cells.mT).unflatten(1, (heads, -1))    # [N, heads, T, P]
-    shares = (scores + offset).softmax(2).flatten(1, 2)    # [N, heads T, P]
-    value = _by_head(attention.v_proj(values), heads)    # [N, heads, T, d]
-    value = value @ attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)    # [N, heads, T, C]
+    offset = key @ attention.q_proj.bias.unflatten(0, (heads, -1))[..., None]  # [N, heads, T, 1]
+    key = key @ attention.q_proj.weight.unflatten(0, (heads, -1))  # [N, heads, T, C]
+    scores = product(key.flatten(1, 2), cells.mT).unflatten(1, (heads, -1))  # [N, heads, T, P]
+    shares = (scores + offset).softmax(2).flatten(1, 2)  # [N, heads T, P]
+    value = _by_head(attention.v_proj(values), heads)  # [N, heads, T, d]
+    value = value @ attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # [N, heads, T, C]
     return shares.mT @ value.flatten(1, 2) + attention.out_proj.bias
 
 
@@ -92,21 +92,21 @@ def product(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)    # [N, T, heads d] -> [N, heads, T, d]
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)  # [N, T, heads d] -> [N, heads, T, d]
 
 
 def _mask(decoder: nn.Module, cells: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells [N, P, C] upscaled four times, and their products with a kernel [N, 1, C / 8]: [N, 4 h, 4 w]."""
     (first, norm, act, second, last), (h, w) = decoder.output_upscaling, size
-    x = _quarters(first, cells)    # [N, P, 2, 2, C/4]
+    x = _quarters(first, cells)  # [N, P, 2, 2, C/4]
     x = act(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    x = last(_quarters(second, x))    # [N, P, 2, 2, 2, 2, C/8]
-    logits = x.flatten(1, -2) @ kernel.mT    # [N, 16 P, 1]
-    grid = logits.view(len(logits), h, w, 2, 2, 2, 2)    # row, column, then row and column of each of the upscalings
+    x = last(_quarters(second, x))  # [N, P, 2, 2, 2, 2, C/8]
+    logits = x.flatten(1, -2) @ kernel.mT  # [N, 16 P, 1]
+    grid = logits.view(len(logits), h, w, 2, 2, 2, 2)  # row, column, then row and column of each of the upscalings
     return grid.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(logits), 4 * h, 4 * w)
 
 
 def _quarters(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A transposed convolution of kernel and stride 2, channels last: [..., C] -> [..., 2, 2, C']."""
-    weight = conv.weight.permute(0, 2, 3, 1)    # [C, 2, 2, C']
+    weight = conv.weight.permute(0, 2, 3, 1)  # [C, 2, 2, C']
     return (x @ weight.flatten(1)).unflatten(-1, weight.shape[1:]) + conv.bias

@@ -19,7 +19,7 @@ from fss.nn.alignment import AREA, Alignment, prompts, stretched
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import at_pixels, on_grid, shares, union
 
-CENTRES = 10    # of k-means++ in Table 4
+CENTRES = 10  # of k-means++ in Table 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rul
     assert len(points) == len(logits), f"{len(points)} points, {len(logits)} masks"
     x, y = prompts(alignment.points, alignment.grid, size, rules).to(logits.device).unbind(1)
     clusters = cluster(at_pixels(logits, y, x, size).cpu(), points, rules)
-    bits = on_grid(logits, alignment.grid, size).cpu()    # [N, 2g, 2g]
+    bits = on_grid(logits, alignment.grid, size).cpu()  # [N, 2g, 2g]
     gating = gate(bits, clusters, *scores(alignment, rules), size, rules)
     areas = cluster_areas(bits, clusters, size)
     consistent = self_consistent(target, points, clusters, areas, rules)
@@ -86,7 +86,7 @@ def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
     if rules.clusters == "kmeans":
         places = points.double().numpy()
         _, labels = kmeans2(places, min(CENTRES, len(points)), minit="++", rng=np.random.default_rng(0))
-        labels = np.unique(labels, return_inverse=True)[1]    # a centre may have lost all its points
+        labels = np.unique(labels, return_inverse=True)[1]  # a centre may have lost all its points
     else:
         _, labels = connected_components(covers.numpy(), connection=rules.clusters)
     return torch.from_numpy(labels).long()
@@ -111,8 +111,8 @@ def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
 
 def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:
     """Positive gating of masks [N, 2g, 2g] (see `on_grid`) by the scores [g g] of the positions that they cover."""
-    soft = shares(bits, size)    # [N, g g]
-    polarity = (positive > negative).float()    # Eq. 4
+    soft = shares(bits, size)  # [N, g g]
+    polarity = (positive > negative).float()  # Eq. 4
     worth = 2 * polarity - 1 if rules.count == "num" else positive - negative
     margin, score = balance(soft, worth), torch.zeros(len(bits))
     order = torch.arange(len(bits))
@@ -183,7 +183,7 @@ def self_consistent(target: Tensor, points: Tensor, clusters: Tensor, areas: Ten
     """
     if rules.consistency == "none" or len(points) == 0:
         return torch.ones(len(points), dtype=torch.bool)
-    own = similarity_to_clusters(target, points, clusters, areas, rules).cpu()    # [N, clusters]
+    own = similarity_to_clusters(target, points, clusters, areas, rules).cpu()  # [N, clusters]
     if rules.distance:
         apart = torch.cdist(points.double(), points.double())
         nearest = torch.full(own.shape, torch.inf, dtype=torch.float64)
@@ -204,10 +204,10 @@ def similarity_to_clusters(target: Tensor, points: Tensor, clusters: Tensor, are
         areas = torch.zeros_like(areas)
         areas[clusters, index] = 1
     areas = (areas / (areas.sum(1, keepdim=True) + AREA * len(target))).to(target)
-    at_points = target[index.to(target.device)]    # [N, C]
+    at_points = target[index.to(target.device)]  # [N, C]
     if rules.consistency == "prototype":
         similarity = at_points @ F.normalize(areas @ target, dim=1).T
-    elif rules.relu:    # of each cosine before the mean
+    elif rules.relu:  # of each cosine before the mean
         similarity = (at_points @ target.T).relu() @ areas.T
     else:
         similarity = at_points @ (areas @ target).T

@@ -8,7 +8,7 @@ from fss.nn.backbones import BackboneName, Stem, make_backbone
 from fss.nn.ppm import PPM
 
 BINS = (1, 2, 3, 6)
-WIDTH = 512    # channels before the classifier
+WIDTH = 512  # channels before the classifier
 
 
 class PSPNet(nn.Module):
@@ -60,9 +60,9 @@ class PSPHead(nn.Module):
         out = F.conv2d(block4, weights[0], padding=1)
         for grid, weight in zip(self.ppm.grids(block4), weights[1:], strict=True):
             cells = grid.shape[2]
-            taps = torch.einsum("oiyx,bipq->boypxq", weight, grid)    # [B, WIDTH, 3, cells, 3, cells]
+            taps = torch.einsum("oiyx,bipq->boypxq", weight, grid)  # [B, WIDTH, 3, cells, 3, cells]
             rows, columns = (_interpolation(cells, size).to(block4) for size in (height, width))
-            lines = torch.einsum("boypxq,xqw->boypw", taps, columns)    # [B, WIDTH, 3, cells, w]
+            lines = torch.einsum("boypxq,xqw->boypw", taps, columns)  # [B, WIDTH, 3, cells, w]
             out = out + torch.einsum("boypw,yph->bohw", lines, rows)
         return out
 
@@ -72,6 +72,6 @@ def _interpolation(cells: int, size: int) -> Tensor:
 
     float32 [3, cells, size]: weight of each cell, with align_corners, at the position before, at and after each.
     """
-    line = F.interpolate(torch.eye(cells)[None], size, mode="linear", align_corners=True)[0]    # [cells, size]
+    line = F.interpolate(torch.eye(cells)[None], size, mode="linear", align_corners=True)[0]  # [cells, size]
     padded = F.pad(line, (1, 1))
     return torch.stack([padded[:, tap : tap + size] for tap in range(3)])

@@ -37,9 +37,14 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, kind: st
 
 
 def recognise(
-    path: Path, tensors: Mapping[str, Tensor], trait: Callable[[Mapping[str, Tensor]], int | None],
-    kinds: Mapping[int, str], family: str, option: str, wanted: str,
-) -> None:    # fmt: skip
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    trait: Callable[[Mapping[str, Tensor]], int | None],
+    kinds: Mapping[int, str],
+    family: str,
+    option: str,
+    wanted: str,
+) -> None:
     """Raise WeightsError unless the file at `path` holds the kind of network that is `wanted`.
 
     trait: the number that tells the kinds of a family apart, None where the file is of no such family. kinds: that

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EPSILON = 1e-7    # Eq. 12
-AREA = 0.0005    # added to the area of a mask, as PFENet does
-COLUMNS = 1024    # similarities are computed for so many columns at a time: at 641 px 27 MB instead of 172
+EPSILON = 1e-7  # Eq. 12
+AREA = 0.0005  # added to the area of a mask, as PFENet does
+COLUMNS = 1024  # similarities are computed for so many columns at a time: at 641 px 27 MB instead of 172
 
 
 def unit_rows(features: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ def max_cosine(query: Tensor, columns: Tensor) -> Tensor:
     Gradients flow to both, through the pair that won.
     """
     chunks = columns.split(COLUMNS, dim=-2)
-    with torch.autocast(query.device.type, enabled=False):    # three digits would not tell positions apart
-        found = [(query @ chunk.mT).max(-1).values for chunk in chunks if chunk.shape[-2]]    # [B, N] each
+    with torch.autocast(query.device.type, enabled=False):  # three digits would not tell positions apart
+        found = [(query @ chunk.mT).max(-1).values for chunk in chunks if chunk.shape[-2]]  # [B, N] each
     if not found:
         return query.new_zeros(query.shape[:-1])
     return torch.stack(found).amax(0) if len(found) > 1 else found[0]

@@ -60,14 +60,14 @@ class ContrastiveResNet(ResNet):
         speed_up_pointwise(self)
 
     def features(self, image: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))    # [B, 64, H/4, W/4]
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))    # [B, C, H/32, W/32]
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))  # [B, 64, H/4, W/4]
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [B, C, H/32, W/32]
 
     def project(self, feature: Tensor) -> Tensor:
         return self.fc(feature)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.project(self.features(image).mean((2, 3)))    # [B, 3, H, W] -> [B, D]
+        return self.project(self.features(image).mean((2, 3)))  # [B, 3, H, W] -> [B, D]
 
 
 LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {

@@ -18,13 +18,13 @@ from fss.nn.tinyvit import TinyViT
 
 SamName = Literal["vit_b", "vit_l", "vit_h", "vit_t"]
 
-NATIVE = 1024    # pixels a side of the images that SAM was trained on
-STRIDE = 16    # pixels a cell of an embedding
-WIDTH = 256    # channels of an embedding
+NATIVE = 1024  # pixels a side of the images that SAM was trained on
+STRIDE = 16  # pixels a cell of an embedding
+WIDTH = 256  # channels of an embedding
 WIDTHS: dict[int, SamName] = {768: "vit_b", 1024: "vit_l", 1280: "vit_h", 64: "vit_t"}
 """Channels behind the patch embedding -> name, as the official checkpoints are called; vit_t is MobileSAM's."""
 
-UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")    # of the classifier that MobileSAM's encoder once was
+UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")  # of the classifier that MobileSAM's encoder once was
 
 
 class Sam(nn.Module):
@@ -56,10 +56,10 @@ class Sam(nn.Module):
         grid = embedding.shape[2:]
         self.prompt_encoder.image_embedding_size = tuple(grid)
         self.prompt_encoder.input_image_size = tuple(STRIDE * side for side in grid)
-        with torch.autocast(points.device.type, enabled=False):    # positions turn into angles of many periods
+        with torch.autocast(points.device.type, enabled=False):  # positions turn into angles of many periods
             labels = torch.ones(len(points), 1, dtype=torch.int64, device=points.device)
-            prompts, no_mask = self.prompt_encoder((points[:, None].float(), labels), None, None)    # [N, 2, 256]
-            position = self.prompt_encoder.get_dense_pe()    # [1, 256, S/16, S/16]
+            prompts, no_mask = self.prompt_encoder((points[:, None].float(), labels), None, None)  # [N, 2, 256]
+            position = self.prompt_encoder.get_dense_pe()  # [1, 256, S/16, S/16]
         return decode_points(self.mask_decoder, embedding + no_mask[:1], position, prompts).float()
 
 

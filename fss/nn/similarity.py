@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PRODUCTS = 1 << 20    # products held at a time: 4 MB, which a core's cache takes
+PRODUCTS = 1 << 20  # products held at a time: 4 MB, which a core's cache takes
 
 
 def averages(counts: Sequence[int], device: torch.device | None = None) -> Tensor:
     """The matrix [K, n] that averages K groups of consecutive rows, of `counts` rows each; an empty group gives 0."""
     size = torch.tensor(counts, device=device)
-    group = torch.repeat_interleave(size, output_size=sum(counts))    # [n], the group of every row
+    group = torch.repeat_interleave(size, output_size=sum(counts))  # [n], the group of every row
     return (group == torch.arange(len(counts), device=device)[:, None]) / size.clamp(min=1)[:, None]
 
 
@@ -26,7 +26,7 @@ def relu_cosine_mean(query: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):
         query, columns = query.float(), columns.float()
         lead = torch.broadcast_shapes(query.shape[:-2], columns.shape[:-2])
-        found = query.new_zeros(*lead, len(weights), query.shape[-1])    # [..., K, N]
+        found = query.new_zeros(*lead, len(weights), query.shape[-1])  # [..., K, N]
         rows = max(1, PRODUCTS // (lead.numel() * query.shape[-1]))
         for some, share in zip(columns.split(rows, dim=-2), weights.split(rows, dim=-1), strict=True):
             found += share @ (some @ query).relu_()

@@ -23,7 +23,7 @@ class Stage(NamedTuple):
     """Side of an attention window, cells."""
 
 
-STEM = 64    # channels
+STEM = 64  # channels
 STAGES = (Stage(128, 2, 4, 7), Stage(160, 6, 5, 14), Stage(320, 2, 10, 7))
 NECK = 256
 EXPANSION = 4
@@ -76,15 +76,15 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         ys, xs = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-        dy, dx = ((a.flatten()[:, None] - a.flatten()).abs() for a in (ys, xs))    # [w², w²]
+        dy, dx = ((a.flatten()[:, None] - a.flatten()).abs() for a in (ys, xs))  # [w², w²]
         self.register_buffer("distance", dy * window + dx, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, w², C] -> the same."""
         m, n, _ = x.shape
-        qkv = self.qkv(self.norm(x)).view(m, n, self.heads, 3, -1)    # every head's q, k and v lie together
-        q, k, v = qkv.permute(3, 0, 2, 1, 4)    # [M, heads, w², d] each
-        bias = self.attention_biases[:, self.distance].to(q.dtype)    # [heads, w², w²]
+        qkv = self.qkv(self.norm(x)).view(m, n, self.heads, 3, -1)  # every head's q, k and v lie together
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # [M, heads, w², d] each
+        bias = self.attention_biases[:, self.distance].to(q.dtype)  # [heads, w², w²]
         return self.proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(m, n, -1))
 
 
@@ -119,7 +119,7 @@ class Block(nn.Module):
         """[B, H, W, C] -> the same. Windows that reach over the edge are filled up with zeros, which take part."""
         b, h, w, c = x.shape
         side = self.window
-        x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))    # [B, H', W', C]
+        x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))  # [B, H', W', C]
         rows, columns = x.shape[1] // side, x.shape[2] // side
         windows = x.view(b, rows, side, columns, side, c).transpose(2, 3).reshape(-1, side * side, c)
         x = self.attn(windows).view(b, rows, columns, side, side, c).transpose(2, 3)
@@ -150,13 +150,15 @@ class TinyViT(nn.Module):
                 layer.downsample = Downsample(widths[i], widths[i + 1], stride)
             self.layers.append(layer)
         self.neck = nn.Sequential(
-            nn.Conv2d(widths[-1], NECK, 1, bias=False), ChannelNorm(NECK, eps=1e-6),
-            nn.Conv2d(NECK, NECK, 3, padding=1, bias=False), ChannelNorm(NECK, eps=1e-6),
-        )    # fmt: skip
+            nn.Conv2d(widths[-1], NECK, 1, bias=False),
+            ChannelNorm(NECK, eps=1e-6),
+            nn.Conv2d(NECK, NECK, 3, padding=1, bias=False),
+            ChannelNorm(NECK, eps=1e-6),
+        )
         speed_up_pointwise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.patch_embed.seq(image)    # [B, 64, S/4, S/4]
+        x = self.patch_embed.seq(image)  # [B, 64, S/4, S/4]
         for layer in self.layers[:-1]:
             x = layer.downsample(layer.blocks(x))
         return self.neck(self.layers[-1].blocks(x))

@@ -102,7 +102,7 @@ def load_start(path: Path, backbone: str) -> Start:
     moco, ours = "" not in encoders, header.get("method") == "prior"
     # Any other file's fc is a classifier.
     states = {side: trunk | (head if moco or ours else {}) for side, (_, trunk, head) in parts.items()}
-    queue = tensors.get("module.queue")    # [D, K] in the official layout
+    queue = tensors.get("module.queue")  # [D, K] in the official layout
     return Start(
         layout="official MoCo checkpoint" if moco else "export of this program" if ours else "torchvision ResNet",
         query=next(iter(states.values())),
@@ -140,7 +140,7 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
     elif "stem" in header:
         fitting = [header["stem"]]
     elif "" not in encoders or "method" in header:
-        fitting = ["torchvision"]    # what MoCo, and this program, train
+        fitting = ["torchvision"]  # what MoCo, and this program, train
     else:
         fitting = ["torchvision", "original"]
     if stem not in fitting and not name.startswith("vgg"):
@@ -251,7 +251,7 @@ def _torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         slices = _skeleton(Kind("vgg16_bn" if "layer0.1.weight" in state else "vgg16", False)).ends
     renamed = {}
     for name, tensor in state.items():
-        if found := re.fullmatch(r"layer([0-4])\.(\d+)\.(.+)", name):    # else it is a head's
+        if found := re.fullmatch(r"layer([0-4])\.(\d+)\.(.+)", name):  # else it is a head's
             layer, place, leaf = int(found[1]), int(found[2]), found[3]
             if slices:
                 name = f"features.{slices[layer] + place}.{leaf}"

@@ -21,8 +21,8 @@ from PIL import Image
 
 from shards.format import ReadError, ShardError
 
-MAX_KEY = 80    # characters; a ustar member name has 100, and '.felzenszwalb.png' is the longest extension
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)    # there is no such file
+MAX_KEY = 80  # characters; a ustar member name has 100, and '.felzenszwalb.png' is the longest extension
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # there is no such file
 
 
 @dataclass(kw_only=True)
@@ -79,13 +79,14 @@ def unique_keys(names: Sequence[str], sources: Sequence[str]) -> list[str]:
     Names that would fall together, or are too long, get a digest of their source (a path, no two alike) behind them,
     so that a key does not depend on the order of the list.
     """
+
     def digest(source: str) -> str:
         return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:10]
 
     plain = [re.sub(r"[^A-Za-z0-9_-]", "_", unicodedata.normalize("NFKD", name)) for name in names]
     times = Counter(plain)
     return [
-        key if times[key] == 1 and 0 < len(key) <= MAX_KEY else f"{key[:MAX_KEY - 11]}-{digest(source)}"
+        key if times[key] == 1 and 0 < len(key) <= MAX_KEY else f"{key[: MAX_KEY - 11]}-{digest(source)}"
         for key, source in zip(plain, sources, strict=True)
     ]
 

@@ -22,7 +22,7 @@ def read_document(path: Path) -> tuple[dict, str]:
 
 def drawable(segmentation: list | dict | None) -> bool:
     """Whether there is something to draw: an RLE, or polygons of three points or more."""
-    if isinstance(segmentation, list):    # pycocotools would read four numbers as a box and crash on fewer
+    if isinstance(segmentation, list):  # pycocotools would read four numbers as a box and crash on fewer
         return bool(segmentation) and all(isinstance(part, list) and len(part) >= 6 for part in segmentation)
     return isinstance(segmentation, dict)
 

@@ -33,7 +33,7 @@ def read_mask(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(read_file(path))) as image:
-            pixels = np.array(image.convert("RGB")).max(axis=2)    # [H, W]; drops an alpha channel
+            pixels = np.array(image.convert("RGB")).max(axis=2)  # [H, W]; drops an alpha channel
     except (OSError, SyntaxError):
         raise ShardError(f"{path} is not a whole PNG") from None
     mask = pixels >= 128 if pixels.max() > 1 else pixels > 0

@@ -41,7 +41,7 @@ class CocoItem:
     def read(self) -> Sample:
         masks: dict[int, np.ndarray] = {}
         crowds: dict[int, np.ndarray] = {}
-        labels = np.zeros(self.size, np.uint16)    # [H, W]
+        labels = np.zeros(self.size, np.uint16)  # [H, W]
         instances = []
         # Crowds first and then falling area; sorting is stable, so equal areas keep the order of the file.
         for annotation in sorted(self.objects, key=lambda a: (not a["iscrowd"], -self._area(a))):
@@ -121,7 +121,7 @@ def _items(images: Path, document: dict, file_of: Callable[[dict], str]) -> tupl
 
 def _paint_order(masks: dict[int, np.ndarray], labels: np.ndarray) -> list[int]:
     """The order of whole classes that comes nearest to `labels`: the class that lies most beneath the others first."""
-    seen = {    # b -> pixels of b's mask where class a is seen, by a
+    seen = {  # b -> pixels of b's mask where class a is seen, by a
         b: np.bincount(labels[mask], minlength=max(masks) + 1).tolist() for b, mask in masks.items()
     }
     order, left = [], sorted(masks)

@@ -17,7 +17,7 @@ def cut(image: bytes, masks: dict[int, np.ndarray], box: Box, photograph: str) -
     Small parts are painted last. photograph: its key, the same for all its crops.
     Raises ShardError where a mask has another size than the image, or nothing is left in the box.
     """
-    pixels = decode_image(image)    # [H, W, 3]
+    pixels = decode_image(image)  # [H, W, 3]
     for mask in masks.values():
         if mask.shape != pixels.shape[:2]:
             raise ShardError(f"its parts are drawn at {mask.shape} (height, width), the image is {pixels.shape[:2]}")
@@ -27,7 +27,7 @@ def cut(image: bytes, masks: dict[int, np.ndarray], box: Box, photograph: str) -
     if not parts:
         raise ShardError(f"none of its parts has a pixel in the box {box} (left, top, right, bottom)")
     return Sample(
-        image=cv2.imencode(".png", pixels[inside][..., ::-1])[1].tobytes(),    # OpenCV wants BGR
+        image=cv2.imencode(".png", pixels[inside][..., ::-1])[1].tobytes(),  # OpenCV wants BGR
         masks=parts,
         paint=sorted(parts, key=lambda class_id: -np.count_nonzero(parts[class_id])),
         crop_of=photograph,

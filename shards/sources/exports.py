@@ -26,7 +26,7 @@ def tidy(document: dict, path: Path, crowd: str) -> list[str]:
     for annotation in annotations:
         annotation["iscrowd"] = 0 if crowd == "object" else annotation.get("iscrowd", 0)
     undrawn = [annotation for annotation in annotations if not drawable(annotation.get("segmentation"))]
-    nothing_marked = _nothing_marked(annotations, undrawn, path)    # counts crowds before there are more of them
+    nothing_marked = _nothing_marked(annotations, undrawn, path)  # counts crowds before there are more of them
     for annotation in undrawn:
         annotation.update(segmentation=_outline(annotation.get("bbox")), iscrowd=1)
     if annotations and all(annotation["iscrowd"] for annotation in annotations):
@@ -34,12 +34,15 @@ def tidy(document: dict, path: Path, crowd: str) -> list[str]:
     document["annotations"] = [annotation for annotation in annotations if annotation["segmentation"]]
 
     certain = {annotation["category_id"] for annotation in annotations if not annotation["iscrowd"]}
-    notes = [f"{root['name']} is left out: no annotation has it, and classes name it as their supercategory"
-             for root in roots]
+    notes = [
+        f"{root['name']} is left out: no annotation has it, and classes name it as their supercategory"
+        for root in roots
+    ]
     notes += [
         f"{category['name']} has no object, only regions that are ignored: crowds, which --crowd object takes as "
         "objects, or annotations without an outline"
-        for category in document["categories"] if category["id"] in used - certain
+        for category in document["categories"]
+        if category["id"] in used - certain
     ]
     if undrawn:
         dropped = len(annotations) - len(document["annotations"])

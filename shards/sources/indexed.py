@@ -7,7 +7,7 @@ from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, index_masks, read_file, read_index_map, require_folder, unique_keys
 from shards.sources.folder import SUFFIXES, files_below
 
-MAX_CLASSES = 254    # a byte has two more values, for background and what is ignored
+MAX_CLASSES = 254  # a byte has two more values, for background and what is ignored
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def indexed(
     images = require_folder(images, "--images is the folder that holds the images")
     masks = require_folder(masks, "--masks is the folder that holds an index map for each image")
     classes = _read_names(names)
-    photographs: dict[str, Path] = {}    # name -> path below the folder
+    photographs: dict[str, Path] = {}  # name -> path below the folder
     for path in files_below(images, (image_ending.lower(),) if image_ending else SUFFIXES):
         name = str(path)[: -len(image_ending)] if image_ending else str(path.with_suffix(""))
         if name in photographs:
@@ -76,15 +76,24 @@ def indexed(
         classes=classes,
         items=[
             IndexedItem(
-                key, source, images / source, masks / maps.get(name, f"{name}{mask_ending}"), first, len(classes),
+                key,
+                source,
+                images / source,
+                masks / maps.get(name, f"{name}{mask_ending}"),
+                first,
+                len(classes),
                 ignored,
             )
             for key, source, name in zip(unique_keys(stems, sources), sources, stems, strict=True)
         ],
         arguments={
-            "images": str(images), "masks": str(masks), "mask_ending": mask_ending, "ignored": ignored, "first": first
+            "images": str(images),
+            "masks": str(masks),
+            "mask_ending": mask_ending,
+            "ignored": ignored,
+            "first": first,
         },
-    )  # fmt: skip
+    )
 
 
 def _read_names(path: Path) -> dict[int, str]:

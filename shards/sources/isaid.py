@@ -6,11 +6,28 @@ from pathlib import Path
 from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, index_masks, read_file, read_index_map, require_folder, unique_keys
 
-CLASSES = dict(enumerate((
-    "ship", "store_tank", "baseball_diamond", "tennis_court", "basketball_court", "ground_track_field", "bridge",
-    "large_vehicle", "small_vehicle", "helicopter", "swimming_pool", "roundabout", "soccer_ball_field", "plane",
-    "harbor",
-), start=1))
+CLASSES = dict(
+    enumerate(
+        (
+            "ship",
+            "store_tank",
+            "baseball_diamond",
+            "tennis_court",
+            "basketball_court",
+            "ground_track_field",
+            "bridge",
+            "large_vehicle",
+            "small_vehicle",
+            "helicopter",
+            "swimming_pool",
+            "roundabout",
+            "soccer_ball_field",
+            "plane",
+            "harbor",
+        ),
+        start=1,
+    )
+)
 SUFFIX = "_instance_color_RGB.png"
 
 

@@ -37,13 +37,16 @@ def isic(root: Path, table: Path) -> Source:
         classes=CLASSES,
         items=[
             BinaryItem(
-                key, f"{IMAGES}/{name}.jpg", class_ids[name], images / f"{name}.jpg",
+                key,
+                f"{IMAGES}/{name}.jpg",
+                class_ids[name],
+                images / f"{name}.jpg",
                 root / MASKS / f"{name}_segmentation.png",
             )
             for key, name in zip(unique_keys(names, names), names, strict=True)
         ],
         arguments={"root": str(root), "table": hashlib.sha256(raw).hexdigest()},
-    )  # fmt: skip
+    )
 
 
 def _read_table(path: Path, raw: bytes) -> dict[str, int]:

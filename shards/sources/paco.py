@@ -75,7 +75,7 @@ def _classes(training: dict) -> dict[int, tuple[int, str]]:
 
 def _items(images: Path, document: dict, class_ids: dict[int, int]) -> list[PacoItem]:
     objects = {}
-    parts = defaultdict(list)    # object's annotation id -> its parts
+    parts = defaultdict(list)  # object's annotation id -> its parts
     for annotation in document["annotations"]:
         if annotation["id"] == annotation["obj_ann_id"]:
             objects[annotation["id"]] = annotation

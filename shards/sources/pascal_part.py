@@ -108,7 +108,7 @@ def _with_parts(annotation: Path, class_ids: Parts) -> list[int]:
     except ReadError:
         raise
     except (ShardError, KeyError, TypeError):
-        return [0]    # packing meets the error again, and reports it beside the other bad files
+        return [0]  # packing meets the error again, and reports it beside the other bad files
 
 
 def _parts(thing: dict, class_ids: Parts) -> Iterator[tuple[int, dict]]:

@@ -12,10 +12,33 @@ from scipy.io import loadmat
 from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, index_masks, read_file, read_index_map, require_folder, unique_keys
 
-CLASSES = dict(enumerate((
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-), start=1))
+CLASSES = dict(
+    enumerate(
+        (
+            "aeroplane",
+            "bicycle",
+            "bird",
+            "boat",
+            "bottle",
+            "bus",
+            "car",
+            "cat",
+            "chair",
+            "cow",
+            "diningtable",
+            "dog",
+            "horse",
+            "motorbike",
+            "person",
+            "pottedplant",
+            "sheep",
+            "sofa",
+            "train",
+            "tvmonitor",
+        ),
+        start=1,
+    )
+)
 
 IMAGE_FOLDERS = ("JPEGImages", "img")
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass", "cls")
@@ -37,9 +60,13 @@ class VocItem:
 
 
 def voc(
-    root: Path, ids: Path | Sequence[Path], masks: str | None = None, *, sbd: Path | None = None,
+    root: Path,
+    ids: Path | Sequence[Path],
+    masks: str | None = None,
+    *,
+    sbd: Path | None = None,
     exclude: Path | None = None,
-) -> Source:    # fmt: skip
+) -> Source:
     """PASCAL VOC in its own layout, or SBD's (``img/*.jpg``, ``cls/*.mat``); index 255 is ignored, never an object.
 
     Lines of the list files `ids` are ids (``2007_000032``), pairs of paths below `root` (``JPEGImages/2007_000032.jpg
@@ -63,7 +90,7 @@ def voc(
         return image_folder / f"{stem}.jpg", more / f"{stem}.mat" if more and not mask.exists() else mask
 
     left_out = {pair(words)[0] for words in _lines(exclude)} if exclude else set()
-    pairs: dict[Path, Path] = {}    # image -> mask, in the order of the lists
+    pairs: dict[Path, Path] = {}  # image -> mask, in the order of the lists
     for words in chain.from_iterable(map(_lines, [ids] if isinstance(ids, Path) else ids)):
         image, mask = pair(words)
         if image not in left_out:
@@ -109,6 +136,6 @@ def _read_mat(path: Path) -> np.ndarray:
     raw = io.BytesIO(read_file(path))
     try:
         labels = loadmat(raw, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
-    except Exception as error:    # scipy's reader fails in many ways on a damaged file
+    except Exception as error:  # scipy's reader fails in many ways on a damaged file
         raise ShardError(f"{path} holds no GTcls.Segmentation ({type(error).__name__}: {error})") from None
     return np.asarray(labels)

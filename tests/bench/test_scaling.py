@@ -104,7 +104,7 @@ def test_a_gather_and_an_exchange():
 
 
 def test_gradients_hide_behind_the_backward_pass_but_for_the_last_bucket():
-    gradients = Call(GRADIENTS, "all_reduce", (1 << 20) + 3 * (25 << 20))    # four buckets
+    gradients = Call(GRADIENTS, "all_reduce", (1 << 20) + 3 * (25 << 20))  # four buckets
     bucket = TWO_A_NODE.seconds(replace(gradients, bytes=gradients.bytes // 4), 16)
     long = Job("long", 1, Cost(seconds=1, backward=0.5), [gradients])
     assert long.exposed(TWO_A_NODE, 16) == {GRADIENTS: pytest.approx(bucket)}

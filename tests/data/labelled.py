@@ -10,7 +10,7 @@ from shards.read import ShardSet
 from shards.sources import Sample, Source
 from shards.write import pack
 
-COLOURS = {1: (220, 30, 30), 2: (30, 220, 30), 3: (30, 30, 220), 4: (220, 220, 30)}    # RGB
+COLOURS = {1: (220, 30, 30), 2: (30, 220, 30), 3: (30, 30, 220), 4: (220, 220, 30)}  # RGB
 HEIGHT, WIDTH = 48, 64
 
 

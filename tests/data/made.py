@@ -13,19 +13,24 @@ from shards.read import ShardSet
 from shards.sources import Sample, Source, unique_keys
 from shards.write import pack
 
-SIDE = 32    # pixels of a made image
-AREA = 5000    # pixels of a class, where a test does not care
+SIDE = 32  # pixels of a made image
+AREA = 5000  # pixels of a class, where a test does not care
 
 
 def manifest(classes_of: Sequence[dict[int, int] | set[int]], names: dict[int, str] | None = None) -> Manifest:
     """Sample i has key 'sNNNN' and the classes of classes_of[i]: class id -> area, or ids of classes of AREA pixels."""
     samples = [
         SampleEntry(
-            key=f"s{index:04d}", shard=0, offset=0, length=1, height=100, width=100,
+            key=f"s{index:04d}",
+            shard=0,
+            offset=0,
+            length=1,
+            height=100,
+            width=100,
             classes=classes if isinstance(classes, dict) else dict.fromkeys(sorted(classes), AREA),
         )
         for index, classes in enumerate(classes_of)
-    ]  # fmt: skip
+    ]
     ids = sorted({class_id for sample in samples for class_id in sample.classes})
     return Manifest(name="made", classes=names or {i: f"class {i}" for i in ids}, samples=samples)
 
@@ -65,9 +70,7 @@ def pack_listed(published: Path, folder: Path, classes: dict[int, str], rows: in
             held.setdefault(source, set()).add(ids.get(parent, int(number) + 1))
     names = [source.replace("/", "_") if source.split("/")[0] in ids else Path(source).name for source in held]
     keys = unique_keys([name.removesuffix(".jpg") for name in names], list(held))
-    items = [
-        Listed(key, source, tuple(sorted(found))) for key, (source, found) in zip(keys, held.items(), strict=True)
-    ]
+    items = [Listed(key, source, tuple(sorted(found))) for key, (source, found) in zip(keys, held.items(), strict=True)]
     pack(Source(name="listed", classes=classes, items=items), folder, superpixels=(), samples_per_shard=50)
     short = folder / "episodes.tsv"
     short.write_text("".join(line + "\n" for line in lines))

@@ -31,9 +31,11 @@ def squares(height: int, width: int, side: int = 8) -> np.ndarray:
 
 
 def write_set(
-    folder: Path, counts: Sequence[int], change: Callable[[int, Members], Members | None] = lambda i, m: m,
+    folder: Path,
+    counts: Sequence[int],
+    change: Callable[[int, Members], Members | None] = lambda i, m: m,
     superpixels: Sequence[str] = ("slic",),
-) -> Path:    # fmt: skip
+) -> Path:
     """Pack synthetic photos in shards of `counts` samples; `change` may damage the members of sample i."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(name="toy", classes={}, superpixels={name: {} for name in superpixels})
@@ -48,10 +50,17 @@ def write_set(
                 members["json"] = Meta(source=f"{index}.jpg", height=height, width=width).encode()
                 offset = writer.tarstream.offset
                 writer.write({"__key__": f"s{index:04d}", **change(index, members)})
-                manifest.samples.append(SampleEntry(
-                    key=f"s{index:04d}", shard=shard, offset=offset, length=writer.tarstream.offset - offset,
-                    height=height, width=width, classes={},
-                ))    # fmt: skip
+                manifest.samples.append(
+                    SampleEntry(
+                        key=f"s{index:04d}",
+                        shard=shard,
+                        offset=offset,
+                        length=writer.tarstream.offset - offset,
+                        height=height,
+                        width=width,
+                        classes={},
+                    )
+                )
         data = path.read_bytes()
         manifest.shards.append(
             ShardEntry(name=path.name, samples=samples, bytes=len(data), sha256=sha256(data).hexdigest())

@@ -25,10 +25,11 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 def test_both_backends_carry_out_the_same_draw():
     for seed in range(40):
         how = draw(np.random.default_rng(seed), 240, 320, (0.2, 1))
-        views = [BACKENDS[name].apply(image, how, 96) for name, image in
-                 (("cv2", IMAGE), ("pil", Image.fromarray(IMAGE)))]
+        views = [
+            BACKENDS[name].apply(image, how, 96) for name, image in (("cv2", IMAGE), ("pil", Image.fromarray(IMAGE)))
+        ]
         assert views[0].dtype == np.uint8 and views[0].shape == (3, 96, 96)
-        assert difference(*views) < 2, how    # on vivid noise; about 0.4 on photographs
+        assert difference(*views) < 2, how  # on vivid noise; about 0.4 on photographs
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_both_backends_carry_out_the_same_draw():
 def test_jitter_is_torchvisions(name, strength):
     wanted = getattr(reference, f"adjust_{name}")(Image.fromarray(IMAGE), strength)
     found = JITTER[name](IMAGE, strength)
-    assert difference(found, np.asarray(wanted)) < 1    # of vivid noise
+    assert difference(found, np.asarray(wanted)) < 1  # of vivid noise
     assert difference(found, IMAGE) > 2
 
 
@@ -49,10 +50,14 @@ def test_jitter_is_torchvisions(name, strength):
         ({"blur": 0.1}, lambda v: v.filter(ImageFilter.GaussianBlur(0.1))),
         ({"blur": 2.0}, lambda v: v.filter(ImageFilter.GaussianBlur(2))),
         ({"flip": True}, reference.hflip),
-        ({"jitter": (("hue", 0.1), ("contrast", 0.6))},
-         lambda v: reference.adjust_contrast(reference.adjust_hue(v, 0.1), 0.6)),
-        ({"jitter": (("contrast", 0.6), ("hue", 0.1))},
-         lambda v: reference.adjust_hue(reference.adjust_contrast(v, 0.6), 0.1)),
+        (
+            {"jitter": (("hue", 0.1), ("contrast", 0.6))},
+            lambda v: reference.adjust_contrast(reference.adjust_hue(v, 0.1), 0.6),
+        ),
+        (
+            {"jitter": (("contrast", 0.6), ("hue", 0.1))},
+            lambda v: reference.adjust_hue(reference.adjust_contrast(v, 0.6), 0.1),
+        ),
     ],
 )
 def test_each_step_is_torchvisions(change, wanted):
@@ -76,15 +81,25 @@ def test_draws_follow_the_recipe():
     """2,000 draws: chances within four standard errors, ranges respected and used, the order of the jitter uniform."""
     draws = [draw(np.random.default_rng(seed), 300, 400, (0.2, 1)) for seed in range(2000)]
     for chance, share in [
-        (0.8, np.mean([bool(d.jitter) for d in draws])), (0.2, np.mean([d.gray for d in draws])),
-        (0.5, np.mean([d.blur > 0 for d in draws])), (0.5, np.mean([d.flip for d in draws])),
+        (0.8, np.mean([bool(d.jitter) for d in draws])),
+        (0.2, np.mean([d.gray for d in draws])),
+        (0.5, np.mean([d.blur > 0 for d in draws])),
+        (0.5, np.mean([d.flip for d in draws])),
         (0.25, np.mean([d.jitter[0][0] == "hue" for d in draws if d.jitter])),
-    ]:    # fmt: skip
+    ]:
         assert abs(share - chance) < 4 * math.sqrt(chance * (1 - chance) / 1500)
-    for name, low, high in [("brightness", 0.6, 1.4), ("contrast", 0.6, 1.4), ("saturation", 0.6, 1.4),
-                            ("hue", -0.1, 0.1), ("blur", 0.1, 2.0)]:
-        values = [dict(d.jitter).get(name) for d in draws if d.jitter] if name != "blur" else [
-            d.blur for d in draws if d.blur]
+    for name, low, high in [
+        ("brightness", 0.6, 1.4),
+        ("contrast", 0.6, 1.4),
+        ("saturation", 0.6, 1.4),
+        ("hue", -0.1, 0.1),
+        ("blur", 0.1, 2.0),
+    ]:
+        values = (
+            [dict(d.jitter).get(name) for d in draws if d.jitter]
+            if name != "blur"
+            else [d.blur for d in draws if d.blur]
+        )
         assert low <= min(values) < low + 0.01 * (high - low) and high - 0.01 * (high - low) < max(values) <= high
     areas = [d.box.height * d.box.width / (300 * 400) for d in draws]
     aspects = [d.box.width / d.box.height for d in draws]
@@ -108,7 +123,7 @@ def test_an_augmentation_of_a_crop_is_one_of_the_image():
 def test_backends_decode_alike_and_refuse_alike():
     data = jpeg(IMAGE)
     np.testing.assert_array_equal(np.asarray(Strict.decode(data)), decode_image(data))
-    for broken in (data[:len(data) // 2], b"", b"not an image"):
+    for broken in (data[: len(data) // 2], b"", b"not an image"):
         for backend in (Fast, Strict):
             with pytest.raises(ShardError, match="cannot be decoded"):
                 backend.decode(broken)

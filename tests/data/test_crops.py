@@ -19,10 +19,10 @@ def mask_of(top: int, left: int, height: int, width: int, size: tuple[int, int] 
 @pytest.mark.parametrize(
     ("rectangle", "square"),
     [
-        ((40, 90, 20, 10), (38, 83, 24, 24)),    # a tenth of 20 on every side, centred
-        ((0, 0, 20, 10), (0, 0, 24, 24)),    # shifted in from the corner
+        ((40, 90, 20, 10), (38, 83, 24, 24)),  # a tenth of 20 on every side, centred
+        ((0, 0, 20, 10), (0, 0, 24, 24)),  # shifted in from the corner
         ((80, 190, 20, 10), (76, 176, 24, 24)),
-        ((40, 20, 10, 160), (0, 50, 100, 100)),    # longer than the image is high: loses its ends
+        ((40, 20, 10, 160), (0, 50, 100, 100)),  # longer than the image is high: loses its ends
         ((7, 9, 1, 1), (7, 9, 1, 1)),
     ],
 )
@@ -43,7 +43,7 @@ def test_crops_show_their_object_and_take_the_largest_class(tmp_path):
     assert crops.names == {1: "red", 2: "green", 3: "blue"}
     assert len(crops) == len(LABELS) - 1
     for index, row in enumerate(crops.rows):
-        assert row.label == LABELS[int(row.key[1:])]    # never the small object in the corner
+        assert row.label == LABELS[int(row.key[1:])]  # never the small object in the corner
         picture = crops.load(index)
         assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
         assert np.abs(picture[16, 16].astype(int) - COLOURS[row.label]).max() <= 2

@@ -133,7 +133,7 @@ def test_broken_episodes_are_replaced_and_named(shards):
         broken = any(name in expected for name in REASONS)
         assert (key != expected) == broken
         assert torch.equal(whole["query"][row], sound["query"][row]) != broken
-    ranks = [batches(data, 6, workers=1, rank=r, world=2) for r in range(2)]    # the same stand-ins everywhere
+    ranks = [batches(data, 6, workers=1, rank=r, world=2) for r in range(2)]  # the same stand-ins everywhere
     assert_same(whole, joined([b for step in zip(*ranks, strict=True) for b in step]))
 
 

@@ -16,8 +16,10 @@ from tests.data.made import AREA, manifest
 
 DRAWS = get_args(Draw)
 # Class 1 is in nearly every image, class 3 in few; class 9 is nobody's.
-HELD = [{1} | ({2} if i % 3 == 0 else set()) | ({3} if i % 5 == 0 else set()) | ({9} if i % 7 == 0 else set())
-        for i in range(30)]    # fmt: skip
+HELD = [
+    {1} | ({2} if i % 3 == 0 else set()) | ({3} if i % 5 == 0 else set()) | ({9} if i % 7 == 0 else set())
+    for i in range(30)
+]
 HELD[1] = {9}
 
 
@@ -44,13 +46,13 @@ def test_supports_hold_the_class_and_are_not_the_query(draw, repeat):
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_an_episode_is_a_function_of_seed_and_number(draw):
-    there = {number: source(draw).draw(number) for number in reversed(range(100))}    # each from a source of its own
+    there = {number: source(draw).draw(number) for number in reversed(range(100))}  # each from a source of its own
     sent = pickle.loads(pickle.dumps(source(draw)))
     assert drawn(source(draw), 100) == [there[number] for number in range(100)] == drawn(sent, 100)
     assert drawn(source(draw).reseeded(1), 100) == drawn(source(draw, seed=1), 100)
     other = [(e.class_id, e.query, e.supports) for e in drawn(source(draw, seed=1), 100)]
     assert other != [(e.class_id, e.query, e.supports) for e in there.values()][::-1]
-    source(draw).draw(1 << 50)    # numbers have no end
+    source(draw).draw(1 << 50)  # numbers have no end
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -69,25 +71,25 @@ def test_an_episode_does_not_depend_on_how_the_set_was_packed(draw):
 def test_class_then_image():
     episodes = drawn(source("class_image"), 3000)
     classes = Counter(e.class_id for e in episodes)
-    assert all(abs(classes[class_id] - 1000) < 100 for class_id in (1, 2, 3))    # 4 standard deviations
+    assert all(abs(classes[class_id] - 1000) < 100 for class_id in (1, 2, 3))  # 4 standard deviations
     queries = Counter(e.query for e in episodes if e.class_id == 3)
     assert len(queries) == 6 and all(abs(n - classes[3] / 6) < 50 for n in queries.values())
 
 
 def test_image_then_class():
     images = source("image_class")
-    assert len(images) == 29 and 1 not in images.images    # image 1 holds no class of ours
+    assert len(images) == 29 and 1 not in images.images  # image 1 holds no class of ours
     passes = [[images.draw(29 * turn + i).query for i in range(29)] for turn in range(100)]
     assert all(sorted(queries) == images.images.tolist() for queries in passes)
     assert len(set(map(tuple, passes))) == 100
     classes = Counter(images.draw(number).class_id for number in range(2900) if images.draw(number).query == 15)
-    assert set(classes) == {1, 2, 3} and all(20 < n < 50 for n in classes.values())    # of 100
+    assert set(classes) == {1, 2, 3} and all(20 < n < 50 for n in classes.values())  # of 100
 
 
 def test_round_robin():
     episodes = drawn(source("round_robin"), 600)
     assert [e.class_id for e in episodes] == [1, 2, 3] * 200
-    assert all(10 < n < 65 for n in Counter(e.query for e in episodes if e.class_id == 3).values())    # 200 over 6
+    assert all(10 < n < 65 for n in Counter(e.query for e in episodes if e.class_id == 3).values())  # 200 over 6
 
 
 def test_every_image_in_the_order_of_keys():
@@ -107,9 +109,9 @@ def test_every_pair_in_the_order_of_keys():
 def test_supports_are_uniform():
     episodes = drawn(source("every_pair", shots=2, held=[{1}] * 5, classes=(1,)), 5000)
     supports = Counter((e.query, s) for e in episodes for s in e.supports)
-    assert len(supports) == 20 and all(abs(n - 500) < 80 for n in supports.values())    # 5 deviations
+    assert len(supports) == 20 and all(abs(n - 500) < 80 for n in supports.values())  # 5 deviations
     places = Counter(e.supports for e in episodes if e.query == 2)
-    assert len(places) == 12 and all(40 < n < 130 for n in places.values())    # ordered pairs of the four others
+    assert len(places) == 12 and all(40 < n < 130 for n in places.values())  # ordered pairs of the four others
 
 
 def test_small_objects_do_not_count():
@@ -123,12 +125,15 @@ def test_small_objects_do_not_count():
 FOLD = Fold("list", 0, novel=(9,), base=(1, 2, 3))
 
 
-@pytest.mark.parametrize("policy, held_out, images", [
-    ("background", (), [i for i in range(30) if i != 1]),
-    ("drop", (), [i for i in range(30) if 9 not in HELD[i]]),
-    ("background", (3,), [i for i in range(30) if i != 1]),
-    ("drop", (3,), [i for i in range(30) if not {9, 3} & HELD[i]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "policy, held_out, images",
+    [
+        ("background", (), [i for i in range(30) if i != 1]),
+        ("drop", (), [i for i in range(30) if 9 not in HELD[i]]),
+        ("background", (3,), [i for i in range(30) if i != 1]),
+        ("drop", (3,), [i for i in range(30) if not {9, 3} & HELD[i]]),
+    ],
+)
 def test_images_with_novel_classes_in_training(policy, held_out, images):
     config = EpisodeConfig(novel_in_training=policy)
     training = training_source(manifest(HELD), FOLD, config, seed=0, held_out=held_out)
@@ -142,19 +147,22 @@ def test_training_on_some_images_of_each_class():
     config = EpisodeConfig(images_per_class=8, draw="every_pair")
     some = training_source(manifest(HELD), FOLD, config, seed=0)
     pairs = {(e.query, e.class_id) for e in drawn(some, len(some))}
-    assert Counter(class_id for _, class_id in pairs) == {1: 8, 2: 8, 3: 6}    # class 3 has no more
+    assert Counter(class_id for _, class_id in pairs) == {1: 8, 2: 8, 3: 6}  # class 3 has no more
     used = {(i, e.class_id) for e in drawn(some, 500) for i in e.supports}
     assert used == pairs
     other = training_source(manifest(HELD), FOLD, config, seed=1)
     assert {(e.query, e.class_id) for e in drawn(other, len(other))} != pairs
 
 
-@pytest.mark.parametrize("shots, options, message", [
-    (6, {}, r"6-shot episodes need 7 images a class .* in set made class 3 has 6 of its 6 images: lower"),
-    (12, {}, r"need 13 .*class 2 has 10 of its 10 images, class 3 has 6 of its 6 images"),
-    (1, {"min_area": AREA + 1}, "need 2 .* min_area = 5001 pixels .*class 1 has 0 of its 29 images"),
-    (6, {"repeat_supports": True}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shots, options, message",
+    [
+        (6, {}, r"6-shot episodes need 7 images a class .* in set made class 3 has 6 of its 6 images: lower"),
+        (12, {}, r"need 13 .*class 2 has 10 of its 10 images, class 3 has 6 of its 6 images"),
+        (1, {"min_area": AREA + 1}, "need 2 .* min_area = 5001 pixels .*class 1 has 0 of its 29 images"),
+        (6, {"repeat_supports": True}, None),
+    ],
+)
 def test_too_few_images_are_said_at_once(shots, options, message):
     if message is None:
         assert len(source("class_image", shots=shots, **options).draw(0).supports) == shots

@@ -23,8 +23,14 @@ def test_pascal(fold):
 
 
 def test_pascal_goes_by_names_whatever_their_spelling_and_ids():
-    spelled = {"tvmonitor": "TV Monitor", "diningtable": "dining table", "pottedplant": "potted-plant",
-               "aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch"}    # fmt: skip
+    spelled = {
+        "tvmonitor": "TV Monitor",
+        "diningtable": "dining table",
+        "pottedplant": "potted-plant",
+        "aeroplane": "airplane",
+        "motorbike": "motorcycle",
+        "sofa": "couch",
+    }
     classes = {100 - i: spelled.get(name, name) for i, name in enumerate(VOC_CLASSES)}
     assert fold_of("pascal", 0, of(classes)).novel == (96, 97, 98, 99, 100)
     assert fold_of("pascal", 3, of(classes)).novel == (81, 82, 83, 84, 85)
@@ -49,7 +55,7 @@ def test_fss_takes_the_official_split():
 
 def test_fss_takes_a_part_of_the_set():
     some = of({1: "abacus", 2: "abe's_flyingfish", 3: "zebra", 4: "wooden_spoon", 5: "african_elephant"})
-    found = fold_of("fss", 0, some)    # the abacus is a validation class
+    found = fold_of("fss", 0, some)  # the abacus is a validation class
     assert found.novel == (2, 4) and found.base == (3, 5)
 
 

@@ -16,11 +16,19 @@ def shown(times: dict[int, int], classes: dict[int, str], crops: int = 1) -> Man
     """A set in which class c is in times[c] photographs, each cut to as many crops, all of which show it."""
     samples = [
         SampleEntry(
-            key=f"{class_id:04d}-{photograph}-{crop}", shard=0, offset=0, length=1, height=9, width=9,
-            classes={class_id: 5}, crop_of=f"{class_id:04d}-{photograph}" if crops > 1 else "",
+            key=f"{class_id:04d}-{photograph}-{crop}",
+            shard=0,
+            offset=0,
+            length=1,
+            height=9,
+            width=9,
+            classes={class_id: 5},
+            crop_of=f"{class_id:04d}-{photograph}" if crops > 1 else "",
         )
-        for class_id, count in times.items() for photograph in range(count) for crop in range(crops)
-    ]  # fmt: skip
+        for class_id, count in times.items()
+        for photograph in range(count)
+        for crop in range(crops)
+    ]
     return Manifest(name="made", classes=classes, samples=samples)
 
 
@@ -45,7 +53,7 @@ def test_lvis_folds_are_cut_anew_for_each_number_of_shots(shots):
 def test_paco_folds_are_cut_first_and_thinned_then():
     classes = {class_id: f"mug:{class_id}" for class_id in range(1, 24)}
     times = {class_id: class_id % 5 for class_id in classes}
-    packed = shown(times, classes, crops=4)    # four crops of a photograph are one photograph
+    packed = shown(times, classes, crops=4)  # four crops of a photograph are one photograph
     for shots in (1, 3):
         for fold in range(4):
             wanted = [1 + fold + 4 * v for v in range(23 // 4) if times[1 + fold + 4 * v] > shots]
@@ -53,8 +61,13 @@ def test_paco_folds_are_cut_first_and_thinned_then():
 
 
 def test_pascal_part_folds_are_superclasses():
-    names = {1: "animals/cat+HEAD", 2: "animals/dog+LEG", 3: "indoor/bottle+CAP", 4: "person/person+ARM",
-             5: "vehicles/bus+DOOR"}    # fmt: skip
+    names = {
+        1: "animals/cat+HEAD",
+        2: "animals/dog+LEG",
+        3: "indoor/bottle+CAP",
+        4: "person/person+ARM",
+        5: "vehicles/bus+DOOR",
+    }
     folds = [fold_of("pascal_part", fold, Manifest(name="made", classes=names)) for fold in range(4)]
     assert [fold.novel for fold in folds] == [(1, 2), (3,), (4,), (5,)]
     assert folds[0].base == (3, 4, 5)
@@ -76,14 +89,17 @@ def test_cross_domain_sets_are_novel_as_a_whole(scheme, names):
         fold_of(scheme, 1, Manifest(name="made", classes=classes))
 
 
-@pytest.mark.parametrize("scheme, message", [
-    ("lvis", "the 1203 classes of LVIS, this set has 2"),
-    ("paco", "parts of objects such as mug:handle, cat is none"),
-    ("pascal_part", r"names such as animals/dog\+HEAD, not cat"),
-    ("deepglobe", "the classes urban, agriculture, rangeland, forest, water, barren"),
-    ("isic", "the classes nevus, melanoma, seborrheic_keratosis"),
-    ("isaid", "the 15 classes of iSAID, this set has 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme, message",
+    [
+        ("lvis", "the 1203 classes of LVIS, this set has 2"),
+        ("paco", "parts of objects such as mug:handle, cat is none"),
+        ("pascal_part", r"names such as animals/dog\+HEAD, not cat"),
+        ("deepglobe", "the classes urban, agriculture, rangeland, forest, water, barren"),
+        ("isic", "the classes nevus, melanoma, seborrheic_keratosis"),
+        ("isaid", "the 15 classes of iSAID, this set has 2"),
+    ],
+)
 def test_another_set_is_refused(scheme, message):
     with pytest.raises(ShardError, match=f"scheme {scheme} needs {message}: give the packed set that belongs to it"):
         fold_of(scheme, 0, Manifest(name="made", classes={1: "cat", 2: "dog"}))
@@ -115,11 +131,18 @@ def crops_of(*photographs: tuple[int, ...]) -> Manifest:
     """Photograph p has a crop for each number: 1 shows both classes, 0 only class 2."""
     samples = [
         SampleEntry(
-            key=f"p{p}_{crop}", shard=0, offset=0, length=1, height=9, width=9, crop_of=f"p{p}",
+            key=f"p{p}_{crop}",
+            shard=0,
+            offset=0,
+            length=1,
+            height=9,
+            width=9,
+            crop_of=f"p{p}",
             classes={1: 5, 2: 5} if has else {2: 5},
         )
-        for p, crops in enumerate(photographs) for crop, has in enumerate(crops)
-    ]  # fmt: skip
+        for p, crops in enumerate(photographs)
+        for crop, has in enumerate(crops)
+    ]
     return Manifest(name="made", classes={1: "mug:rim", 2: "mug:base"}, samples=samples)
 
 
@@ -141,9 +164,9 @@ def test_photographs_are_uniform_whatever_their_crops():
     episodes = [source.draw(number) for number in range(3000)]
     queries = Counter(packed.samples[e.query].crop_of for e in episodes)
     supports = Counter(packed.samples[s].crop_of for e in episodes for s in e.supports)
-    assert all(abs(n - 1000) < 110 for n in (*queries.values(), *supports.values()))    # 4 standard deviations
+    assert all(abs(n - 1000) < 110 for n in (*queries.values(), *supports.values()))  # 4 standard deviations
     of_the_first = Counter(e.query for e in episodes if packed.samples[e.query].crop_of == "p0")
-    assert len(of_the_first) == 8 and all(70 < n < 180 for n in of_the_first.values())    # of 125
+    assert len(of_the_first) == 8 and all(70 < n < 180 for n in of_the_first.values())  # of 125
 
 
 def test_crops_are_counted_by_their_photographs():
@@ -151,20 +174,23 @@ def test_crops_are_counted_by_their_photographs():
     with pytest.raises(ShardError, match=r"need 3 images a class .* mug:rim has 2 of its 2 images"):
         EpisodeSource(packed, (1,), Policy(draw="class_image", min_area=0), 2, seed=0)
     source = EpisodeSource(packed, (1, 2), Policy(draw="round_robin", min_area=0), 1, seed=0)
-    assert len(source) == 5    # photographs with class 1, and with class 2
+    assert len(source) == 5  # photographs with class 1, and with class 2
 
 
 # Protocols
 
 
-@pytest.mark.parametrize("scheme, draw, episodes, passes, repeat, ignore", [
-    ("lvis", "round_robin", 2300, None, True, False),
-    ("paco", "class_image", 2500, None, True, False),
-    ("pascal_part", "round_robin", 2500, 1, False, False),
-    ("deepglobe", "round_robin", 600, None, True, False),
-    ("isic", "round_robin", 600, None, True, False),
-    ("isaid", "every_pair", 5000, 1, True, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme, draw, episodes, passes, repeat, ignore",
+    [
+        ("lvis", "round_robin", 2300, None, True, False),
+        ("paco", "class_image", 2500, None, True, False),
+        ("pascal_part", "round_robin", 2500, 1, False, False),
+        ("deepglobe", "round_robin", 600, None, True, False),
+        ("isic", "round_robin", 600, None, True, False),
+        ("isaid", "every_pair", 5000, 1, True, True),
+    ],
+)
 def test_published_figures_of_gfsam(scheme, draw, episodes, passes, repeat, ignore):
     protocol = protocol_of("gfsam", scheme)
     assert (protocol.draw, protocol.episodes, protocol.passes) == (draw, episodes, passes)

@@ -20,7 +20,7 @@ def coloured(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     """A mask of a few blobs, and an image that is red where the mask is 1 and green elsewhere."""
     noise = photo(seed, height, width)[..., 0]
     mask = (noise > 150).astype(np.uint8)
-    mask[: height // 3] = 0    # so that up and down, left and right differ
+    mask[: height // 3] = 0  # so that up and down, left and right differ
     mask[:, : width // 4] = 0
     return np.where(mask[..., None] == 1, np.uint8([220, 0, 0]), np.uint8([0, 220, 0])), mask
 
@@ -57,14 +57,14 @@ def test_against_the_published_steps(height, width, scale, blur, degrees):
             scale=(scale, scale), rotate=float(degrees > 0), degrees=degrees, blur=blur, flip=0.5, keep=0
         )
         ours, labels = augment(image, mask, size, np.random.default_rng(seed), config)
-        rng = np.random.default_rng(seed)    # the same draws in the same order
+        rng = np.random.default_rng(seed)  # the same draws in the same order
         rng.uniform(), rng.random()
         angle = rng.uniform(-degrees, degrees) if degrees else 0.0
         _, flip = rng.random(), rng.random() < 0.5
         room = [max(round(side * scale) - size, 0) + 1 for side in (height, width)]
         crop = (rng.random((DRAWS, 2))[0] * room).astype(int)
         theirs, expected = published(image, mask, size, scale, angle, blur, flip, crop)
-        inside = expected != 255    # what turning moves out of the frame is seen by ours where there is room
+        inside = expected != 255  # what turning moves out of the frame is seen by ours where there is room
         # The published nearest neighbour is up to half a pixel off its own image; ours is not.
         assert (labels != expected)[inside].mean() < 0.06
         assert np.abs(ours.transpose(1, 2, 0) - theirs)[inside].mean() < 2
@@ -82,7 +82,7 @@ def test_image_and_mask_stay_together():
         assert (red[labels == 1]).mean() > 0.97 and (~red[labels == 0]).mean() > 0.97
         outside = labels == 255
         if outside.any():
-            inner = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) == 1    # not the blend at the edge
+            inner = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) == 1  # not the blend at the edge
             assert (crop[:, inner].T == MEAN_COLOUR).all()
         seen.append(labels)
         flips.add(bool((labels[:, :64] == 1).sum() > (labels[:, 65:] == 1).sum()))
@@ -93,19 +93,20 @@ def test_image_and_mask_stay_together():
 def test_no_change_is_no_change():
     image, mask = coloured(40, 60)
     crop, labels = augment(image, mask, 57, np.random.default_rng(0), STILL)
-    rows = slice(8, 48)    # 17 rows of padding, 8 of them above
+    rows = slice(8, 48)  # 17 rows of padding, 8 of them above
     assert (np.delete(labels, rows, axis=0) == 255).all()
     assert any(
         np.array_equal(crop[:, rows], image[:, x : x + 57].transpose(2, 0, 1))
-        and np.array_equal(labels[rows], mask[:, x : x + 57]) for x in range(4)
-    )    # fmt: skip
+        and np.array_equal(labels[rows], mask[:, x : x + 57])
+        for x in range(4)
+    )
 
 
 def test_fitted_images_are_seen_whole():
     """As the evaluation sees them, but for where they lie."""
     image, mask = photo(1, 150, 200), coloured(150, 200)[1]
     crop, labels = augment(image, mask, 65, np.random.default_rng(0), replace(STILL, fit=True))
-    fitted, frame = fit_image(image, 65, "exact")    # 49 rows
+    fitted, frame = fit_image(image, 65, "exact")  # 49 rows
     rows = slice(8, 57)
     expected = fitted[:, :49].numpy() * STD[:, None, None] + MEAN[:, None, None]
     np.testing.assert_allclose(crop[:, rows], expected, atol=0.01)
@@ -148,7 +149,7 @@ def test_most_of_the_object_is_kept():
         (augment(image, mask, 161, np.random.default_rng(seed), AugmentConfig(scale=(1, 1), rotate=0))[1] == 1).sum()
         for seed in range(200)
     ]
-    assert min(kept) >= 0.85 * mask.sum()    # which every third crop does
+    assert min(kept) >= 0.85 * mask.sum()  # which every third crop does
 
 
 @pytest.mark.parametrize("height, width, row, column", [(40, 50, 39, 0), (48, 64, 20, 30), (900, 700, 3, 690)])
@@ -173,9 +174,16 @@ def test_what_no_draw_shows_enough_of():
     assert choose_crop(np.zeros((100, 100), bool), 10, corners, 0.85) == (0, 0)
 
 
-@pytest.mark.parametrize("key, value", [
-    ("scale", (1.1, 0.9)), ("scale", (0, 1)), ("degrees", 200), ("blur", 1.5), ("keep", -0.1),
-])    # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("scale", (1.1, 0.9)),
+        ("scale", (0, 1)),
+        ("degrees", 200),
+        ("blur", 1.5),
+        ("keep", -0.1),
+    ],
+)
 def test_values_out_of_range(key, value):
     with pytest.raises(ConfigError, match=rf"^augment.{key} is .*: give "):
         AugmentConfig(**{key: value})

@@ -95,7 +95,7 @@ def feed(shards: ShardSet, images: list[int], augment: AugmentConfig = STILL, si
 
 
 def test_an_epoch_has_every_training_image_once_and_no_other(coloured):
-    images = [0, 1, 5, 6, 12, 17, 19]    # of two shards
+    images = [0, 1, 5, 6, 12, 17, 19]  # of two shards
     source = feed(coloured, images)
     seen = [key for start in range(0, 14, 2) for key in source.batch(start, start + 2).keys]
     wanted = sorted(coloured.keys[index] for index in images)

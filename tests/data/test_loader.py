@@ -21,7 +21,7 @@ from shards.read import LostShardError, ShardSet
 from tests.data.packed import write_set
 from tests.places import shared
 
-COUNTS = [9, 2, 14, 1, 6]    # 32 samples
+COUNTS = [9, 2, 14, 1, 6]  # 32 samples
 SPEC = ViewSpec(size=16, local="patch", patch_size=8)
 
 
@@ -38,8 +38,10 @@ def batches(shards, steps, *, spec=SPEC, batch=8, workers=0, accumulate=1, windo
 
 def joined(batches: list[ViewBatch]) -> dict:
     """All samples of some batches, in their order."""
-    tensors = {name: torch.cat([getattr(b, name) for b in batches])
-               for name in ("image", "query", "key", "patch_query", "patch_key")}
+    tensors = {
+        name: torch.cat([getattr(b, name) for b in batches])
+        for name in ("image", "query", "key", "patch_query", "patch_key")
+    }
     return tensors | {"keys": [key for b in batches for key in b.keys]}
 
 
@@ -50,7 +52,7 @@ def assert_same(a: dict, b: dict) -> None:
 
 
 def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch(shards):
-    steps = 8    # two epochs of four steps
+    steps = 8  # two epochs of four steps
     ranks = [batches(shards, steps, workers=2, rank=rank, world=2) for rank in range(2)]
     assert [len(b) for rank in ranks for b in rank] == [4] * 2 * steps
     order = [key for step in zip(*ranks, strict=True) for batch in step for key in batch.keys]
@@ -81,8 +83,8 @@ def test_start_equals_skipping(shards, start):
 
 
 def test_an_epoch_that_does_not_divide_rolls_over(shards):
-    order = [key for b in batches(shards, 32, batch=5) for key in b.keys]    # 160 samples: five epochs
-    assert all(sorted(order[i:i + 32]) == sorted(shards.keys) for i in range(0, 160, 32))
+    order = [key for b in batches(shards, 32, batch=5) for key in b.keys]  # 160 samples: five epochs
+    assert all(sorted(order[i : i + 32]) == sorted(shards.keys) for i in range(0, 160, 32))
 
 
 def test_the_backend_changes_pixels_only_a_little(shards):
@@ -143,9 +145,10 @@ def test_broken_samples_are_replaced_and_named(tmp_path):
     assert {text.split(":")[0] for text in replaced} == {"s0003", "s0010", "s0020", "s0030"}
     assert "s0003: image cannot be decoded" in replaced[0] and "s0020: has no slic superpixels" in " ".join(replaced)
     assert [len(b) for b in epoch] == [8] * 4 and not {"s0003", "s0010", "s0020", "s0030"} & {
-        key for b in epoch for key in b.keys}
+        key for b in epoch for key in b.keys
+    }
     assert all(shards.find(key) == index for b in epoch for key, index in zip(b.keys, b.image.tolist(), strict=True))
-    ranks = [batches(shards, 4, workers=2, rank=r, world=2) for r in range(2)]    # the same stand-ins everywhere
+    ranks = [batches(shards, 4, workers=2, rank=r, world=2) for r in range(2)]  # the same stand-ins everywhere
     assert_same(joined(epoch), joined([b for step in zip(*ranks, strict=True) for b in step]))
 
 
@@ -156,7 +159,7 @@ def test_a_set_without_a_readable_sample(tmp_path, workers):
     with pytest.raises(ShardError, match=rf"^{ATTEMPTS} samples in a row cannot be read, .*python -m shards.check"):
         batches(shards, 1, batch=2, workers=workers)
     gc.collect()
-    assert time.monotonic() - before < 9    # the worker leaves when told; one that hangs is waited for for ten seconds
+    assert time.monotonic() - before < 9  # the worker leaves when told; one that hangs is waited for for ten seconds
 
 
 def test_a_shard_that_vanishes_is_not_a_bad_sample(tmp_path):
@@ -175,14 +178,16 @@ def test_bad_samples_are_named_once():
     bad = BadSamples(0.5)
     assert bad.note(batch(8)) == []
     assert bad.note(batch(8, "a: broken", "b: cut")) == [
-        "replaced an unreadable sample, a: broken", "replaced an unreadable sample, b: cut"]
-    assert bad.note(batch(8, "a: broken")) == []    # the next epoch meets it again
+        "replaced an unreadable sample, a: broken",
+        "replaced an unreadable sample, b: cut",
+    ]
+    assert bad.note(batch(8, "a: broken")) == []  # the next epoch meets it again
 
 
 def test_many_bad_samples_are_counted_rather_than_named():
     bad = BadSamples(0.5)
     lines = [line for i in range(200) for line in bad.note(batch(8, f"s{i}: broken"))]
-    assert len(lines) == NAMED + 3    # at 32, 64, 128
+    assert len(lines) == NAMED + 3  # at 32, 64, 128
     assert lines[-1] == "replaced 128 unreadable samples of 1152, 128 different"
 
 
@@ -206,14 +211,14 @@ def test_workers_outlive_the_signals_meant_for_the_trainer(shards):
     next(loader)
     started = set(psutil.Process().children(recursive=True)) - before
     assert len(started) >= 2
-    group = (started | {worker.parent() for worker in started}) - {psutil.Process()}    # with the fork server
+    group = (started | {worker.parent() for worker in started}) - {psutil.Process()}  # with the fork server
     pids = [str(p.pid) for p in group]
-    for which in ("INT", "USR1", "TERM"):    # sent by another process, as a scheduler would
+    for which in ("INT", "USR1", "TERM"):  # sent by another process, as a scheduler would
         subprocess.run(["sh", "-c", f"kill -{which} $@", "-", *pids], check=True)
     keys = [b.keys for b in islice(loader, 12)]
     assert keys == [b.keys for b in batches(shards, 13)[1:]]
     assert all(p.is_running() for p in started)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()    # nothing stays blocked here
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()  # nothing stays blocked here
 
 
 TRAINER = """
@@ -239,7 +244,7 @@ def test_workers_end_with_the_trainer(shards, tmp_path, end, code):
         command = [sys.executable, str(script), str(shards.folder), end]
         assert subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, timeout=60).returncode == code
     pids = [int(pid) for pid in out.read_text().split()]
-    assert len(pids) >= 4    # resource tracker, fork server, two workers
+    assert len(pids) >= 4  # resource tracker, fork server, two workers
     deadline = time.monotonic() + 20
     while left := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
         assert time.monotonic() < deadline, f"still there: {left}"

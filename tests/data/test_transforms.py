@@ -50,9 +50,9 @@ def test_exact_fills_the_square_and_pads_with_the_mean(height, width):
     scale = 113 / max(height, width)
     assert max(h, w) == 113 and abs(h - height * scale) <= 0.5 and abs(w - width * scale) <= 0.5
     assert not fitted[:, h:].any() and not fitted[:, :, w:].any()
-    plain = torch.from_numpy(image).permute(2, 0, 1)[None].float()    # [1, 3, H, W]
+    plain = torch.from_numpy(image).permute(2, 0, 1)[None].float()  # [1, 3, H, W]
     plain = interpolate(plain, (h, w), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    assert np.abs(pixels(fitted)[:h, :w] - plain).max() < 1.5    # ours is of uint8 values
+    assert np.abs(pixels(fitted)[:h, :w] - plain).max() < 1.5  # ours is of uint8 values
 
 
 @pytest.mark.parametrize("height, width", SIZES[:-1])
@@ -87,7 +87,7 @@ def test_exact_brings_a_mask_back_at_least_as_well_as_compat(height, width):
     assert found["exact"] >= found["compat"]
     assert found["exact"] > (0.97 if min(height, width) > 9 else 0.7)
     if (height, width) == (100, 640):
-        assert found["compat"] < 0.97    # the misregistration of up to 3 % is there
+        assert found["compat"] < 0.97  # the misregistration of up to 3 % is there
 
 
 def test_an_edge_comes_back_where_it_was():
@@ -95,7 +95,7 @@ def test_an_edge_comes_back_where_it_was():
     height, width, edge = 333, 500, 211.0
     for rule in ("exact", "squash"):
         frame = Frame.fit(height, width, 97, rule)
-        x = (torch.arange(97) + 0.5) * width / frame.valid_w    # the image's column at the centre of each of ours
+        x = (torch.arange(97) + 0.5) * width / frame.valid_w  # the image's column at the centre of each of ours
         margin = (edge - x).expand(1, 1, 97, 97)
         prediction = frame.restore(torch.cat([-margin, margin], dim=1), "original")
         np.testing.assert_array_equal(prediction, np.broadcast_to(np.arange(width) + 0.5 < edge, (height, width)))
@@ -145,12 +145,15 @@ def by_hand(rows: str) -> np.ndarray:
     return np.array([[{".": 0, "1": 1, "?": 255}[c] for c in row] for row in rows.split()])
 
 
-@pytest.mark.parametrize("labels, class_id, rows", [
-    ("own", 3, "1111.... 1111.... 1111.... 1111???? ???????? ????????"),
-    ("own", 7, "........ ........ ..1111.. ??1111?? ??1111?? ??1111??"),
-    ("flat", 3, "1111.... 1111.... 11...... 11....?? ??....?? ??....??"),    # 7 was painted over it
-    ("flat", 7, "........ ........ ..1111.. ..1111?? ??1111?? ??1111??"),
-])    # fmt: skip
+@pytest.mark.parametrize(
+    "labels, class_id, rows",
+    [
+        ("own", 3, "1111.... 1111.... 1111.... 1111???? ???????? ????????"),
+        ("own", 7, "........ ........ ..1111.. ??1111?? ??1111?? ??1111??"),
+        ("flat", 3, "1111.... 1111.... 11...... 11....?? ??....?? ??....??"),  # 7 was painted over it
+        ("flat", 7, "........ ........ ..1111.. ..1111?? ??1111?? ??1111??"),
+    ],
+)
 def test_masks_of_overlapping_classes(labels, class_id, rows):
     np.testing.assert_array_equal(class_mask(members(), class_id, labels), by_hand(rows))
 
@@ -165,20 +168,32 @@ def test_a_stored_label_map_holds_over_the_paint_order():
 
 def test_class_255_is_not_the_ignored_pixels():
     sample = members(paint=(3, 255), ignore=False, masks={3: MASKS[3], 255: MASKS[7]})
-    np.testing.assert_array_equal(class_mask(sample, 3, "flat") == 1, class_mask(sample, 3, "own").astype(bool)
-                                  & ~class_mask(sample, 255, "own").astype(bool))
+    np.testing.assert_array_equal(
+        class_mask(sample, 3, "flat") == 1,
+        class_mask(sample, 3, "own").astype(bool) & ~class_mask(sample, 255, "own").astype(bool),
+    )
     assert 255 not in class_mask(sample, 3, "flat")
 
 
-@pytest.mark.parametrize("change, labels, sentence", [
-    ({"mask.3.png": None}, "own", "has no mask of class 3, which the manifest lists: pack the set again"),
-    ({"mask.7.png": None}, "flat", "has no mask of class 7, which its metadata list"),
-    ({"mask.3.png": b"junk"}, "own", "mask.3.png: is not a whole 1-channel PNG"),
-    ({"mask.3.png": encode_mask(np.ones((8, 6), bool))}, "own",
-     "mask.3.png: the mask is 6x8 pixels, the image 8x6: pack the set again"),
-    ({"ignore.png": encode_mask(np.ones((5, 8), bool))}, "flat", "ignore.png: the mask is 8x5 pixels, the image 8x6"),
-    ({"json": None}, "own", "metadata cannot be read"),
-])    # fmt: skip
+@pytest.mark.parametrize(
+    "change, labels, sentence",
+    [
+        ({"mask.3.png": None}, "own", "has no mask of class 3, which the manifest lists: pack the set again"),
+        ({"mask.7.png": None}, "flat", "has no mask of class 7, which its metadata list"),
+        ({"mask.3.png": b"junk"}, "own", "mask.3.png: is not a whole 1-channel PNG"),
+        (
+            {"mask.3.png": encode_mask(np.ones((8, 6), bool))},
+            "own",
+            "mask.3.png: the mask is 6x8 pixels, the image 8x6: pack the set again",
+        ),
+        (
+            {"ignore.png": encode_mask(np.ones((5, 8), bool))},
+            "flat",
+            "ignore.png: the mask is 8x5 pixels, the image 8x6",
+        ),
+        ({"json": None}, "own", "metadata cannot be read"),
+    ],
+)
 def test_masks_that_are_not_as_the_manifest_says(change, labels, sentence):
     broken = {name: data for name, data in (members() | change).items() if data is not None}
     with pytest.raises(ShardError) as error:

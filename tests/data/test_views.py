@@ -12,7 +12,7 @@ from shards.codec import encode_labels
 from shards.format import ShardError
 from tests.data.packed import jpeg, photo, squares
 
-H, W = 97, 130    # odd, so that the label map is rounded up
+H, W = 97, 130  # odd, so that the label map is rounded up
 
 
 def members(labels=None) -> dict[str, bytes]:
@@ -35,13 +35,13 @@ def test_rows_have_what_the_spec_asks_for(local, backend):
 
 def test_views_depend_on_seed_epoch_and_sample_only():
     spec = ViewSpec(size=32)
-    where = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]    # seed, epoch, index
+    where = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]  # seed, epoch, index
     rows = [ViewMaker(spec, "cv2", seed)(members(), epoch, index) for seed, epoch, index in where]
     views = [row[name].tobytes() for row in rows for name in ("query", "key")]
     assert len(set(views)) == 8
     for (seed, epoch, index), row in zip(where, rows, strict=True):
         local = ViewMaker(ViewSpec(size=32, local="patch"), "cv2", seed)(members(), epoch, index)
-        np.testing.assert_array_equal(local["query"], row["query"])    # asking for patches leaves the views alone
+        np.testing.assert_array_equal(local["query"], row["query"])  # asking for patches leaves the views alone
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_patches_are_squares_around_superpixels(labels):
         drawn.add(box)
         assert box.height == box.width and 0 <= box.top <= H - box.height and 0 <= box.left <= W - box.width
     wanted = set()
-    for i in ids:    # by hand: bounding box at full resolution, longer side, 15 % on every side, moved inside
+    for i in ids:  # by hand: bounding box at full resolution, longer side, 15 % on every side, moved inside
         rows, columns = (2 * x for x in np.nonzero(labels == i))
         height, width = rows.max() + 2 - rows.min(), columns.max() + 2 - columns.min()
         side = min(round(max(height, width) * 1.3), H)
@@ -84,10 +84,10 @@ def test_patch_views_show_the_patch():
     """Every pixel of both patch views comes from the square: outside of it, the image is bright green."""
     image = np.full((H, W, 3), (0, 255, 0), np.uint8)
     labels = np.zeros((49, 65), np.uint8)
-    labels[20:30, 30:38] = 1    # a superpixel amid another
+    labels[20:30, 30:38] = 1  # a superpixel amid another
     patch = next(p for s in range(50) if (p := draw_patch(np.random.default_rng(s), labels, (H, W))).height < 60)
     assert patch == Box(37, 55, 26, 26)
-    image[patch.top:patch.top + 26, patch.left:patch.left + 26] = (255, 0, 0)
+    image[patch.top : patch.top + 26, patch.left : patch.left + 26] = (255, 0, 0)
     for seed in range(20):
         how = draw(np.random.default_rng(seed), 26, 26, (0.5, 1)).inside(patch)
         view = Fast.apply(image, Augmentation(box=how.box), 32)
@@ -112,7 +112,7 @@ def two_views(seed: int) -> tuple[Augmentation, Augmentation]:
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-@pytest.mark.parametrize("size, stride", [(64, 4), (62, 4)])    # fine cells: no two regions look the same
+@pytest.mark.parametrize("size, stride", [(64, 4), (62, 4)])  # fine cells: no two regions look the same
 def test_regions_against_loops(seed, size, stride):
     labels = squares(H, W, 9 - seed)
     views = two_views(seed)
@@ -121,12 +121,16 @@ def test_regions_against_loops(seed, size, stride):
     least = 256 * size**2 // 224**2
     valid = [i for i in counts[0] if min(c[i].sum() for c in counts) >= least]
     assert len(valid) > 1
-    wanted = {(counts[0][i] / counts[0][i].sum()).astype(np.float32).tobytes():
-              (counts[1][i] / counts[1][i].sum()).astype(np.float32) for i in valid}
+    wanted = {
+        (counts[0][i] / counts[0][i].sum()).astype(np.float32).tobytes(): (counts[1][i] / counts[1][i].sum()).astype(
+            np.float32
+        )
+        for i in valid
+    }
     found = draw_regions(np.random.default_rng(seed), labels, views, spec)
     chosen = [query.tobytes() for query in found["region_query"]]
     for query, key in zip(chosen, found["region_key"], strict=True):
-        np.testing.assert_array_equal(key, wanted[query])    # a known region, and the same one in the other view
+        np.testing.assert_array_equal(key, wanted[query])  # a known region, and the same one in the other view
     assert len(set(chosen)) == min(6, len(wanted))
     weights = [1 / chosen.count(query) for query in chosen]
     np.testing.assert_allclose(found["region_weight"], weights)
@@ -157,21 +161,25 @@ def grid_by_hand(view: Augmentation, span: Box, size: int, stride: int) -> list[
 @pytest.mark.parametrize(
     "boxes, spans",
     [
-        ([Box(0, 0, 60, 80), Box(20, 30, 60, 80)], [Box(20, 30, 40, 50)] * 2),    # overlapping
-        ([Box(0, 0, 40, 50), Box(50, 60, 40, 60)], [Box(0, 0, 40, 50), Box(50, 60, 40, 60)]),    # apart
-        ([Box(0, 0, 60, 80), Box(58, 78, 36, 40)], [Box(0, 0, 60, 80), Box(58, 78, 36, 40)]),    # a corner in common
+        ([Box(0, 0, 60, 80), Box(20, 30, 60, 80)], [Box(20, 30, 40, 50)] * 2),  # overlapping
+        ([Box(0, 0, 40, 50), Box(50, 60, 40, 60)], [Box(0, 0, 40, 50), Box(50, 60, 40, 60)]),  # apart
+        ([Box(0, 0, 60, 80), Box(58, 78, 36, 40)], [Box(0, 0, 60, 80), Box(58, 78, 36, 40)]),  # a corner in common
     ],
 )
 def test_a_grid_stands_in_for_regions_too_small(boxes, spans):
-    labels = np.arange(49 * 65, dtype=np.uint16).reshape(49, 65)    # every id is one pixel
+    labels = np.arange(49 * 65, dtype=np.uint16).reshape(49, 65)  # every id is one pixel
     views = Augmentation(box=boxes[0]), Augmentation(box=boxes[1], flip=True)
     spec = ViewSpec(size=128, local="region", regions=16, stride=32)
     found = draw_regions(np.random.default_rng(0), labels, views, spec)
     counts = [grid_by_hand(view, span, 128, 32) for view, span in zip(views, spans, strict=True)]
     least = 256 * 128**2 // 224**2
-    wanted = {(counts[0][i] / counts[0][i].sum()).astype(np.float32).tobytes():
-              (counts[1][i] / counts[1][i].sum()).astype(np.float32)
-              for i in range(16) if min(c[i].sum() for c in counts) >= least}
+    wanted = {
+        (counts[0][i] / counts[0][i].sum()).astype(np.float32).tobytes(): (counts[1][i] / counts[1][i].sum()).astype(
+            np.float32
+        )
+        for i in range(16)
+        if min(c[i].sum() for c in counts) >= least
+    }
     assert {query.tobytes() for query in found["region_query"]} == set(wanted)
     for query, key in zip(found["region_query"], found["region_key"], strict=True):
         np.testing.assert_array_equal(key, wanted[query.tobytes()])

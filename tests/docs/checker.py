@@ -33,9 +33,9 @@ from tests.docs.pages import words
 from tests.places import ROOT
 
 OURS = ("bench/", "configs/", "docs/", "fss/", "launch/", "shards/", "slurm/", "tests/")
-MADE = ("slurm/logs/", "fss/methods/projected.py", "configs/meta/projected.yaml")    # below OURS, but not shipped
-SBATCH = ("--array", "--cpus-per-task", "--nodes")    # each with a value
-ELSEWHERE = ("apt-get", "cd", "export", "git", "tail", "tensorboard", "wandb")    # others' programs
+MADE = ("slurm/logs/", "fss/methods/projected.py", "configs/meta/projected.yaml")  # below OURS, but not shipped
+SBATCH = ("--array", "--cpus-per-task", "--nodes")  # each with a value
+ELSEWHERE = ("apt-get", "cd", "export", "git", "tail", "tensorboard", "wandb")  # others' programs
 
 
 class Reached(Exception):
@@ -112,13 +112,15 @@ class Checker:
     def script(self, path: Path, options: list[str]) -> Any:
         """The job, or the parsed arguments, that a program of ours reads from its options; None after --help."""
         assert path.is_file(), f"there is no {path}"
-        options = [self.stand_in(word) if before == "--weights" else word
-                   for before, word in zip(["", *options], options, strict=False)]
+        options = [
+            self.stand_in(word) if before == "--weights" else word
+            for before, word in zip(["", *options], options, strict=False)
+        ]
         source = path.read_text()
         if path.parts[0] == "launch" and re.search(r"from fss\.config import .*\bparse\b", source):
             module = importlib.import_module(f"launch.{path.stem}")
             with self.monkeypatch.context() as patched:
-                for place in (module, fss.config):    # some launchers import it late
+                for place in (module, fss.config):  # some launchers import it late
                     patched.setattr(place, "parse", lambda *given, **how: stop(parse(*given, **how)), raising=False)
                 return reached(lambda: module.main(options))
         if "parse_args" not in source:

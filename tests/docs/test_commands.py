@@ -28,7 +28,7 @@ def checker(tmp_path, monkeypatch) -> Checker:
     return Checker(tmp_path, monkeypatch)
 
 
-FOLLOWED = "docs/own_method.md"    # whose commands test_own_method.py runs
+FOLLOWED = "docs/own_method.md"  # whose commands test_own_method.py runs
 COMMANDS = [code for page in PAGES if page.name != FOLLOWED for code in page.commands]
 INLINE = [code for page in PAGES for code in page.inline]
 PROGRAMS = re.compile(r"(accelerate launch (\S+ )*\S+\.py|python (-m \S+|[^-\s]\S*)|sbatch) \S|(make|pip install) \S")
@@ -99,8 +99,12 @@ def test_files_in_sentences_exist():
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_program():
     """`...` stands for what differs."""
-    said = "\n".join(text for room in ("fss", "shards", "launch") for path in (ROOT / room).rglob("*.py")
-                     for text in texts(ast.parse(path.read_text())))
+    said = "\n".join(
+        text
+        for room in ("fss", "shards", "launch")
+        for path in (ROOT / room).rglob("*.py")
+        for text in texts(ast.parse(path.read_text()))
+    )
     said += "\n".join(path.read_text() for path in (ROOT / "slurm").glob("*.sh"))
     quoted = [line.split("|")[1].strip() for line in Page("docs/troubleshooting.md").lines if line.startswith("| `")]
     messages = [cell[1:-1] for cell in quoted if not cell.endswith("no error")]
@@ -121,8 +125,12 @@ def texts(tree: ast.Module) -> Iterator[str]:
 
 
 def test_links_lead_somewhere():
-    gone = [f"{code}: {code.text}" for page in PAGES for code in page.links
-            if not (ROOT / code.page).parent.joinpath(code.text).exists()]
+    gone = [
+        f"{code}: {code.text}"
+        for page in PAGES
+        for code in page.links
+        if not (ROOT / code.page).parent.joinpath(code.text).exists()
+    ]
     assert not gone
 
 

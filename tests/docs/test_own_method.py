@@ -20,13 +20,23 @@ from tests.places import ROOT
 from tests.ranks import forked
 
 PAGE = Page("docs/own_method.md")
-SOON = {    # options after those of the page, for a test that is over soon
+SOON = {  # options after those of the page, for a test that is over soon
     "launch/meta_train.py": [
-        "--method.backbone_weights", "null", "--method.size", "33", "--episodes.min_area", "50", "--optim.steps", "2",
-        "--validate.every", "2", "--validate.episodes", "2",
+        "--method.backbone_weights",
+        "null",
+        "--method.size",
+        "33",
+        "--episodes.min_area",
+        "50",
+        "--optim.steps",
+        "2",
+        "--validate.every",
+        "2",
+        "--validate.episodes",
+        "2",
     ],
     "launch/evaluate.py": ["--eval.episodes", "6", "--eval.seeds", "[0]", "--eval.min_area", "50"],
-}    # fmt: skip
+}
 
 
 @pytest.fixture
@@ -63,7 +73,7 @@ def inside(checkout) -> Iterator[ProcessPoolExecutor]:
 def enter(checkout: Path) -> None:
     os.chdir(checkout)
     sys.path.insert(0, str(checkout))
-    importlib.import_module("fss.engine.fit")    # once for all ranks
+    importlib.import_module("fss.engine.fit")  # once for all ranks
 
 
 def make_data(folder: Path) -> None:
@@ -88,7 +98,7 @@ def test_a_method_written_by_the_page(checkout, inside):
         ranks = int(options[options.index("--run.world") + 1]) if "--run.world" in options else 1
         if launcher in SOON:
             options += [*SOON[launcher], "--data.shards", "shards_of_test", "--data.workers", "0", "--log.wandb", "off"]
-        options = [word for word in options if word != "runs/demo/evaluation"]    # no demo was run here
+        options = [word for word in options if word != "runs/demo/evaluation"]  # no demo was run here
         inside.submit(forked, ranks, launched, (launcher, options), 240).result()
 
     [header] = (json.loads(line) for line in (checkout / "runs/projected_evaluation/environment.jsonl").open())

@@ -23,7 +23,7 @@ class Colour(Method):
     def __init__(self, config: ColourConfig | None = None) -> None:
         self.config = config or ColourConfig()
         self.trained = nn.Module()
-        self.replica = nn.Sequential(nn.Dropout(0.5))    # would make every score another, left in training mode
+        self.replica = nn.Sequential(nn.Dropout(0.5))  # would make every score another, left in training mode
         self.replica.register_buffer("weight", torch.tensor([1.0, 0.7, 0.4]).view(1, 3, 1, 1))
         self.encoded: list[Tensor] = []
 
@@ -51,8 +51,8 @@ class Colour(Method):
             (query["colour"] - torch.stack([s[name] for s in supports]).mean(0)).square().sum(1)
             for name in ("other", "class")
         ]
-        return -torch.stack(distances, dim=1)    # [1, 2, S, S]
+        return -torch.stack(distances, dim=1)  # [1, 2, S, S]
 
 
 def _mean(colour: Tensor, where: Tensor) -> Tensor:
-    return (colour * where[:, None]).sum((2, 3), keepdim=True) / where.sum().clamp(min=1)    # [1, 3, 1, 1]
+    return (colour * where[:, None]).sum((2, 3), keepdim=True) / where.sum().clamp(min=1)  # [1, 3, 1, 1]

@@ -7,7 +7,7 @@ from PIL import Image
 
 RED, GREEN, BLUE = (255, 20, 0), (0, 230, 30), (10, 0, 200)
 HEIGHT, WIDTH = 48, 64
-LEFT, RIGHT = np.s_[0:32, 0:16], np.s_[16:48, 32:48]    # where objects lie: whole patches of the tiny GF-SAM
+LEFT, RIGHT = np.s_[0:32, 0:16], np.s_[16:48, 32:48]  # where objects lie: whole patches of the tiny GF-SAM
 
 
 def scene(*objects: tuple[tuple[slice, slice], tuple[int, int, int]], ground=BLUE) -> np.ndarray:

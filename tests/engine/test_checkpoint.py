@@ -34,7 +34,7 @@ def test_what_was_saved_comes_back(tmp_path, world):
     saved = make_state(3)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), world)
     checkpoints.save(saved, 3)
-    expected = torch.rand(5)    # the generator goes on from where it was saved
+    expected = torch.rand(5)  # the generator goes on from where it was saved
     torch.rand(100)
     found = make_state(0)
     assert not equal(saved, found)

@@ -19,7 +19,7 @@ def collectives() -> dict:
     peers.mean_(floats)
     first = [torch.tensor([rank + 1, 7])]
     peers.broadcast_(first)
-    rows = torch.arange(3, dtype=torch.uint8)[:, None] + 10 * rank    # row r of each rank goes to rank r
+    rows = torch.arange(3, dtype=torch.uint8)[:, None] + 10 * rank  # row r of each rank goes to rank r
     out = {
         "gather": peers.gather(torch.tensor([[rank, rank]])).tolist(),
         "exchange": peers.exchange(rows, [1, 1, 1], [1, 1, 1]).flatten().tolist(),
@@ -82,7 +82,7 @@ def alone_in_a_launch() -> str:
     """A process that was told of two ranks but cannot see the other: what accelerate makes on CPU of a GPU config."""
     import accelerate
 
-    accelerate.Accelerator(cpu=True)    # the launcher's own state, set before the promise is looked at
+    accelerate.Accelerator(cpu=True)  # the launcher's own state, set before the promise is looked at
     import os
 
     os.environ["WORLD_SIZE"] = "5"
@@ -98,7 +98,7 @@ def test_a_launcher_that_reaches_into_the_weights_is_refused(monkeypatch):
     with pytest.raises(RunError, match="asks to compile with dynamo's inductor: leave it out"):
         joined(1)
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
-    monkeypatch.setattr(launcher, "PLAIN", {"MULTI_GPU"})    # FSDP cannot be had without a GPU
+    monkeypatch.setattr(launcher, "PLAIN", {"MULTI_GPU"})  # FSDP cannot be had without a GPU
     with pytest.raises(RunError, match="asks for NO: only plain data parallelism"):
         joined(1)
 

@@ -159,7 +159,7 @@ def test_asked_to_stop_it_goes_on_where_it_stopped(packed, tmp_path, monkeypatch
     monkeypatch.setattr(Colour, "encode", shipped)
     found = finished(cut)
     assert {k: found[k] for k in ("miou", "seeds", "classes")} == {k: whole[k] for k in ("miou", "seeds", "classes")}
-    assert found["encoder_passes"] >= whole["encoder_passes"]    # what was known at the stop was computed again
+    assert found["encoder_passes"] >= whole["encoder_passes"]  # what was known at the stop was computed again
 
 
 def test_a_method_that_learns_needs_weights(packed, tmp_path, monkeypatch):

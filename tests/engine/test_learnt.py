@@ -45,9 +45,9 @@ def test_other_classes_are_named(learnt, said):
         ({}, None),
         ({2: "green", 4: "yellow"}, None),
         ({1: "red", 2: "green"}, "red (1)"),
-        ({71: "red", 72: "violet"}, "red (1)"),    # of another set
-        ({1: "violet", 2: "brown"}, None),    # of another set that numbers its classes otherwise
-        ({1: "crimson", 2: "green"}, "red (1)"),    # of the same set under another name
+        ({71: "red", 72: "violet"}, "red (1)"),  # of another set
+        ({1: "violet", 2: "brown"}, None),  # of another set that numbers its classes otherwise
+        ({1: "crimson", 2: "green"}, "red (1)"),  # of the same set under another name
     ],
 )
 def test_a_novel_class_that_was_learned_is_refused(learnt, known):
@@ -70,10 +70,13 @@ class Taught(Colour):
 def test_every_measurement_of_novel_classes_asks(command, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "colour", Taught)
     job = SimpleNamespace(
-        run=PlaceConfig(dir=str(tmp_path / "run"), device="cpu", threads=1), out=str(tmp_path / "out"),
+        run=PlaceConfig(dir=str(tmp_path / "run"), device="cpu", threads=1),
+        out=str(tmp_path / "out"),
         data=DataConfig(shards=str(rectangles(tmp_path / "set", [2, 2, 3, 4]).folder)),
-        episodes=FoldConfig(scheme="list", novel=["green"]), eval=EvalConfig(min_area=1), method=ColourConfig(),
+        episodes=FoldConfig(scheme="list", novel=["green"]),
+        eval=EvalConfig(min_area=1),
+        method=ColourConfig(),
         weights=None,
-    )    # fmt: skip
+    )
     with pytest.raises(ConfigError, match=r"learned green \(2\), novel in fold 0"):
         command(job)

@@ -18,9 +18,10 @@ from fss.nn.weights import save_export
 from tests.wandb_file import artifacts, config, history, kinds
 
 ABOUT = About(
-    kind="meta", levels={"loss": 0.5},
+    kind="meta",
+    levels={"loss": 0.5},
     config={"run": {"seed": 0}, "method": {"name": "toy"}, "episodes": {"scheme": "coco", "fold": 2, "shots": 5}},
-)    # fmt: skip
+)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_a_start_that_left_no_checkpoint_is_another_run(run):
 
 def test_pictures_and_tables_reach_tensorboard(run):
     picture = np.zeros((20, 30, 3), np.uint8)
-    picture[..., 2] = 255    # red, as OpenCV writes it
+    picture[..., 2] = 255  # red, as OpenCV writes it
     cv2.imwrite(str(run.folder / "sheet.png"), picture)
     log = started(run, wandb="off", tensorboard=True)
     log.picture(4, "sheet", run.folder / "sheet.png")

@@ -28,9 +28,14 @@ class NoBadSamples:
 
 
 def train(
-    folder: str, steps: int, *, stop_at: int | None = None, poison: tuple | None = None, accumulate: int = 1,
+    folder: str,
+    steps: int,
+    *,
+    stop_at: int | None = None,
+    poison: tuple | None = None,
+    accumulate: int = 1,
     overflow: bool = False,
-):    # fmt: skip
+):
     """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step.
 
     poison: step and rank whose data are not numbers. overflow: whether gradients are too large for float32.
@@ -50,10 +55,19 @@ def train(
     checkpoints = Checkpoints(run.checkpoints, CheckpointConfig(every=100), world)
     log = Log(run, LogConfig(every=1, wandb="off"), active=world.is_main, about=ABOUT, total=steps, unit="images")
     trainer = Trainer(
-        method=method, optimizer=optimizer, world=world, state=state, schedule=schedule, checkpoints=checkpoints,
-        log=log, bad_samples=NoBadSamples(), evidence=run.folder / "nonfinite", log_every=1, save_every=100,
+        method=method,
+        optimizer=optimizer,
+        world=world,
+        state=state,
+        schedule=schedule,
+        checkpoints=checkpoints,
+        log=log,
+        bad_samples=NoBadSamples(),
+        evidence=run.folder / "nonfinite",
+        log_every=1,
+        save_every=100,
         check_every=1,
-    )    # fmt: skip
+    )
     start, _ = checkpoints.resume(state)
     world.on_main(lambda: run.rewind(start))
     data = batches(start, world.rank, world.size, accumulate)

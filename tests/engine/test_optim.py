@@ -24,7 +24,7 @@ def test_poly_falls_at_every_step_to_nothing():
     s = Schedule(config=meta_optim(steps=10), images=7, batch=4)
     assert [s.lr(t) for t in range(10)] == pytest.approx([0.025 * (1 - t / 10) ** 0.9 for t in range(10)])
     assert s.lr(10) == 0
-    once = Schedule(config=OptimConfig(steps=10, schedule="poly", power=2), images=20, batch=4)    # 5 steps an epoch
+    once = Schedule(config=OptimConfig(steps=10, schedule="poly", power=2), images=20, batch=4)  # 5 steps an epoch
     base = 0.03 * 4 / 256
     assert [once.lr(t) for t in (0, 4, 5, 9)] == pytest.approx([base, base, base / 4, base / 4])
 

@@ -22,11 +22,16 @@ def index(mask: np.ndarray) -> Image.Image:
 @pytest.mark.parametrize(
     "picture",
     [
-        marked(LEFT), marked(LEFT, 1), index(marked(LEFT, 3)), marked(LEFT, 200).astype(np.uint16),
-        np.dstack([marked(LEFT), marked(()) * 0, marked(()) * 0]), rgba(marked(LEFT)), marked(LEFT) > 0,
+        marked(LEFT),
+        marked(LEFT, 1),
+        index(marked(LEFT, 3)),
+        marked(LEFT, 200).astype(np.uint16),
+        np.dstack([marked(LEFT), marked(()) * 0, marked(()) * 0]),
+        rgba(marked(LEFT)),
+        marked(LEFT) > 0,
     ],
     ids=["0/255", "0/1", "index", "16 bits", "colour", "alpha", "1 bit"],
-)    # fmt: skip
+)
 def test_masks_of_every_kind(picture, tmp_path):
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image.save(tmp_path / "mask.png")

@@ -28,7 +28,7 @@ def test_several_supports_and_several_classes():
     assert both.classes == ("red", "green") and both.labels.dtype == np.uint8
     assert alike(both.mask("red"), marked(RIGHT) > 0) and alike(both.mask("green"), marked(LEFT) > 0)
     assert np.array_equal(both.image, query)
-    strange = scene((LEFT, GREEN)), marked(LEFT)    # a shot of another colour moves the mean of the shots
+    strange = scene((LEFT, GREEN)), marked(LEFT)  # a shot of another colour moves the mean of the shots
     assert not np.array_equal(segmenter.predict(query, [*one, strange]).labels, alone.labels)
 
 
@@ -47,7 +47,7 @@ def test_how_sure_it_is(monkeypatch):
 
 def test_a_turned_photograph_goes_with_a_mask_of_what_people_see(tmp_path):
     image, exif = scene((LEFT, RED)), Image.Exif()
-    exif[0x0112] = 6    # to be turned by a quarter
+    exif[0x0112] = 6  # to be turned by a quarter
     turned = saved(tmp_path / "turned.png", np.rot90(image), exif=exif)
     assert np.array_equal(read_photograph(turned), image)
     segmenter = Segmenter(Colour(), device="cpu")

@@ -38,7 +38,7 @@ def left_alone() -> str:
         with joined() as world:
             world.agree(False)
             if world.rank == 1:
-                torch.distributed.destroy_process_group()    # its sockets close, as the kernel does for the dead
+                torch.distributed.destroy_process_group()  # its sockets close, as the kernel does for the dead
                 return "gone"
             world.agree(False)
     except RunError as error:

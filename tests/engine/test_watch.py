@@ -40,7 +40,7 @@ class Job:
                 if rank not in silent:
                     roll.write()
             for rank, roll in enumerate(self.rolls):
-                if rank not in silent:    # a link that is cut carries nothing in either direction
+                if rank not in silent:  # a link that is cut carries nothing in either direction
                     roll.read()
             verdicts = [watch.verdict(self.now) for watch in self.watches]
         return verdicts
@@ -83,7 +83,7 @@ def test_a_link_that_is_cut_inside_a_collective_is_blamed_on_no_rank_that_waits(
     job.passes(1)
     for roll in job.rolls:
         roll.meet()
-    job.passes(10)    # the last word of each comes after its last step
+    job.passes(10)  # the last word of each comes after its last step
     verdicts = [job.passes(1, silent=(1,)) for _ in range(int(LIMIT) + 1)]
     first, second = zip(*verdicts, strict=True)
     assert [text for text in (*first[:-2], *second[:-2]) if text] == []
@@ -147,7 +147,7 @@ def hanging(how: str) -> tuple[str, list[str]]:
     world.agree(False)
     if world.rank == 1:
         world.alive("waiting for the data of step 2")
-        if how == "stops":    # what SIGSTOP or a cut link does: the process says nothing any more
+        if how == "stops":  # what SIGSTOP or a cut link does: the process says nothing any more
             world._watch.close()
             time.sleep(2 * SECONDS)
             return "", []

@@ -29,7 +29,7 @@ class Toy(Method):
         return None
 
     def loss(self, batch: ToyBatch, peers: Peers, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        noise = torch.randn(batch.x.shape) * 0.1    # draws from the rank's own generator, as dropout would
+        noise = torch.randn(batch.x.shape) * 0.1  # draws from the rank's own generator, as dropout would
         loss = (self.trained(batch.x + noise) - batch.x.flip(-1)).square().mean()
         return loss, {"toy/loss": loss.detach()}
 

@@ -21,8 +21,8 @@ from tests.places import ROOT
 from tests.ranks import on_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-LIMIT = 60    # seconds: on a busy machine a step takes some of them
-PORT = 29500    # of a namespace of its own
+LIMIT = 60  # seconds: on a busy machine a step takes some of them
+PORT = 29500  # of a namespace of its own
 WORDS = [*LONG, "--data.workers", "0", "--run.world", "2"]
 
 
@@ -54,10 +54,14 @@ class Nodes:
         return [
             subprocess.Popen(
                 ["ip", "netns", "exec", name, *launch, "--machine_rank", str(number), str(LAUNCHER), *words],
-                cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
             for number, name in enumerate(self.names)
-        ]    # fmt: skip
+        ]
 
     def remove(self) -> None:
         for name in self.names:

@@ -18,7 +18,7 @@ from tests.launch.test_evaluate_command import EPISODES, SLOWLY, recorded
 from tests.launch.test_resume import LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-LIMIT = 60    # seconds: on a busy machine a step takes some of them
+LIMIT = 60  # seconds: on a busy machine a step takes some of them
 QUICK = ["--run.timeout_minutes", str(LIMIT / 60)]
 NODE = os.uname().nodename
 
@@ -36,14 +36,14 @@ def test_stalled_data_are_told_from_a_hanging_rank(tmp_path, packed):
         assert started.running, started.wait()[1]
         time.sleep(0.01)
     stopped = workers(started.ranks[1])
-    for worker in stopped:    # as a read from a file system that does not answer would stop it
+    for worker in stopped:  # as a read from a file system that does not answer would stop it
         worker.suspend()
     try:
         end = time.monotonic() + 10 * LIMIT
         while started.running:
             assert time.monotonic() < end
             time.sleep(0.1)
-    finally:    # or they would outlive the job, and hold its output open
+    finally:  # or they would outlive the job, and hold its output open
         for worker in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.resume()

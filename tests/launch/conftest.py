@@ -23,10 +23,28 @@ from tests.places import ROOT
 LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
 PLACE = ["--run.device", "cpu", "--run.threads", "1", "--log.wandb", "off"]
 SMALL = [
-    *PLACE, "--data.batch", "6", "--data.workers", "1", "--data.window", "1", "--method.view_size", "32",
-    "--method.patch_size", "32", "--method.queue", "40", "--method.local_queue", "40", "--run.check_every", "2",
-    "--log.every", "1", "--probe.size", "32",
-]    # fmt: skip
+    *PLACE,
+    "--data.batch",
+    "6",
+    "--data.workers",
+    "1",
+    "--data.window",
+    "1",
+    "--method.view_size",
+    "32",
+    "--method.patch_size",
+    "32",
+    "--method.queue",
+    "40",
+    "--method.local_queue",
+    "40",
+    "--run.check_every",
+    "2",
+    "--log.every",
+    "1",
+    "--probe.size",
+    "32",
+]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +65,7 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-Tolerance = tuple[float, float]    # relative, absolute
+Tolerance = tuple[float, float]  # relative, absolute
 
 
 def assert_trained_alike(one: Path, two: Path, export: str, *, logged: Tolerance, weights: Tolerance) -> None:
@@ -80,9 +98,15 @@ class Launched:
         command = [*launch, str(launcher), "--run.world", str(world), *words]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )    # fmt: skip
+            command,
+            cwd=ROOT,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            text=True,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     @property
     def running(self) -> bool:
@@ -97,7 +121,7 @@ class Launched:
     def kill(self) -> None:
         """kill -9 of the launcher and all its ranks and workers."""
         launcher = psutil.Process(self._process.pid)
-        for process in [launcher, *launcher.children(recursive=True)]:    # ranks lead process groups of their own
+        for process in [launcher, *launcher.children(recursive=True)]:  # ranks lead process groups of their own
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.communicate()

@@ -12,9 +12,20 @@ from tests.data.labelled import rectangles
 from tests.launch.conftest import PLACE, called, refusal
 
 TRAIN = [
-    *PLACE, "--data.workers", "0", "--data.batch", "4", "--method.size", "33", "--method.backbone", "resnet18",
-    "--optim.steps", "2", "--validate.split", "none",
-]    # fmt: skip
+    *PLACE,
+    "--data.workers",
+    "0",
+    "--data.batch",
+    "4",
+    "--method.size",
+    "33",
+    "--method.backbone",
+    "resnet18",
+    "--optim.steps",
+    "2",
+    "--validate.split",
+    "none",
+]
 
 
 def header(path: Path) -> dict[str, str]:
@@ -44,7 +55,7 @@ def test_a_base_learner_bam_and_the_prototype_end_in_one_table(capsys, tmp_path)
     told = header(bam / "bam.safetensors")
     assert json.loads(json.loads(told["base"])["classes"]) == {"1": "red", "3": "blue", "4": "yellow"}
 
-    (base / "base.safetensors").unlink()    # BAM's export holds the base learner
+    (base / "base.safetensors").unlink()  # BAM's export holds the base learner
     place = [*PLACE, "--data.workers", "0", *data, "--eval.episodes", "2", "--eval.min_area", "50"]
     seen = [*place, "--weights", str(bam / "bam.safetensors")]
     assert "have learned this fold's novel classes" in refusal(

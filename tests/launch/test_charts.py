@@ -17,9 +17,13 @@ from tests.wandb_file import artifacts, config, history, kinds, run, tables
 
 # What wandb calls the things that a chart is drawn from.
 DRAWN_FROM = {
-    "lines": "number", "bars": "number", "histogram": "histogram", "classes": "table-file", "table": "table-file",
+    "lines": "number",
+    "bars": "number",
+    "histogram": "histogram",
+    "classes": "table-file",
+    "table": "table-file",
     "pictures": "image-file",
-}    # fmt: skip
+}
 UNCHARTED = {"knn/images", "knn/unreadable", "fb_iou_std", "chance/top1/global", "chance/top1/local"}
 VIEWED = ["--log.wandb", "offline", "--log.tensorboard", "true", "--log.every", "1", "--data.workers", "0"]
 TINY = ["--run.device", "cpu", "--run.threads", "1", "--method.size", "33", "--method.backbone", "resnet18"]
@@ -33,22 +37,68 @@ def run_of(packed, tmp_path_factory) -> Callable[[str], Path]:
     data = ["--data.shards", str(rectangles(root / "set", [1, 2, 3, 4] * 5).folder)]
     learn = [*TINY, *data, "--episodes.scheme", "interleaved", "--data.batch", "4", "--optim.steps", "2"]
     jobs = {
-        "pretrain": (pretrain_prior.main, [], [
-            *SMALL, "--data.shards", str(packed), "--method.backbone", "resnet18", "--optim.steps", "2",
-            "--run.seed", "5",
-        ]),
-        "base": (train_base.main, [], [
-            "--config", str(CONFIGS / "base/small_cpu.yaml"), *learn, "--validate.share", "0.3",
-        ]),
-        "meta": (meta_train.main, ["pretrain"], [
-            "--config", str(CONFIGS / "meta/embedded.yaml"), *learn, "--method.dim", "8", "--episodes.min_area", "50",
-            "--validate.episodes", "3", "--method.prior_map", "on", "--method.prior_weights", str(prior),
-        ]),
-        "evaluate": (evaluate.main, ["meta"], [
-            *data, *TINY[:4], "--weights", str(weights), "--eval.episodes", "3", "--eval.seeds", "[0, 1]",
-            "--eval.min_area", "50",
-        ]),
-    }    # fmt: skip
+        "pretrain": (
+            pretrain_prior.main,
+            [],
+            [
+                *SMALL,
+                "--data.shards",
+                str(packed),
+                "--method.backbone",
+                "resnet18",
+                "--optim.steps",
+                "2",
+                "--run.seed",
+                "5",
+            ],
+        ),
+        "base": (
+            train_base.main,
+            [],
+            [
+                "--config",
+                str(CONFIGS / "base/small_cpu.yaml"),
+                *learn,
+                "--validate.share",
+                "0.3",
+            ],
+        ),
+        "meta": (
+            meta_train.main,
+            ["pretrain"],
+            [
+                "--config",
+                str(CONFIGS / "meta/embedded.yaml"),
+                *learn,
+                "--method.dim",
+                "8",
+                "--episodes.min_area",
+                "50",
+                "--validate.episodes",
+                "3",
+                "--method.prior_map",
+                "on",
+                "--method.prior_weights",
+                str(prior),
+            ],
+        ),
+        "evaluate": (
+            evaluate.main,
+            ["meta"],
+            [
+                *data,
+                *TINY[:4],
+                "--weights",
+                str(weights),
+                "--eval.episodes",
+                "3",
+                "--eval.seeds",
+                "[0, 1]",
+                "--eval.min_area",
+                "50",
+            ],
+        ),
+    }
 
     def done(job: str) -> Path:
         main, before, words = jobs[job]
@@ -74,9 +124,7 @@ def offline(folder: Path) -> Path:
 
 def wanted(job: str) -> list[tuple[str, str]]:
     """(pattern of a key, how it is drawn) of every chart of a job."""
-    return [
-        (pattern, chart.drawn) for charts in PAGES[job].values() for chart in charts for pattern in chart.patterns
-    ]
+    return [(pattern, chart.drawn) for charts in PAGES[job].values() for chart in charts for pattern in chart.patterns]
 
 
 @pytest.mark.parametrize("job", PAGES)

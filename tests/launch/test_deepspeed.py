@@ -21,7 +21,7 @@ from tests.places import ROOT
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),    # on CPUs DeepSpeed compiles a library at its first use
+    pytest.mark.timeout(900),  # on CPUs DeepSpeed compiles a library at its first use
     pytest.mark.skipif(
         not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"
     ),
@@ -30,16 +30,27 @@ STEPS = 4
 meta = partial(conftest.job, [*META_SMALL, "--checkpoint.every", "2", "--method.classifier_dropout", "0"])
 # Maps large enough for a BatchNorm that does not magnify the last bit, and a rate at which it stays there.
 PRETRAIN = [
-    *conftest.SMALL, "--data.batch", "8", "--method.view_size", "64", "--method.patch_size", "64",
-    "--optim.lr", "0.001", "--optim.steps", str(STEPS), "--checkpoint.every", "2",
-]    # fmt: skip
+    *conftest.SMALL,
+    "--data.batch",
+    "8",
+    "--method.view_size",
+    "64",
+    "--method.patch_size",
+    "64",
+    "--optim.lr",
+    "0.001",
+    "--optim.steps",
+    str(STEPS),
+    "--checkpoint.every",
+    "2",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
     """On CPUs DeepSpeed compiles a library at its first use, and again whenever another ninja than before is found."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)    # that of an active environment
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # that of an active environment
         yield
 
 
@@ -56,7 +67,7 @@ def norms(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:    # noqa: F811
+def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:  # noqa: F811
     """Options -> a meta-training of two ranks under DDP."""
 
     @cache
@@ -74,7 +85,7 @@ def ddp(ddp_with) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
-def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, coloured, ddp, stage):    # noqa: F811
+def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, coloured, ddp, stage):  # noqa: F811
     folder = tmp_path / "run"
     run(2, *meta(coloured, folder), launcher=META, config=stage)
     assert losses(folder) == pytest.approx(losses(ddp), rel=1e-4)
@@ -84,7 +95,7 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
     assert load_file(folder / "qgnet.safetensors").keys() == load_file(ddp / "qgnet.safetensors").keys()
 
     tensors = [name for name in whole if not name.startswith("rng/")]
-    for config, world in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):    # the same run, gone on with after step 2
+    for config, world in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):  # the same run, gone on with after step 2
         shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
         assert "resumed at step 2" in run(world, *meta(coloured, folder), launcher=META, config=config)
         found = state(folder)
@@ -100,7 +111,7 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
         pytest.param(("--optim.accumulate", "2", "--run.precision", "bf16"), 1e-2, 5e-2, id="both"),
     ],
 )
-def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, stage, words, loss, norm):    # noqa: F811
+def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, stage, words, loss, norm):  # noqa: F811
     folder, same = tmp_path / "run", ddp_with(*words)
     run(2, *meta(coloured, folder, *words), launcher=META, config=stage)
     assert losses(folder) == pytest.approx(losses(same), rel=loss)

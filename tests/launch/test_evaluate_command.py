@@ -20,7 +20,7 @@ from tests.places import ROOT
 
 LAUNCHER = ROOT / "launch" / "evaluate.py"
 EPISODES = 60
-SLOWLY = ["--eval.cache_gib", "0"]    # the same pixels, and time to interfere
+SLOWLY = ["--eval.cache_gib", "0"]  # the same pixels, and time to interfere
 QGNET = ["--method", "qgnet", "--method.prior_map", "off"]
 METHOD = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "129"]
 
@@ -35,9 +35,22 @@ def labelled(tmp_path_factory) -> Path:
 
 def job(labelled: Path, folder: Path, method: list[str] = METHOD) -> list[str]:
     return [
-        *method, "--data.shards", str(labelled), "--run.dir", str(folder), "--run.device", "cpu", "--data.workers", "1",
-        "--eval.episodes", str(EPISODES), "--eval.seeds", "[7]", "--log.wandb", "off",
-    ]    # fmt: skip
+        *method,
+        "--data.shards",
+        str(labelled),
+        "--run.dir",
+        str(folder),
+        "--run.device",
+        "cpu",
+        "--data.workers",
+        "1",
+        "--eval.episodes",
+        str(EPISODES),
+        "--eval.seeds",
+        "[7]",
+        "--log.wandb",
+        "off",
+    ]
 
 
 def recorded(folder: Path) -> dict[tuple[int, int], list]:

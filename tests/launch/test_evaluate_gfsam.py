@@ -14,9 +14,17 @@ from tests.launch.test_evaluate_command import LAUNCHER, SLOWLY, job, recorded, 
 
 EPISODES = 8
 METHOD = [
-    "--method", "gfsam", "--method.sam", "vit_t", "--method.size", "128", "--method.dino", "vits14",
-    "--method.dino_size", "70",
-]    # fmt: skip
+    "--method",
+    "gfsam",
+    "--method.sam",
+    "vit_t",
+    "--method.size",
+    "128",
+    "--method.dino",
+    "vits14",
+    "--method.dino_size",
+    "70",
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +33,23 @@ def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labelled") / "synthetic"
     pack(synthetic(40), folder, samples_per_shard=25)
     return lambda run, *more: [
-        *job(folder, run, METHOD), "--eval.protocol", "gfsam", "--eval.episodes", str(EPISODES), "--eval.min_area", "0",
-        "--eval.resolution", "128", *more,
-    ]    # fmt: skip
+        *job(folder, run, METHOD),
+        "--eval.protocol",
+        "gfsam",
+        "--eval.episodes",
+        str(EPISODES),
+        "--eval.min_area",
+        "0",
+        "--eval.resolution",
+        "128",
+        *more,
+    ]
 
 
 @pytest.mark.slow
 def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words, monkeypatch):
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")    # that of the other run is drawn
+    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")  # that of the other run is drawn
     assert main(words(whole)) == 0
     started = Launched(2, *words(folder), *SLOWLY, launcher=LAUNCHER)
     until(started, folder, 2)

@@ -29,7 +29,7 @@ def decided(method: MSANet) -> MSANet:
 
 @pytest.mark.parametrize("kind", [MSANetConfig, BAMConfig])
 def test_one_rank_and_two_count_the_same(tmp_path, capsys, monkeypatch, kind):
-    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")    # that of the other run is drawn
+    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")  # that of the other run is drawn
     save_base(tmp_path / "base.safetensors", "resnet18")
     config = kind(size=65, backbone="resnet18", dim=16, base_weights=str(tmp_path / "base.safetensors"))
     weights = tmp_path / "weights.safetensors"

@@ -22,7 +22,7 @@ from tests.launch.conftest import LAUNCHER, Launched, job
 from tests.launch.test_resume import LONG, STEPS, assert_same
 from tests.ranks import on_ranks
 
-PATIENCE = 1200    # seconds for what takes one or two minutes on a machine that does nothing else
+PATIENCE = 1200  # seconds for what takes one or two minutes on a machine that does nothing else
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5 * PATIENCE)]
 SAVE = "save"
 
@@ -75,18 +75,30 @@ EVERY = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.eve
 KINDS = {
     "pretrain": Kind(test_resume.main, LAUNCHER, lambda *at: job(LONG, *at), steps, STEPS, same_run),
     "meta": Kind(
-        test_meta_train.main, test_meta_train.LAUNCHER, lambda *at: job(test_meta_train.SMALL, *at, *EVERY),
-        steps, STEPS, same_run,
+        test_meta_train.main,
+        test_meta_train.LAUNCHER,
+        lambda *at: job(test_meta_train.SMALL, *at, *EVERY),
+        steps,
+        STEPS,
+        same_run,
     ),
     "base": Kind(
-        test_train_base.main, test_train_base.LAUNCHER, lambda *at: job(test_train_base.SMALL, *at, *EVERY),
-        steps, STEPS, same_run,
+        test_train_base.main,
+        test_train_base.LAUNCHER,
+        lambda *at: job(test_train_base.SMALL, *at, *EVERY),
+        steps,
+        STEPS,
+        same_run,
     ),
     "evaluate": Kind(
-        test_evaluate_command.main, test_evaluate_command.LAUNCHER, evaluation,
-        episodes, test_evaluate_command.EPISODES, same_counts,
+        test_evaluate_command.main,
+        test_evaluate_command.LAUNCHER,
+        evaluation,
+        episodes,
+        test_evaluate_command.EPISODES,
+        same_counts,
     ),
-}    # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +109,11 @@ def shards(tmp_path_factory) -> dict[str, Path]:
     pack(synthetic(20), folder / "unlabelled", superpixels=("slic",), samples_per_shard=12)
     coloured = rectangles(folder / "coloured", [1, 2, 3, 4] * 5).folder
     return {
-        "pretrain": folder / "unlabelled", "evaluate": folder / "labelled", "meta": coloured, "base": coloured,
-    }    # fmt: skip
+        "pretrain": folder / "unlabelled",
+        "evaluate": folder / "labelled",
+        "meta": coloured,
+        "base": coloured,
+    }
 
 
 def moments(kind: Kind, world: int, count: int, draw: random.Random) -> Iterator[tuple[int | str, float, int]]:
@@ -134,10 +149,16 @@ def killed(launched: Launched, kind: Kind, folder: Path, far: int | str, delay: 
 @pytest.mark.parametrize(
     ("name", "world", "count"),
     [
-        ("evaluate", 2, 3), ("evaluate", 4, 2), ("meta", 2, 3), ("meta", 4, 2), ("base", 2, 2), ("pretrain", 2, 3),
-        ("pretrain", 3, 3), ("pretrain", 4, 2),
+        ("evaluate", 2, 3),
+        ("evaluate", 4, 2),
+        ("meta", 2, 3),
+        ("meta", 4, 2),
+        ("base", 2, 2),
+        ("pretrain", 2, 3),
+        ("pretrain", 3, 3),
+        ("pretrain", 4, 2),
     ],
-)    # fmt: skip
+)
 def test_killed_at_random_moments(tmp_path, shards, name, world, count):
     kind, whole, cut = KINDS[name], tmp_path / "whole", tmp_path / "cut"
 
@@ -145,7 +166,7 @@ def test_killed_at_random_moments(tmp_path, shards, name, world, count):
         batch = [] if name == "evaluate" else ["--data.batch", "8" if world == 4 else "6"]
         return [*kind.words(shards[name], folder), *batch]
 
-    alone = ["--run.world", str(world), "--data.workers", "0"]    # ranks of a test have no children
+    alone = ["--run.world", str(world), "--data.workers", "0"]  # ranks of a test have no children
     on_ranks(world, kind.main, [*words(whole), *alone], timeout=PATIENCE)
     for moment in moments(kind, world, count, random.Random(f"{name} {world}")):
         print(f"{name} on {world} ranks, killed at (how far, seconds later, which process): {json.dumps(moment)}")

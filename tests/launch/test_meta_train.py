@@ -28,10 +28,26 @@ from tests.wandb_file import history
 LAUNCHER = ROOT / "launch" / "meta_train.py"
 RECIPES = sorted((CONFIGS / "meta").glob("*.yaml"))
 SMALL = [
-    *PLACE, "--config", str(CONFIGS / "meta" / "embedded.yaml"), "--data.workers", "0", "--method.size", "33",
-    "--method.dim", "8", "--episodes.min_area", "50", "--optim.steps", "4", "--log.every", "1",
-    "--run.check_every", "2", "--validate.episodes", "4",
-]    # fmt: skip
+    *PLACE,
+    "--config",
+    str(CONFIGS / "meta" / "embedded.yaml"),
+    "--data.workers",
+    "0",
+    "--method.size",
+    "33",
+    "--method.dim",
+    "8",
+    "--episodes.min_area",
+    "50",
+    "--optim.steps",
+    "4",
+    "--log.every",
+    "1",
+    "--run.check_every",
+    "2",
+    "--validate.episodes",
+    "4",
+]
 
 
 @pytest.fixture(scope="session")
@@ -75,17 +91,35 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, base_learner, rec
         case "mshnet":
             words = ["--method.width", "4"]
     code, _, err = launch(
-        capsys, "--config", str(recipe), *conftest.job(PLACE, coloured, tmp_path / "run"), "--optim.steps", "1",
-        "--episodes.scheme", "interleaved", "--episodes.fold", "1", "--episodes.min_area", "50", "--data.workers", "0",
-        "--method.size", "33", "--method.backbone", "resnet18", *words, "--validate.episodes", "1",
-    )    # fmt: skip
+        capsys,
+        "--config",
+        str(recipe),
+        *conftest.job(PLACE, coloured, tmp_path / "run"),
+        "--optim.steps",
+        "1",
+        "--episodes.scheme",
+        "interleaved",
+        "--episodes.fold",
+        "1",
+        "--episodes.min_area",
+        "50",
+        "--data.workers",
+        "0",
+        "--method.size",
+        "33",
+        "--method.backbone",
+        "resnet18",
+        *words,
+        "--validate.episodes",
+        "1",
+    )
     assert code == 0, err
     assert (tmp_path / "run" / f"{method['name']}.safetensors").exists()
 
 
 def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))    # no account, as on a new machine
+    monkeypatch.setenv("HOME", str(tmp_path))  # no account, as on a new machine
     folder = tmp_path / "run"
     words = job(coloured, folder, "--validate.every", "2")
     code, out, err = launch(capsys, *words, "--log.wandb", "auto")

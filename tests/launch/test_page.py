@@ -25,7 +25,7 @@ from tests.browser import Browser, browser
 from tests.launch.conftest import refusal
 from tests.places import ROOT
 
-PATIENCE = 120    # seconds that anything on the page may take
+PATIENCE = 120  # seconds that anything on the page may take
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def weights(tmp_path_factory) -> Path:
     [known] = segmenter.learn([(image, image[..., 0] > 127)])["object"]
     with torch.no_grad():
         features = method.encode(segmenter._fitted(query)[0])
-        logits = method.predict(features, [known])    # [1, 2, S, S]
+        logits = method.predict(features, [known])  # [1, 2, S, S]
         method.trained.eval()
         method.trained["decoder"].classify[-1].bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     path = tmp_path_factory.mktemp("weights") / "qgnet.safetensors"
@@ -90,7 +90,7 @@ class Visitor:
     def __init__(self, window: Browser) -> None:
         self.window = window
         self.driver = window.driver
-        self._empty = until(self._zoom)    # of the canvas without a photograph
+        self._empty = until(self._zoom)  # of the canvas without a photograph
 
     def find(self, selector: str):
         return until(lambda: self.driver.find_elements("css selector", selector))[0]

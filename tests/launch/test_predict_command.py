@@ -48,7 +48,7 @@ def test_what_is_written(shots, photos, tmp_path, capsys):
     assert (out / "labels.txt").read_text() == "1 red\n2 green\n"
     with Image.open(out / "first.png") as first:
         assert first.mode == "P" and first.size == (WIDTH, HEIGHT)
-        labels = np.array(first)    # the indices
+        labels = np.array(first)  # the indices
         assert len({first.getpalette()[3 * i] for i in range(3)}) > 1
     assert labels[32, 40] == 1 and labels[16, 8] == 2 and labels[2, 62] == 0
     with Image.open(out / "second.png") as second:
@@ -56,7 +56,7 @@ def test_what_is_written(shots, photos, tmp_path, capsys):
     with Image.open(out / "first_overlay.jpg") as overlay:
         assert overlay.size == (WIDTH, HEIGHT)
     with Image.open(out / "sheet.png") as sheet:
-        assert sheet.width > sheet.height    # two lines of landscapes
+        assert sheet.width > sheet.height  # two lines of landscapes
 
 
 def test_without_names_all_are_one_class(shots, photos, tmp_path):

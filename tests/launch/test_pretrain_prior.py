@@ -25,17 +25,36 @@ job = partial(conftest.job, [*SMALL, "--data.workers", "0", "--optim.steps", "4"
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_takes_a_step(capsys, tmp_path, packed, recipe):
     code, _, err = launch(
-        capsys, "--config", str(recipe), *conftest.job(PLACE, packed, tmp_path / "run"), "--optim.steps", "1",
-        "--data.batch", "4", "--data.workers", "0", "--method.backbone", "resnet18", "--method.view_size", "32",
-        "--method.patch_size", "32", "--method.queue", "40", "--method.local_queue", "40", "--probe.limit", "8",
-    )    # fmt: skip
+        capsys,
+        "--config",
+        str(recipe),
+        *conftest.job(PLACE, packed, tmp_path / "run"),
+        "--optim.steps",
+        "1",
+        "--data.batch",
+        "4",
+        "--data.workers",
+        "0",
+        "--method.backbone",
+        "resnet18",
+        "--method.view_size",
+        "32",
+        "--method.patch_size",
+        "32",
+        "--method.queue",
+        "40",
+        "--method.local_queue",
+        "40",
+        "--probe.limit",
+        "8",
+    )
     assert code == 0, err
     assert (tmp_path / "run" / "prior.safetensors").exists()
 
 
 def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))    # no account, as on a new machine
+    monkeypatch.setenv("HOME", str(tmp_path))  # no account, as on a new machine
     folder = tmp_path / "run"
     words = job(packed, tmp_path / "run", "--optim.steps", "3")
     code, out, err = launch(capsys, *words, "--log.wandb", "auto")
@@ -64,9 +83,15 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
 
     started = tmp_path / "warm"
     code, out, err = launch(
-        capsys, *words, "--run.dir", str(started), "--run.start_from", str(folder / "prior.safetensors"),
-        "--log.wandb", "off",
-    )    # fmt: skip
+        capsys,
+        *words,
+        "--run.dir",
+        str(started),
+        "--run.start_from",
+        str(folder / "prior.safetensors"),
+        "--log.wandb",
+        "off",
+    )
     assert code == 0 and "start from" in out, err
 
 
@@ -163,7 +188,7 @@ def test_a_checkpoint_cut_in_half(capsys, tmp_path, packed):
 def test_a_batch_that_cannot_be_dealt(capsys, tmp_path, packed):
     text = refused(capsys, *job(packed, tmp_path / "run", "--optim.accumulate", "4"))
     assert "data.batch 6" in text and "give 4 or 8" in text
-    corrected = job(packed, tmp_path / "run", "--optim.accumulate", "3")    # in the same place
+    corrected = job(packed, tmp_path / "run", "--optim.accumulate", "3")  # in the same place
     code, _, err = launch(capsys, *corrected)
     assert code == 0, err
 
@@ -171,7 +196,7 @@ def test_a_batch_that_cannot_be_dealt(capsys, tmp_path, packed):
 def test_a_disk_that_fills_while_saving(capsys, tmp_path, packed, small_disk):
     run_dir = small_disk("200m") / "run"
     words = job(packed, tmp_path / "run", "--run.dir", str(run_dir), "--checkpoint.every", "2")
-    text = refused(capsys, *words)    # one checkpoint fits, the second does not
+    text = refused(capsys, *words)  # one checkpoint fits, the second does not
     assert "cannot save step 4" in text and "checkpoint 2 is whole" in text
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000002"]
 

@@ -20,9 +20,21 @@ def episodes(packed: Path) -> list[str]:
     counts = Counter(class_id for sample in manifest.samples for class_id in sample.classes)
     novel = json.dumps([manifest.classes[class_id] for class_id, _ in counts.most_common(2)])
     return [
-        "--data.shards", str(packed), "--episodes.scheme", "list", "--episodes.novel", novel, "--eval.episodes", "4",
-        "--eval.seeds", "[0]", "--run.device", "cpu", "--data.workers", "0",
-    ]    # fmt: skip
+        "--data.shards",
+        str(packed),
+        "--episodes.scheme",
+        "list",
+        "--episodes.novel",
+        novel,
+        "--eval.episodes",
+        "4",
+        "--eval.seeds",
+        "[0]",
+        "--run.device",
+        "cpu",
+        "--data.workers",
+        "0",
+    ]
 
 
 @pytest.fixture(scope="module")

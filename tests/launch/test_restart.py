@@ -30,9 +30,13 @@ def start(*words: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
     environment |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
-        [*launch, str(LAUNCHER), "--run.world", "2", *words], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )    # fmt: skip
+        [*launch, str(LAUNCHER), "--run.world", "2", *words],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def ranks_after(process: subprocess.Popen, folder: Path, step: int) -> list[psutil.Process]:

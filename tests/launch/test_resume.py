@@ -14,7 +14,7 @@ from tests.launch import conftest
 from tests.launch.conftest import SMALL, Launched, rows, run
 from tests.ranks import on_ranks
 
-pytestmark = pytest.mark.timeout(900)    # a busy machine takes ten times as long as a quiet one
+pytestmark = pytest.mark.timeout(900)  # a busy machine takes ten times as long as a quiet one
 STEPS = 8
 
 

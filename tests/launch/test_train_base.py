@@ -20,10 +20,24 @@ from tests.ranks import on_ranks
 LAUNCHER = ROOT / "launch" / "train_base.py"
 RECIPES = sorted((CONFIGS / "base").glob("*.yaml"))
 SMALL = [
-    *PLACE, "--config", str(CONFIGS / "base" / "embedded.yaml"), "--data.workers", "0", "--data.batch", "4",
-    "--method.size", "33", "--optim.steps", "4", "--log.every", "1", "--run.check_every", "2",
-    "--validate.share", "0.3",
-]    # fmt: skip
+    *PLACE,
+    "--config",
+    str(CONFIGS / "base" / "embedded.yaml"),
+    "--data.workers",
+    "0",
+    "--data.batch",
+    "4",
+    "--method.size",
+    "33",
+    "--optim.steps",
+    "4",
+    "--log.every",
+    "1",
+    "--run.check_every",
+    "2",
+    "--validate.share",
+    "0.3",
+]
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +54,25 @@ launch, refused, job = partial(called, main), partial(refusal, main), partial(co
 def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
     stem = yaml.safe_load(recipe.read_text())["method"].get("stem", "torchvision")
     code, _, err = launch(
-        capsys, "--config", str(recipe), *conftest.job(PLACE, coloured, tmp_path / "run"), "--optim.steps", "1",
-        "--episodes.scheme", "interleaved", "--method.size", "33", "--method.backbone", "resnet18", "--data.workers",
-        "0", "--data.batch", "2", "--validate.share", "0.3",
-    )    # fmt: skip
+        capsys,
+        "--config",
+        str(recipe),
+        *conftest.job(PLACE, coloured, tmp_path / "run"),
+        "--optim.steps",
+        "1",
+        "--episodes.scheme",
+        "interleaved",
+        "--method.size",
+        "33",
+        "--method.backbone",
+        "resnet18",
+        "--data.workers",
+        "0",
+        "--data.batch",
+        "2",
+        "--validate.share",
+        "0.3",
+    )
     assert code == 0, err
     assert load_base(tmp_path / "run" / "base.safetensors")[1]["stem"] == stem
 
@@ -84,9 +113,17 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
     started = tmp_path / "warm"
     weights = str(folder / "base.safetensors")
     code, out, err = launch(
-        capsys, *words, "--run.dir", str(started), "--run.start_from", weights, "--optim.steps", "1",
-        "--episodes.fold", "1",
-    )    # fmt: skip
+        capsys,
+        *words,
+        "--run.dir",
+        str(started),
+        "--run.start_from",
+        weights,
+        "--optim.steps",
+        "1",
+        "--episodes.fold",
+        "1",
+    )
     assert code == 0 and "which has learned other classes" in out, err
 
 

@@ -54,9 +54,14 @@ def msanet_config(base_file):
 @pytest.fixture
 def qgnet_config(prior_file) -> QGNetConfig:
     return QGNetConfig(
-        size=SIZE, backbone="resnet18", prior_weights=prior_file, dim=16, bins=[1.0, 0.5],
-        reduction_dropout=0.0, classifier_dropout=0.0,
-    )    # fmt: skip
+        size=SIZE,
+        backbone="resnet18",
+        prior_weights=prior_file,
+        dim=16,
+        bins=[1.0, 0.5],
+        reduction_dropout=0.0,
+        classifier_dropout=0.0,
+    )
 
 
 @pytest.fixture

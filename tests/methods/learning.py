@@ -54,7 +54,7 @@ def assert_ranks_learn_alike(
     """
     for mask, rows in zip(batch.query_mask, unknown, strict=True):
         mask[:rows] = 255
-    methods = [make() for _ in range(3)]    # here: threads share one generator
+    methods = [make() for _ in range(3)]  # here: threads share one generator
 
     def learn(peers: Peers) -> dict[str, Tensor]:
         method = methods[0 if peers.world == 1 else 1 + peers.rank]

@@ -5,7 +5,7 @@ import torch
 from fss.data.batch import EpisodeBatch
 from fss.methods.base import Features, Method
 
-SIZE = 65    # 9 x 9 positions
+SIZE = 65  # 9 x 9 positions
 
 
 def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
@@ -18,9 +18,14 @@ def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
         row[:, -3:] = 255
     images = torch.randint(0, 256, (b, 1 + k, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
     return EpisodeBatch(
-        query=images[:, 0], query_mask=masks[:, 0], support=images[:, 1:], support_mask=masks[:, 1:],
-        class_id=torch.ones(b, dtype=torch.int64), keys=[str(i) for i in range(b)], replaced=[],
-    )    # fmt: skip
+        query=images[:, 0],
+        query_mask=masks[:, 0],
+        support=images[:, 1:],
+        support_mask=masks[:, 1:],
+        class_id=torch.ones(b, dtype=torch.int64),
+        keys=[str(i) for i in range(b)],
+        replaced=[],
+    )
 
 
 def seen(method: Method, batch: EpisodeBatch, row: int = 0) -> tuple[Features, list[Features]]:

@@ -11,7 +11,7 @@ from fss.methods.msanet_config import BAMConfig
 from fss.nn.pspnet import PSPNet
 from fss.nn.weights import save_export
 
-CLASSES = {1: "cat", 4: "dog", 6: "bus"}    # the made-up episodes are of class 1
+CLASSES = {1: "cat", 4: "dog", 6: "bus"}  # the made-up episodes are of class 1
 
 
 def save_base(path: Path, backbone: str) -> None:

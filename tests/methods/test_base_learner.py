@@ -43,7 +43,7 @@ def batch(images: int, seed: int = 0) -> LabelBatch:
 
 def test_loss_and_accuracy_by_hand():
     method, data = learner(), batch(3)
-    method.trained.eval()    # so that the network below sees the same statistics
+    method.trained.eval()  # so that the network below sees the same statistics
     loss, report = method.loss(data, Alone(), step=0)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_loss_and_accuracy_by_hand():
 
 def _on_a_rank(peers, data: LabelBatch, weights: dict) -> dict[str, torch.Tensor]:
     method = learner(peers=peers)
-    method.trained.load_state_dict(weights)    # threads share the generator that the method drew its own from
+    method.trained.load_state_dict(weights)  # threads share the generator that the method drew its own from
     n = len(data) // peers.world
     part = slice(peers.rank * n, (peers.rank + 1) * n)
     mine = LabelBatch(keys=data.keys[part], replaced=[], image=data.image[part], labels=data.labels[part])

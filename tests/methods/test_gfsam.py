@@ -88,7 +88,7 @@ def test_shots_are_joined(image, mask):
 def test_no_point_is_an_empty_mask_and_is_told(image, mask):
     method = tiny()
     supports = supported(method, image, mask)
-    assert not predicted(method, torch.ones_like(image), supports).any()    # nothing stands out
+    assert not predicted(method, torch.ones_like(image), supports).any()  # nothing stands out
     assert method.remarks() == (NO_POINT,)
     predicted(method, image, supports)
     assert method.remarks() == ()
@@ -106,7 +106,7 @@ def test_a_mask_taken_alone_is_told(image, mask, monkeypatch):
 def test_a_support_without_a_pixel_of_the_class(image, mask, value):
     method = tiny()
     empty = torch.full_like(mask, value)
-    found = predicted(method, image, supported(method, image, empty))    # a square in the centre stands in
+    found = predicted(method, image, supported(method, image, empty))  # a square in the centre stands in
     assert found.shape == (SIZE, SIZE)
     both = predicted(method, image, supported(method, image, mask, empty))
     assert alike(both, mask)

@@ -14,7 +14,7 @@ def test_kept_layers_compare_as_the_layers_do(squeeze):
     layer = torch.randn(3, 24, 9, 9, generator=g) * torch.rand(3, 1, 9, 9, generator=g).add(0.05) * 50
     share = torch.rand(2, 1, 9, 9, generator=g)
     share[share < 0.4] = 0
-    share[1] *= 1e-3    # an object smaller than a pixel
+    share[1] *= 1e-3  # an object smaller than a pixel
     query = kept_layers.of_image(3, [layer[:1]], squeeze)
     shots = [
         kept_layers.of_object(kept_layers.of_image(3, [x], squeeze), s, squeeze)

@@ -26,12 +26,19 @@ def of_no_base_class(batch: EpisodeBatch) -> EpisodeBatch:
 
 
 VARIANTS = [
-    (1, {}), (3, {}), (2, {"prior_mask": "masked", "kshot": "mean"}), (2, {"kshot": "learned", "shots": 2}),
-    (2, {"scores": "log", "squeeze": "feature"}), (1, {"output": "meta", "prior_mask": "off", "prototype": False}),
-    (1, {"multi_similarity": False, "reduction": "shared"}), (1, {"attention": False, "similarity_bn": "batch"}),
-    (3, {"backbone": "vgg16_bn"}), (2, {"backbone": "vgg16_bn", "kshot": "learned", "shots": 2, "reference": True}),
-    (1, {"attention": False, "prototype": False}), (1, {"backbone": "resnet50"}),
-]    # fmt: skip
+    (1, {}),
+    (3, {}),
+    (2, {"prior_mask": "masked", "kshot": "mean"}),
+    (2, {"kshot": "learned", "shots": 2}),
+    (2, {"scores": "log", "squeeze": "feature"}),
+    (1, {"output": "meta", "prior_mask": "off", "prototype": False}),
+    (1, {"multi_similarity": False, "reduction": "shared"}),
+    (1, {"attention": False, "similarity_bn": "batch"}),
+    (3, {"backbone": "vgg16_bn"}),
+    (2, {"backbone": "vgg16_bn", "kshot": "learned", "shots": 2, "reference": True}),
+    (1, {"attention": False, "prototype": False}),
+    (1, {"backbone": "resnet50"}),
+]
 
 
 @pytest.mark.parametrize(("k", "variant"), VARIANTS, ids=str)
@@ -79,7 +86,7 @@ def test_in_training_the_episodes_own_class_is_no_base_class(msanet_config):
     batch.class_id[1] = 4
     with torch.no_grad():
         block4 = method.replica["backbone"].blocks(method.replica["standardise"](batch.query)).block4
-        shares = method.replica["base"](block4).softmax(1)    # [B, 1 + 3, h, w]: background, 1, 4, 6
+        shares = method.replica["base"](block4).softmax(1)  # [B, 1 + 3, h, w]: background, 1, 4, 6
         found = method._cues(batch).base
     expected = torch.stack([shares[0, [2, 3]].sum(0), shares[1, [1, 3]].sum(0)])
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
@@ -94,7 +101,7 @@ def test_what_the_base_learner_knows_is_taken_from_the_class(msanet_config):
     known = query | {"base": torch.ones_like(query["base"])}
     unknown = query | {"base": torch.zeros_like(query["base"])}
     shift = method.predict(known, supports) - method.predict(unknown, supports)
-    torch.testing.assert_close(shift[:, 0], torch.full_like(shift[:, 0], 0.4))    # `suppress` of the base map
+    torch.testing.assert_close(shift[:, 0], torch.full_like(shift[:, 0], 0.4))  # `suppress` of the base map
     assert shift[:, 1].eq(0).all()
 
 
@@ -144,9 +151,7 @@ def test_maps_are_named_and_between_0_and_1(msanet_config):
 )
 def test_two_ranks_learn_what_one_learns(msanet_config, unknown, variant):
     config = msanet_config(meta_weight=0.25, **variant)
-    _, methods = assert_ranks_learn_alike(
-        lambda: build(config), episodes(b=4), UNKNOWN[unknown], rtol=1e-4, atol=1e-6
-    )
+    _, methods = assert_ranks_learn_alike(lambda: build(config), episodes(b=4), UNKNOWN[unknown], rtol=1e-4, atol=1e-6)
     alone, here, there = (method.trained.state_dict() for method in methods)
     for name in [name for name in here if "running" in name]:
         assert torch.equal(here[name], there[name])

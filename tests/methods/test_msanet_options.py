@@ -49,7 +49,7 @@ def test_the_reference_knows_a_vggs_block_3_by_its_last_shot_only(msanet_config)
 
 def test_the_logarithm_of_scores_decides_alike_and_is_a_likelihood(msanet_config):
     method, sound = build(msanet_config()), build(msanet_config(scores="log"))
-    for learner in (method, sound):    # as they begin: the ensemble is the meta learner
+    for learner in (method, sound):  # as they begin: the ensemble is the meta learner
         learner.trained["learner"].ensemble.load_state_dict({k: torch.tensor([1.0, 0]) for k in ("adjust", "suppress")})
     with torch.no_grad():
         scores, meta = method.forward(episodes())
@@ -86,9 +86,11 @@ def test_an_export_needs_no_other_file_and_may_show_the_meta_learner_alone(msane
     with torch.no_grad():
         expected = method.forward(batch)[1]
     torch.testing.assert_close(
-        image_by_image(meta, batch), F.interpolate(expected, SIZE, mode="bilinear", align_corners=True),
-        rtol=1e-3, atol=2e-4,
-    )    # fmt: skip
+        image_by_image(meta, batch),
+        F.interpolate(expected, SIZE, mode="bilinear", align_corners=True),
+        rtol=1e-3,
+        atol=2e-4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,11 +135,17 @@ def test_a_warm_start_keeps_to_the_classes_of_the_base_learner(msanet_config, tm
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 472}, {"shots": 1, "kshot": "learned"}, {"temperature": 0.0}, {"reduction_dropout": 1.0},
-        {"classifier_dropout": -0.1}, {"attention_dropout": 1.5}, {"meta_weight": -1.0}, {"reference": True},
+        {"size": 472},
+        {"shots": 1, "kshot": "learned"},
+        {"temperature": 0.0},
+        {"reduction_dropout": 1.0},
+        {"classifier_dropout": -0.1},
+        {"attention_dropout": 1.5},
+        {"meta_weight": -1.0},
+        {"reference": True},
     ],
     ids=str,
-)    # fmt: skip
+)
 def test_options_that_make_no_sense_are_refused(change):
     with pytest.raises(ConfigError, match=rf"method\.{next(iter(change))} is"):
         MSANetConfig(**change)

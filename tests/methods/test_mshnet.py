@@ -143,7 +143,7 @@ def test_of_an_image_only_unit_vectors_and_two_numbers_a_position_are_kept(mshne
     for variant in ({}, *ALONE):
         method = build(replace(mshnet_config, **variant))
         features = method.encode(method.replica["standardise"](batch.query))
-        kept = {name: tuple(t.shape) for name, t in features.items() if name.endswith("2")}    # of block 2
+        kept = {name: tuple(t.shape) for name, t in features.items() if name.endswith("2")}  # of block 2
         cosine, prototype = {"pixels 2": (1, 2, 9, 9, 128)}, {"query 2": (1, 2, 9, 9), "support 2": (1, 2, 9, 9)}
         expected = {"cosine": cosine, "prototype": prototype}.get(method.config.similarities, cosine | prototype)
         assert kept == expected

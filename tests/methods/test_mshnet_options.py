@@ -41,7 +41,7 @@ def test_a_backbone_with_more_layers_adds_what_its_layers_need(similarities):
 @pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
 def test_an_export_needs_no_other_file(mshnet_config, variant, tmp_path):
     method = build(replace(mshnet_config, **variant))
-    method.loss(episodes(), Alone(), 0)    # batch norm has seen something
+    method.loss(episodes(), Alone(), 0)  # batch norm has seen something
     tensors, header = method.export()
     stored = json.loads(header["config"])
     assert stored == json.loads(json.dumps(asdict(method.config)))

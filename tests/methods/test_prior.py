@@ -39,9 +39,7 @@ def test_reading_a_against_loops():
     loss, report = method.loss(batch, Alone(), 0)
     q, k, ready = method.trained["encoder"], method.replica["encoder"], method.replica["standardise"]
     expected = 0
-    for name, ours, theirs in (
-        ("global", batch.query, batch.key), ("local", batch.patch_query, batch.patch_key)
-    ):    # fmt: skip
+    for name, ours, theirs in (("global", batch.query, batch.key), ("local", batch.patch_query, batch.patch_key)):
         queries, keys = (
             [[net.fc(net.body(ready(image[None])).mean((2, 3)))[0]] for image in images]
             for net, images in ((q, ours), (k, theirs))
@@ -60,7 +58,7 @@ def test_reading_b_against_loops():
     ready = method.replica["standardise"]
 
     def pooled(net, image, areas) -> list[torch.Tensor]:
-        maps = net.body(ready(image[None]))[0]    # [C, h, w]
+        maps = net.body(ready(image[None]))[0]  # [C, h, w]
         out = []
         for area in areas:
             vector = torch.zeros(maps.shape[0])
@@ -90,7 +88,7 @@ def test_regions_enter_the_queue_one_or_all_of_an_image(enqueue, count):
     with torch.no_grad():
         net = build(REGION).replica["encoder"].eval()
         maps = net.body(method.replica["standardise"](batch.key))
-        every = net.fc(torch.einsum("nchw,nrhw->nrc", maps, batch.region_key))    # [4, 3, 8]
+        every = net.fc(torch.einsum("nchw,nrhw->nrc", maps, batch.region_key))  # [4, 3, 8]
     every = F.normalize(every, dim=-1)
     per_image = count // 4
     for slot in range(count):
@@ -103,7 +101,7 @@ def test_keys_wait_for_the_end_of_the_step():
     before = method.replica["global_queue"].keys.clone()
     first, _ = method.loss(views(4), Alone(), 0)
     assert torch.equal(method.replica["global_queue"].keys, before)
-    first.backward()    # nothing it needs has been overwritten
+    first.backward()  # nothing it needs has been overwritten
     assert all(p.grad is not None for p in method.trained.parameters())
     assert all(p.grad is None and not p.requires_grad for p in method.replica.parameters())
 
@@ -112,7 +110,7 @@ def test_keys_wait_for_the_end_of_the_step():
 def test_momentum_encoder_and_queues_stay_float32(dtype):
     method = build()
     method.trained.to(dtype)
-    if dtype == torch.bfloat16:    # the forward of bf16 parameters is autocast's or the wrapper's business
+    if dtype == torch.bfloat16:  # the forward of bf16 parameters is autocast's or the wrapper's business
         method.replica["encoder"].to(torch.float32)
     before = [p.clone() for p in method.replica["encoder"].parameters()]
     with torch.autocast("cpu", torch.bfloat16):
@@ -137,7 +135,7 @@ def test_same_image_is_masked_on_request():
     for mask in (False, True):
         method = build(replace(SMALL, mask_same_image=mask))
         freeze_norm(method)
-        for _ in range(6):    # the queue of patches then holds nothing but these four images
+        for _ in range(6):  # the queue of patches then holds nothing but these four images
             _, report = method.loss(batch, Alone(), 0)
             method.after_step(Alone())
         losses[mask] = report["loss/global"]
@@ -199,7 +197,7 @@ def test_frozen_use_is_the_momentum_encoder_in_evaluation():
     state = {name: value.clone() for name, value in method.replica.state_dict().items()}
     features, maps = method.embed(image), method.dense(image)
     assert features.shape == (4, 10) and maps.shape == (4, 10, 4, 4)
-    torch.testing.assert_close(method.embed(image[:1]), features[:1])    # no batch statistics
+    torch.testing.assert_close(method.embed(image[:1]), features[:1])  # no batch statistics
     torch.testing.assert_close(features, F.normalize(maps.mean((2, 3)), dim=1))
     assert all(torch.equal(value, state[name]) for name, value in method.replica.state_dict().items())
     assert method.replica["encoder"].training and not features.requires_grad
@@ -263,7 +261,7 @@ def test_briefing_and_warnings():
     queue = method.replica["global_queue"]
     dead, perfect = {"loss/global": math.log(65), "top1/global": 0.0}, {"loss/global": 0.1, "top1/global": 1.0}
     assert "0% full" in method.warnings(1, dead)[0]
-    assert method.warnings(2, dead) == []    # once
+    assert method.warnings(2, dead) == []  # once
     queue.push(torch.randn(64, 8))
     assert method.warnings(9, dead) == []
     assert "too good" in method.warnings(9, perfect)[0]

@@ -27,7 +27,7 @@ from tests.thread_ranks import run_ranks
 @pytest.mark.parametrize("config", [SMALL, REGION, replace(REGION, local_enqueue="all")], ids=["A", "B", "B-all"])
 @pytest.mark.parametrize(("world", "n"), [(2, 8), (3, 9), (4, 8)])
 def test_ranks_do_not_matter_when_statistics_are_frozen(config, world, n):
-    batches = [views(n, seed=s) for s in range(6)]    # wraps both queues
+    batches = [views(n, seed=s) for s in range(6)]  # wraps both queues
     alone = build(config)
     freeze_norm(alone)
     methods = [build(config) for _ in range(world)]
@@ -44,7 +44,7 @@ def test_one_rank_with_two_groups_has_the_batch_statistics_of_two_ranks(config):
     expected = train(build(replace(config, bn_split=2)), batches, Alone())
     methods = [build(config) for _ in range(2)]
     for result in run_ranks(2, lambda peers: train(methods[peers.rank], batches, peers)):
-        assert_same(result, expected, running=False)    # two groups pass one after the other, two ranks side by side
+        assert_same(result, expected, running=False)  # two groups pass one after the other, two ranks side by side
 
 
 def test_sync_statistics_do_not_depend_on_ranks():

@@ -11,7 +11,7 @@ from fss.methods.base import Alone
 from fss.methods.prototype import Prototype
 from fss.methods.prototype_config import PrototypeConfig
 
-SIZE = 65    # 9 x 9 positions
+SIZE = 65  # 9 x 9 positions
 
 
 def build(**options) -> Prototype:
@@ -58,9 +58,9 @@ def test_logits_are_scaled_cosines_to_the_mean_of_the_shots_prototypes(features)
             shots.append(average(f["features"][0], small))
         prototypes.append([sum(pair) / 2 for pair in zip(*shots, strict=True)])
     pixels = query["features"][0]
-    small = torch.tensor([
-        [[7 * cosine(pixels[:, i, j].tolist(), p) for j in range(9)] for i in range(9)] for p in prototypes
-    ])
+    small = torch.tensor(
+        [[[7 * cosine(pixels[:, i, j].tolist(), p) for j in range(9)] for i in range(9)] for p in prototypes]
+    )
     expected = F.interpolate(small[None], SIZE, mode="bilinear", align_corners=True)
     assert found.shape == (1, 2, SIZE, SIZE)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

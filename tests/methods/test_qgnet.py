@@ -26,12 +26,18 @@ from tests.thread_ranks import run_ranks
 @pytest.mark.parametrize(
     ("k", "variant"),
     [
-        (1, {}), (5, {}), (1, {"prior_map": "off"}), (2, {"prior_map": "shuffled"}), (1, {"guided_map": False}),
-        (2, {"heads": True}), (1, {"backbone": "vgg16_bn"}), (1, {"stem": "deep"}),
+        (1, {}),
+        (5, {}),
+        (1, {"prior_map": "off"}),
+        (2, {"prior_map": "shuffled"}),
+        (1, {"guided_map": False}),
+        (2, {"heads": True}),
+        (1, {"backbone": "vgg16_bn"}),
+        (1, {"stem": "deep"}),
         (1, {"backbone": "resnet50", "heads": True}),
     ],
     ids=str,
-)    # fmt: skip
+)
 def test_training_and_evaluation_compute_the_same_logits(qgnet_config, variant, k):
     method = build(replace(qgnet_config, **variant))
     batch = episodes(k=k)
@@ -130,7 +136,7 @@ def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does
     query3 = plain.middle(standardise(batch.query))[1]
     query4 = plain.block4(query3)
     assert torch.equal(method._see(batch).query4, query4)
-    for shot in range(2):    # the reference sends every shot through on its own, and block 4 at the end of each
+    for shot in range(2):  # the reference sends every shot through on its own, and block 4 at the end of each
         block3 = plain.middle(standardise(batch.support[:, shot]))[1]
         plain.block4(block3 * small_mask(batch.support_mask[:, shot], (9, 9)))
     for name, value in method.replica["backbone"].state_dict().items():
@@ -180,12 +186,18 @@ def test_networks_that_do_not_fit_are_refused(qgnet_config, change, sentence):
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 472}, {"bins": []}, {"bins": [0.0]}, {"bins": [2.5]}, {"reduction_dropout": 1.0},
-        {"classifier_dropout": -0.1}, {"aux_weight": -1.0}, {"prior_map": "off", "guided_map": False},
+        {"size": 472},
+        {"bins": []},
+        {"bins": [0.0]},
+        {"bins": [2.5]},
+        {"reduction_dropout": 1.0},
+        {"classifier_dropout": -0.1},
+        {"aux_weight": -1.0},
+        {"prior_map": "off", "guided_map": False},
         {"prior_map": "off", "heads": True},
     ],
     ids=str,
-)    # fmt: skip
+)
 def test_options_that_make_no_sense_are_refused(change):
     with pytest.raises(ConfigError, match=rf"method\.{next(iter(change))} is"):
         QGNetConfig(**change)
@@ -195,4 +207,4 @@ def test_with_one_map_the_learned_parameters_are_those_of_pfenet():
     with torch.device("meta"):
         method = QGNet(QGNetConfig(prior_map="off", bins=[60, 30, 15, 8]))
     learned = sum(p.numel() for p in method.trained.parameters())
-    assert round(learned / 1e6, 1) == 10.8    # counted by PFENet's authors
+    assert round(learned / 1e6, 1) == 10.8  # counted by PFENet's authors

@@ -20,7 +20,7 @@ class Patches(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         self.calls += len(image)
-        cells = nn.functional.adaptive_avg_pool2d(image, GRID)    # [B, 3, 4, 4]
+        cells = nn.functional.adaptive_avg_pool2d(image, GRID)  # [B, 3, 4, 4]
         return cells.flatten(2).mT
 
 
@@ -34,12 +34,12 @@ class Squares(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         self.calls += len(image)
-        return nn.functional.adaptive_avg_pool2d(image, GRID)    # [B, 3, 4, 4]
+        return nn.functional.adaptive_avg_pool2d(image, GRID)  # [B, 3, 4, 4]
 
     def masks(self, embedding: Tensor, points: Tensor) -> Tensor:
         x, y = (points // (SIZE // GRID)).unbind(1)
-        distance = (embedding[0, :, None] - embedding[0, :, y, x][..., None, None]).square().sum(0)    # [N, 4, 4]
-        return (0.1 - distance).sign().repeat_interleave(4, 1).repeat_interleave(4, 2)    # [N, 16, 16]
+        distance = (embedding[0, :, None] - embedding[0, :, y, x][..., None, None]).square().sum(0)  # [N, 4, 4]
+        return (0.1 - distance).sign().repeat_interleave(4, 1).repeat_interleave(4, 2)  # [N, 16, 16]
 
 
 STAND_INS = {"load_dino": lambda name, path: Patches(), "load_sam": lambda name, path: Squares()}

@@ -19,9 +19,13 @@ class TinyEncoder(nn.Module):
     def __init__(self, norm: bool = True, dim: int = 8):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU(),
-            nn.Conv2d(6, 10, 3, stride=2, padding=1), nn.BatchNorm2d(10) if norm else nn.Identity(), nn.ReLU(),
-        )    # fmt: skip
+            nn.Conv2d(3, 6, 3, stride=2, padding=1),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Conv2d(6, 10, 3, stride=2, padding=1),
+            nn.BatchNorm2d(10) if norm else nn.Identity(),
+            nn.ReLU(),
+        )
         self.fc = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, dim))
 
     def features(self, image):
@@ -62,11 +66,17 @@ def views(n: int, *, size: int = 16, regions: int = 3, seed: int = 0) -> ViewBat
         return torch.rand(n, regions, cells * cells, generator=g).softmax(-1).view(n, regions, cells, cells)
 
     return ViewBatch(
-        query=pictures(size), key=pictures(size), patch_query=pictures(8), patch_key=pictures(8),
-        region_query=areas(), region_key=areas(),
+        query=pictures(size),
+        key=pictures(size),
+        patch_query=pictures(8),
+        patch_key=pictures(8),
+        region_query=areas(),
+        region_key=areas(),
         region_weight=torch.tensor([1.0, 0.5, 0.5]).repeat(n, 1) if regions == 3 else torch.ones(n, regions),
-        image=torch.arange(n) + 100 * seed, keys=[f"{seed}-{i}" for i in range(n)], replaced=[],
-    )    # fmt: skip
+        image=torch.arange(n) + 100 * seed,
+        keys=[f"{seed}-{i}" for i in range(n)],
+        replaced=[],
+    )
 
 
 def part(batch: ViewBatch, rows: slice) -> ViewBatch:
@@ -87,7 +97,7 @@ def train(method: PriorExtractor, batches: list[ViewBatch], peers, *, accumulate
     parameters = list(method.trained.parameters())
     for step, batch in enumerate(batches):
         n = len(batch) // (peers.world * accumulate)
-        for micro in range(accumulate):    # the micro-batches of a step, each cut over the ranks
+        for micro in range(accumulate):  # the micro-batches of a step, each cut over the ranks
             start = (micro * peers.world + peers.rank) * n
             loss, _ = method.loss(part(batch, slice(start, start + n)), peers, step)
             (loss / accumulate).backward()

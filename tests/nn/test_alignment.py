@@ -80,7 +80,7 @@ def test_a_full_mask_keeps_negative_maxima_and_has_no_background():
 def test_the_choice_follows_equation_3():
     positive, negative = torch.tensor([0.1, 0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.9, 0.2])
     low, span = 0.1, 0.4 + 1e-6
-    expected = [0, (0.5 - low) / span, 0, (0.2 - low) / span]    # M of the negatives: 0, 4/7, 1, 0
+    expected = [0, (0.5 - low) / span, 0, (0.2 - low) / span]  # M of the negatives: 0, 4/7, 1, 0
     torch.testing.assert_close(aligned(positive, negative, Rules()), torch.tensor(expected))
     without = aligned(positive, negative, Rules(negative=False))
     torch.testing.assert_close(without, (positive - low) / span)
@@ -100,7 +100,7 @@ def test_what_is_constant_but_for_rounding_becomes_zeros():
 
 def test_as_many_points_as_the_map_sums_to_by_column_then_row():
     select = torch.zeros(3, 3)
-    select[0, 2], select[2, 0], select[1, 0], select[2, 2] = 0.9, 0.8, 0.7, 0.69    # row, column; sum 3.09
+    select[0, 2], select[2, 0], select[1, 0], select[2, 2] = 0.9, 0.8, 0.7, 0.69  # row, column; sum 3.09
     assert choose(select.flatten(), Rules()).tolist() == [[0, 1], [0, 2], [2, 0]]
     assert choose(select.flatten(), Rules(limit=2)).tolist() == [[0, 2], [2, 0]]
     assert len(choose(select.flatten(), Rules(selection="all"))) == 4
@@ -141,14 +141,14 @@ def test_empty_references_take_a_square_in_the_centre_only_if_all_are_empty():
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name))
     one = aligned_by_ours(target, [(first, empty), (second, square)], rules)
     alone = aligned_by_ours(target, [(second, square)], rules)
-    torch.testing.assert_close(one.mean, alone.mean / 2)    # the empty one adds nothing but counts
+    torch.testing.assert_close(one.mean, alone.mean / 2)  # the empty one adds nothing but counts
     torch.testing.assert_close(one.max, alone.max / 2)
 
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_an_object_that_vanishes_on_the_grid_gives_no_point(reading):
     tiny = torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)
-    tiny[:, 7:9, 7:9] = 1    # between the pixels that a 5 x 5 grid with aligned corners reads
+    tiny[:, 7:9, 7:9] = 1  # between the pixels that a 5 x 5 grid with aligned corners reads
     found = aligned_by_ours(tokens(0), [(tokens(1), tiny)], Rules(reading=reading))
     assert len(found.points) == 0 and found.max.eq(0).all() and found.mean.isfinite().all()
 

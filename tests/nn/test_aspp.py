@@ -12,7 +12,7 @@ def test_aspp_is_five_branches():
     with torch.no_grad():
         out = aspp(x)
         assert out.shape == (2, aspp.channels, 6, 8) == (2, 15, 6, 8)
-        whole = x.mean((2, 3)) @ aspp.whole.weight[:, :, 0, 0].T + aspp.whole.bias    # [2, 3]
+        whole = x.mean((2, 3)) @ aspp.whole.weight[:, :, 0, 0].T + aspp.whole.bias  # [2, 3]
         for r in range(6):
             for c in range(8):
                 expected = [whole, x[:, :, r, c] @ aspp.point.weight[:, :, 0, 0].T + aspp.point.bias]

@@ -57,7 +57,7 @@ def plain_resnet(state: dict[str, Tensor], image: Tensor, stem: str, dilated: bo
             name = f"layer{layer}.{block}"
             stride = 2 if layer > 1 and block == 0 else 1
             rate = {3: 2, 4: 4}.get(layer, 1) if dilated else 1
-            finer = rate // 2 if stride == 2 and rate > 1 else rate    # only a BasicBlock keeps the finer rate
+            finer = rate // 2 if stride == 2 and rate > 1 else rate  # only a BasicBlock keeps the finer rate
             stride = 1 if rate > 1 else stride
             if f"{name}.conv3.weight" in state:
                 at_first, at_second = (stride, 1) if stem == "original" else (1, stride)
@@ -147,10 +147,14 @@ def test_names_of_the_deep_stem_are_semsegs():
         deep, plain = (make_backbone("resnet50", stem=stem).state_dict() for stem in ("deep", "torchvision"))
     other = [n for n in deep if n.endswith("weight") and (n not in plain or plain[n].shape != deep[n].shape)]
     assert {n: tuple(deep[n].shape) for n in other} == {
-        "conv1.weight": (64, 3, 3, 3), "conv2.weight": (64, 64, 3, 3), "conv3.weight": (128, 64, 3, 3),
-        "bn2.weight": (64,), "bn3.weight": (128,), "layer1.0.conv1.weight": (64, 128, 1, 1),
+        "conv1.weight": (64, 3, 3, 3),
+        "conv2.weight": (64, 64, 3, 3),
+        "conv3.weight": (128, 64, 3, 3),
+        "bn2.weight": (64,),
+        "bn3.weight": (128,),
+        "layer1.0.conv1.weight": (64, 128, 1, 1),
         "layer1.0.downsample.0.weight": (256, 128, 1, 1),
-    }    # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("name", "stem"), [("resnet18", "deep"), ("vgg16_bn", "torchvision")])
@@ -170,13 +174,15 @@ def test_batch_norm_is_frozen_or_as_the_reference_has_it(name, stem):
     live = reference.blocks(image)
     assert not torch.allclose(live.block2, expected.block2)
     first = next(n for n in before if n.endswith("running_mean")).removesuffix("running_mean")
-    x = F.conv2d(image, before["conv1.weight"], stride=2, padding=1) if stem == "deep" else F.conv2d(
-        image, before["features.0.weight"], before["features.0.bias"], padding=1
-    )    # fmt: skip
+    x = (
+        F.conv2d(image, before["conv1.weight"], stride=2, padding=1)
+        if stem == "deep"
+        else F.conv2d(image, before["features.0.weight"], before["features.0.bias"], padding=1)
+    )
     drifted = 0.9 * before[first + "running_mean"] + 0.1 * x.mean((0, 2, 3))
     torch.testing.assert_close(reference.state_dict()[first + "running_mean"], drifted, rtol=1e-4, atol=1e-5)
     alone = reference.blocks(image[:1]).block2
-    assert not torch.allclose(alone, live.block2[:1])    # in the reference, what else is in the batch matters
+    assert not torch.allclose(alone, live.block2[:1])  # in the reference, what else is in the batch matters
 
 
 @pytest.mark.parametrize("bn", ["frozen", "reference"])
@@ -217,9 +223,9 @@ def test_real_weights_find_an_object_in_another_photograph():
 
     def load(stem: str) -> tuple[Tensor, Tensor]:
         pixels = cv2.resize(decode_image((voc / "JPEGImages" / f"{stem}.jpg").read_bytes()), (161, 161))
-        painted = cv2.imread(str(voc / "SegmentationClass" / f"{stem}.png")).any(2)    # in the palette 0 is black
+        painted = cv2.imread(str(voc / "SegmentationClass" / f"{stem}.png")).any(2)  # in the palette 0 is black
         mask = cv2.resize(painted.astype(np.uint8), (21, 21), interpolation=cv2.INTER_NEAREST) > 0
-        image = Standardise()(torch.from_numpy(pixels).permute(2, 0, 1)[None])    # [1, 3, 161, 161]
+        image = Standardise()(torch.from_numpy(pixels).permute(2, 0, 1)[None])  # [1, 3, 161, 161]
         return image, torch.from_numpy(mask)
 
     scores = {name: [] for name in backbones}
@@ -227,11 +233,11 @@ def test_real_weights_find_an_object_in_another_photograph():
         listed = (voc / "ImageSets" / "FewShot" / f"fold{fold}.txt").read_text().split()
         (support, where), (query, truth) = (load(pair.split("__")[0]) for pair in listed[:2])
         for name, backbone in backbones.items():
-            near, far = (backbone.blocks(image).block4[0] for image in (support, query))    # [C, 21, 21]
+            near, far = (backbone.blocks(image).block4[0] for image in (support, query))  # [C, 21, 21]
             to_class, to_rest = (
                 F.cosine_similarity(far, near[:, side].mean(1)[:, None, None], dim=0) for side in (where, ~where)
             )
-            nearness = to_class - to_rest    # [21, 21]
+            nearness = to_class - to_rest  # [21, 21]
             scores[name].append(auc(nearness[truth].tolist(), nearness[~truth].tolist()))
     assert min(scores["trained"]) > 0.85
     assert np.mean(scores["trained"]) > np.mean(scores["random"]) + 0.1

@@ -18,7 +18,7 @@ def test_queue_holds_the_last_keys_whatever_the_batch(sizes):
     for size in sizes:
         keys, images = unit(size, 4), torch.randint(0, 100, (size,))
         queue.push(keys, images)
-        for key, image in zip(keys, images, strict=True):    # one at a time
+        for key, image in zip(keys, images, strict=True):  # one at a time
             oracle[count % 10] = (key, image)
             count += 1
         assert (queue.pointer, queue.total, int(queue.written)) == (count % 10, count, count)
@@ -71,7 +71,7 @@ def test_info_nce_is_cross_entropy():
 
 def test_excluded_entries_are_no_negatives():
     query, key, queue = unit(3, 8), unit(3, 8), unit(20, 8)
-    queue[5] = query[1]    # would be the nearest of all
+    queue[5] = query[1]  # would be the nearest of all
     exclude = torch.zeros(3, 20, dtype=torch.bool)
     exclude[1, 5] = True
     result = info_nce(query, key, queue, 0.2, exclude)
@@ -95,7 +95,7 @@ def test_momentum_update_arrives_in_float32(dtype):
     slow, fast = [torch.zeros(5), torch.ones(2, 3)], [torch.ones(5, dtype=dtype), torch.zeros(2, 3, dtype=dtype)]
     for _ in range(1000):
         momentum_update(slow, fast, 0.999)
-    done = 1 - 0.999**1000    # of the way; bfloat16 arithmetic stops after a few percent of it
+    done = 1 - 0.999**1000  # of the way; bfloat16 arithmetic stops after a few percent of it
     torch.testing.assert_close(slow[0], torch.full((5,), done), atol=1e-5, rtol=0)
     torch.testing.assert_close(slow[1], torch.full((2, 3), 1 - done), atol=1e-5, rtol=0)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fss.errors import WeightsError
 from fss.nn.dino import Dino, load_dino
 
-HEADS, WIDTH, DEPTH = 6, 384, 3    # three blocks are enough to go wrong in
+HEADS, WIDTH, DEPTH = 6, 384, 3  # three blocks are enough to go wrong in
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def network() -> Dino:
     network = Dino("vits14").eval()
     for name, parameter in network.named_parameters():
         if name.endswith("gamma"):
-            torch.nn.init.uniform_(parameter, 0.3, 1)    # they begin as 1e-5, which would hide all blocks
+            torch.nn.init.uniform_(parameter, 0.3, 1)  # they begin as 1e-5, which would hide all blocks
     return network
 
 
@@ -35,6 +35,7 @@ def by_hand(state: dict[str, Tensor], image: Tensor) -> Tensor:
     x = F.conv2d(image, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x.flatten(2).mT], 1) + state["pos_embed"]
     for i in range(DEPTH):
+
         def get(name, i=i):
             return state[f"blocks.{i}.{name}"]
 

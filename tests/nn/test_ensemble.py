@@ -27,7 +27,7 @@ def test_psi_is_the_root_mean_square_difference_of_channel_cosines():
 
     pairs = [(i, j) for i in range(4) for j in range(4)]
     grams = cosine_gram(a), cosine_gram(b)
-    for (i, j) in pairs:
+    for i, j in pairs:
         assert grams[0][0, i, j].item() == pytest.approx(cosine(a, i, j), abs=1e-5)
     expected = math.sqrt(sum((cosine(a, i, j) - cosine(b, i, j)) ** 2 for i, j in pairs) / 16)
     assert psi(*grams).item() == pytest.approx(expected, rel=1e-4)

@@ -11,6 +11,7 @@ from fss.nn.fem import FeatureEnrichment, bin_size, inner_loss, middle_feature, 
 
 def written_out(fem: FeatureEnrichment, query, prototype, maps):
     """The same parameters in the shape of PFENet's text: everything tiled, resized and concatenated."""
+
     def resize(x, side):
         return F.interpolate(x, side, mode="bilinear", align_corners=True)
 
@@ -72,7 +73,7 @@ def test_levels_are_cells_or_fractions(scale, side, cells):
 def test_the_loss_leaves_unknown_pixels_out():
     logits = torch.tensor([0.3, -0.2, 1.5, 0.1]).view(1, 2, 1, 2)
     mask = torch.tensor([[[1, 255]]], dtype=torch.uint8)
-    background, thing = 0.3, 1.5    # of the left pixel
+    background, thing = 0.3, 1.5  # of the left pixel
     expected = math.log(math.exp(background) + math.exp(thing)) - thing
     assert segmentation_loss(logits, mask).item() == pytest.approx(expected, rel=1e-5)
     both = [logits, torch.zeros(1, 2, 1, 1)]
@@ -101,4 +102,4 @@ def test_block_three_comes_first_and_sets_the_size():
     block2, block3 = torch.rand(1, 2, 9, 9), torch.rand(1, 3, 5, 5)
     middle = middle_feature(block2, block3)
     torch.testing.assert_close(middle[:, :3], block3)
-    torch.testing.assert_close(middle[:, 3:], block2[:, :, ::2, ::2])    # corners aligned: every other position
+    torch.testing.assert_close(middle[:, 3:], block2[:, :, ::2, ::2])  # corners aligned: every other position

@@ -8,7 +8,7 @@ import torch
 from fss.nn.hyperrelation import GenerativeSimilarity, Relation, object_pixels, object_positions, relate
 
 B, K, LAYERS, C, H, W = 2, 3, 2, 5, 4, 6
-EMPTY = 4    # the shot, of all B K, without an object
+EMPTY = 4  # the shot, of all B K, without an object
 
 
 @pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=str)
@@ -84,7 +84,7 @@ def test_generative_similarity_is_a_layer_on_both_vectors_side_by_side(layers, p
     assert found.shape == (B, K, LAYERS, H, W)
     for shot in range(B * K):
         for layer in range(LAYERS):
-            weight = generative.weight[layer].flatten().tolist()    # the prototype's half first
+            weight = generative.weight[layer].flatten().tolist()  # the prototype's half first
             for place in range(H * W):
                 x = query[layer][shot // K, :, place // W, place % W].tolist()
                 both = prototypes[shot // K, shot % K, layer].tolist() + x
@@ -96,18 +96,18 @@ def test_generative_similarity_is_a_layer_on_both_vectors_side_by_side(layers, p
 def test_what_w_says_of_a_prototype_is_the_mean_of_what_it_says_of_the_object(layers, positions):
     _, support = layers
     generative = GenerativeSimilarity(LAYERS, C)
-    projected = generative.of_supports(support).flatten(2)    # [B K, L, H W]
-    prototypes = related(support, support, positions, k=1).prototypes[:, 0]    # every shot an episode of its own
+    projected = generative.of_supports(support).flatten(2)  # [B K, L, H W]
+    prototypes = related(support, support, positions, k=1).prototypes[:, 0]  # every shot an episode of its own
     for shot, chosen in enumerate(positions):
         mean = projected[shot][:, chosen].mean(1) if chosen.any() else torch.zeros(LAYERS)
         torch.testing.assert_close(generative.of_prototypes(prototypes[shot : shot + 1])[0], mean)
 
 
 def test_positions_are_those_that_the_object_covers_above_the_average():
-    mask = torch.zeros(3, 8, 12, dtype=torch.uint8)    # 2 x 2 pixels a position on 4 x 6
-    mask[0, :4, :4] = 1    # covers positions (0..1, 0..1) whole
-    mask[0, 4, :4] = 1    # and half of (2, 0..1)
-    mask[1, 7, 11] = 1    # one pixel
+    mask = torch.zeros(3, 8, 12, dtype=torch.uint8)  # 2 x 2 pixels a position on 4 x 6
+    mask[0, :4, :4] = 1  # covers positions (0..1, 0..1) whole
+    mask[0, 4, :4] = 1  # and half of (2, 0..1)
+    mask[1, 7, 11] = 1  # one pixel
     mask[2] = 255
     found = object_positions(mask, (4, 6)).view(3, 4, 6)
     assert found[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]], "the mean is 5/6"
@@ -120,7 +120,7 @@ def test_an_object_of_one_pixel_or_of_equal_shares_is_never_lost(size):
     mask = torch.zeros(3, 473, 473, dtype=torch.uint8)
     mask[0, 200, 301] = 1
     mask[1] = 1
-    mask[2, ::3, ::7] = 1    # uneven cells: shares differ in the last digits and more
+    mask[2, ::3, ::7] = 1  # uneven cells: shares differ in the last digits and more
     counts = object_positions(mask, size).sum(1)
     assert counts[0] >= 1 and counts[1] == size[0] * size[1] and counts[2] >= 1
 
@@ -129,5 +129,5 @@ def test_equal_shares_survive_the_rounding_of_their_mean():
     for cells in range(3, 40):
         mask = torch.zeros(1, 3 * cells, 3 * cells, dtype=torch.uint8)
         for n in range(7):
-            mask[:, n // 3 :: 3, n % 3 :: 3] = 1    # one more pixel of every cell
+            mask[:, n // 3 :: 3, n % 3 :: 3] = 1  # one more pixel of every cell
             assert object_positions(mask, (cells, cells)).all()

@@ -38,7 +38,7 @@ def test_one_close_neighbour_outvotes_many_far_ones():
     labels = torch.tensor([0, 1, 1, 1])
     query = torch.tensor([[1.0, 0.0]])
     assert knn_predict(train, labels, query, k=4, temperature=0.07, classes=2).item() == 0
-    assert knn_predict(train, labels, query, k=4, temperature=10.0, classes=2).item() == 1    # nearly one vote each
+    assert knn_predict(train, labels, query, k=4, temperature=10.0, classes=2).item() == 1  # nearly one vote each
 
 
 def test_fewer_training_rows_than_k_and_a_tiny_temperature():

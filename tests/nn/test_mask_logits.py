@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fss.nn.mask_logits import CHUNK, at_pixels, on_grid, shares, union
 
-SIZES = [(16, 64), (16, 48), (16, 32), (64, 64)]    # with ratios 4, 3, 2 and 1
+SIZES = [(16, 64), (16, 48), (16, 32), (64, 64)]  # with ratios 4, 3, 2 and 1
 
 
 def smooth(n: int, side: int, seed: int = 0) -> torch.Tensor:

@@ -128,7 +128,7 @@ def test_attention_looks_at_mean_and_maximum():
     torch.manual_seed(0)
     attention = ChannelAttention(32)
     flat, peak = torch.full((1, 32, 4, 4), 0.5), torch.zeros(1, 32, 4, 4)
-    peak[..., 0, 0] = 8    # the mean of `flat`, another maximum
+    peak[..., 0, 0] = 8  # the mean of `flat`, another maximum
     gates = [attention(x)[..., 0, 0] / x[..., 0, 0] for x in (flat, peak)]
     assert not torch.allclose(*gates)
     assert all(((0 < gate) & (gate < 1)).all() for gate in gates)

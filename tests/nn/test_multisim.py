@@ -33,9 +33,7 @@ def similarity(query: list[list[float]], support: list[list[float]], share: list
         return [x / length for x in row]
 
     kept = [unit(row) for row in kept]
-    return [
-        sum(max(0.0, sum(a * b for a, b in zip(unit(q), s, strict=True))) for s in kept) / len(kept) for q in query
-    ]
+    return [sum(max(0.0, sum(a * b for a, b in zip(unit(q), s, strict=True))) for s in kept) / len(kept) for q in query]
 
 
 def test_a_map_is_the_mean_positive_cosine_with_the_pixels_that_count():
@@ -44,17 +42,18 @@ def test_a_map_is_the_mean_positive_cosine_with_the_pixels_that_count():
     layer = torch.randn((1 + k) * b, c, side, side, generator=g)
     share = torch.rand(k * b, 1, side, side, generator=g)
     share[share < 0.3] = 0
-    share[3] = 0    # the second shot of the second episode shows nothing
+    share[3] = 0  # the second shot of the second episode shows nothing
     found = layer_similarity(layer, share, "mask")
     assert found.shape == (b, 1, side, side)
     for episode in range(b):
         shots = [
             similarity(
-                layer[episode].flatten(1).T.tolist(), layer[b + shot * b + episode].flatten(1).T.tolist(),
+                layer[episode].flatten(1).T.tolist(),
+                layer[b + shot * b + episode].flatten(1).T.tolist(),
                 share[shot * b + episode].flatten().tolist(),
             )
             for shot in range(k)
-        ]    # fmt: skip
+        ]
         expected = [sum(values) / k for values in zip(*shots, strict=True)]
         assert found[episode].flatten().tolist() == pytest.approx(expected, abs=1e-5)
     last = layer_similarity(torch.cat([layer[:b], layer[-b:]]), share[-b:], "mask")
@@ -124,8 +123,8 @@ def test_attention_weighs_channels_by_the_mean_of_the_masked_map():
     attention = Attention(3, 0.0)
     support = torch.rand(1, 3, 2, 2)
     mask = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    mask[0, :2], mask[0, 3] = 1, 255    # nearest: the upper row of the map
-    pooled = support[0, :, 0].sum(1) / 4    # over all four positions, not the two of the mask
+    mask[0, :2], mask[0, 3] = 1, 255  # nearest: the upper row of the map
+    pooled = support[0, :, 0].sum(1) / 4  # over all four positions, not the two of the mask
     first, second = attention.gate[0], attention.gate[2]
     gate = torch.sigmoid(second.weight @ torch.relu(first.weight @ pooled + first.bias) + second.bias)
     torch.testing.assert_close(attention(support, mask)[0], gate[:, None, None] * support[0])

@@ -24,7 +24,7 @@ def test_sync_is_batch_norm_of_the_batches_together(sizes):
     nn.init.uniform_(whole[1].weight)
     nn.init.normal_(whole[4].bias)
     copies = [copy.deepcopy(whole) for _ in sizes]
-    images = torch.randn(sum(sizes), 3, 9, 9) * 3 + 50    # far from zero: naive second moments would cancel
+    images = torch.randn(sum(sizes), 3, 9, 9) * 3 + 50  # far from zero: naive second moments would cancel
     goal = torch.randn(sum(sizes), 4, 5, 5)
 
     (whole(images) * goal).sum().backward()

@@ -22,7 +22,7 @@ def scene(seed: int, n: int = N) -> tuple[torch.Tensor, Alignment, torch.Tensor]
     target = F.normalize(torch.randn(GRID * GRID, 5, generator=generator) + 0.5, dim=1)
     mean, largest, negative = torch.rand(3, GRID, GRID, generator=generator)
     cells = torch.randperm(GRID * GRID, generator=generator)[:n].sort().values
-    points = torch.stack([cells // GRID, cells % GRID], 1)    # by x, then y
+    points = torch.stack([cells // GRID, cells % GRID], 1)  # by x, then y
     y, x = torch.meshgrid(*[(torch.arange(SIDE) + 0.5) * SIZE / SIDE] * 2, indexing="ij")
     center = (points + 0.5) * SIZE / GRID + 6 * torch.randn(n, 2, generator=generator)
     radius = 4 + 10 * torch.rand(n, generator=generator) ** 2
@@ -63,14 +63,14 @@ def polarity_by_hand(alignment: Alignment, rules: Rules) -> list[tuple[float, fl
         "middle": lambda s, t: (s, middle),
         "negative": lambda s, t: (s, t),
     }
-    if rules.pivot == "aligned":    # what points are chosen by, against the background's map from 0 to 1
+    if rules.pivot == "aligned":  # what points are chosen by, against the background's map from 0 to 1
         low, high = min(negative), max(negative)
         select = alignment.select.double().flatten().tolist()
         return [(s, (t - low) / (high - low + 1e-6)) for s, t in zip(select, negative, strict=True)]
     return [make[rules.pivot](s, t) for s, t in zip(mean, negative, strict=True)]
 
 
-ROUNDING = 1e-5    # a margin below it has the sign that rounding left
+ROUNDING = 1e-5  # a margin below it has the sign that rounding left
 
 
 def accepted_by_hand(
@@ -153,11 +153,26 @@ def consistent_by_hand(target, points, masks, clusters: list[int], rules: Rules)
 
 
 SWITCHES = [
-    {}, {"reading": "paper"}, {"clusters": "strong"}, {"gate": "each"}, {"gate": "union"}, {"gate": "none"},
-    {"count": "sum"}, {"pivot": "sum"}, {"pivot": "middle"}, {"pivot": "negative"}, {"pivot": "aligned"},
-    {"consistency": "prototype"}, {"consistency": "points"}, {"distance": False}, {"majority": False},
-    {"order": "ratio"}, {"overlap": "exact"}, {"prompt": "center"}, {"relu": True},
-]  # fmt: skip
+    {},
+    {"reading": "paper"},
+    {"clusters": "strong"},
+    {"gate": "each"},
+    {"gate": "union"},
+    {"gate": "none"},
+    {"count": "sum"},
+    {"pivot": "sum"},
+    {"pivot": "middle"},
+    {"pivot": "negative"},
+    {"pivot": "aligned"},
+    {"consistency": "prototype"},
+    {"consistency": "points"},
+    {"distance": False},
+    {"majority": False},
+    {"order": "ratio"},
+    {"overlap": "exact"},
+    {"prompt": "center"},
+    {"relu": True},
+]
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -168,14 +183,12 @@ def test_every_step_follows_its_equation(switches, seed):
     outcome = segment(target, alignment, logits, SIZE, rules)
     masks, pixels = full_size(logits), prompts(alignment.points, GRID, SIZE, rules).tolist()
     clusters = clusters_by_hand(masks, pixels, rules.clusters == "strong")
-    if rules.clusters == "strong":    # scipy numbers these in another order
+    if rules.clusters == "strong":  # scipy numbers these in another order
         first = {label: clusters.index(label) for label in clusters}
         assert [outcome.clusters.tolist()[first[c]] for c in clusters] == outcome.clusters.tolist()
         clusters = outcome.clusters.tolist()
     assert outcome.clusters.tolist() == clusters
-    assert outcome.gating.accepted.tolist() == accepted_by_hand(
-        alignment, masks, clusters, rules, outcome.gating
-    )
+    assert outcome.gating.accepted.tolist() == accepted_by_hand(alignment, masks, clusters, rules, outcome.gating)
     assert outcome.consistent.tolist() == consistent_by_hand(target, alignment.points, masks, clusters, rules)
     chosen = outcome.gating.accepted & outcome.consistent
     if chosen.any():
@@ -209,9 +222,12 @@ def test_masks_without_a_pixel_give_an_empty_mask(value):
 def test_the_fallback_takes_the_best_cluster_of_those_that_passed_one_gate():
     target, alignment, logits = scene(0)
     hostile = Alignment(
-        mean=alignment.mean * 0.01, max=alignment.max, negative=alignment.negative + 1, select=alignment.select,
+        mean=alignment.mean * 0.01,
+        max=alignment.max,
+        negative=alignment.negative + 1,
+        select=alignment.select,
         points=alignment.points,
-    )    # fmt: skip
+    )
     outcome = segment(target, hostile, logits, SIZE, Rules())
     assert outcome.fallback and outcome.chosen.sum() == 1 and not outcome.gating.accepted.any()
     passed = zip(outcome.gating.score.tolist(), outcome.consistent.tolist(), strict=True)
@@ -228,7 +244,7 @@ def test_a_mask_that_is_covered_already_is_not_accepted():
     good = Alignment(alignment.mean + 5, alignment.max, alignment.negative, alignment.select, alignment.points[:5])
     bits = on_grid(inside.expand(5, -1, -1), GRID, SIZE)
     gating = gate(bits, torch.zeros(5, dtype=torch.int64), *scores(good, Rules()), SIZE, Rules(overlap="exact"))
-    assert gating.accepted.tolist() == [True, False, False, False, False]    # the first of equal masks
+    assert gating.accepted.tolist() == [True, False, False, False, False]  # the first of equal masks
     assert gating.margin[1:].eq(0).all()
 
 
@@ -240,11 +256,11 @@ def test_masks_are_judged_cluster_by_cluster_the_best_first():
 
 def test_half_of_a_cluster_keeps_it_and_less_loses_all_its_points():
     looks = torch.eye(2)
-    target = looks[torch.tensor([0, 1, 1, 1, 0, 0, 0, 0, 0])]    # on a 3 x 3 grid
+    target = looks[torch.tensor([0, 1, 1, 1, 0, 0, 0, 0, 0])]  # on a 3 x 3 grid
     points = torch.tensor([[0, 0], [1, 0], [2, 0], [0, 1], [1, 1]])
     clusters = torch.tensor([0, 0, 0, 1, 1])
     areas = torch.zeros(2, 9, dtype=torch.float64)
-    areas[0, 0] = areas[1, 3] = 1    # where a cluster's masks lie: one looks like looks[0], the other like looks[1]
+    areas[0, 0] = areas[1, 3] = 1  # where a cluster's masks lie: one looks like looks[0], the other like looks[1]
     alone = self_consistent(target, points, clusters, areas, Rules(distance=False, majority=False))
     assert alone.tolist() == [True, False, False, True, False]
     judged = self_consistent(target, points, clusters, areas, Rules(distance=False))
@@ -252,7 +268,7 @@ def test_half_of_a_cluster_keeps_it_and_less_loses_all_its_points():
 
 
 def test_kmeans_parts_distant_points_and_repeats_itself():
-    corners = torch.cat([torch.cartesian_prod(*[torch.tensor([0, 30, 60])] * 2), torch.tensor([[90, 90]])])    # [10, 2]
+    corners = torch.cat([torch.cartesian_prod(*[torch.tensor([0, 30, 60])] * 2), torch.tensor([[90, 90]])])  # [10, 2]
     points = (corners[:, None] + torch.tensor([[0, 0], [1, 0], [0, 1]])).flatten(0, 1)
     rules = Rules(clusters="kmeans")
     labels = cluster(torch.eye(30, dtype=torch.bool), points, rules)

@@ -24,13 +24,13 @@ def test_ppm_is_a_pyramid_of_averages():
                 for c in range(bins):
                     rows = slice(r * 7 // bins, math.ceil((r + 1) * 7 / bins))
                     columns = slice(c * 10 // bins, math.ceil((c + 1) * 10 / bins))
-                    mean = x[:, :, rows, columns].mean((2, 3))    # [2, 5]
+                    mean = x[:, :, rows, columns].mean((2, 3))  # [2, 5]
                     reduced = mean @ conv.weight[:, :, 0, 0].T
                     reduced = (reduced - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
                     cells[:, :, r, c] = (reduced * norm.weight + norm.bias).clamp(min=0)
             for r in range(7):
                 for c in range(10):
-                    y, z = r * (bins - 1) / 6, c * (bins - 1) / 9    # corners lie on corners
+                    y, z = r * (bins - 1) / 6, c * (bins - 1) / 9  # corners lie on corners
                     top, left = min(int(y), max(bins - 2, 0)), min(int(z), max(bins - 2, 0))
                     bottom, right = min(top + 1, bins - 1), min(left + 1, bins - 1)
                     upper = cells[:, :, top, left].lerp(cells[:, :, top, right], z - left)

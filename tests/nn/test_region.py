@@ -55,7 +55,7 @@ def test_guided_region_map_takes_the_best_masked_support_position(signed):
     mask = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(2)).mul(2).sub(1).clamp(min=0)
     ours = guided_region_map(query, support, mask)
     for b in range(2):
-        masked = positions(support[b] * mask[b])    # zero vectors outside, whose cosine is 0
+        masked = positions(support[b] * mask[b])  # zero vectors outside, whose cosine is 0
         best = [max(cosine(x, s) for s in masked) for x in positions(query[b])]
         torch.testing.assert_close(ours[b].flatten(), torch.tensor(stretched(best)), atol=1e-5, rtol=1e-4)
 
@@ -118,4 +118,4 @@ def test_small_masks_count_unknown_pixels_as_background_and_align_corners():
     mask[:, :, 8:] = 1
     mask[:, 16] = 255
     small = small_mask(mask, (3, 3))
-    assert small.tolist() == [[[[0, 1, 1], [0, 1, 1], [0, 0, 0]]]]    # pixels 0, 8 and 16 of each side
+    assert small.tolist() == [[[[0, 1, 1], [0, 1, 1], [0, 0, 0]]]]  # pixels 0, 8 and 16 of each side

@@ -9,7 +9,7 @@ from torch import Tensor
 from fss.errors import WeightsError
 from fss.nn.sam import Sam, load_sam
 
-SIZE = 128    # pixels; 8 x 8 cells
+SIZE = 128  # pixels; 8 x 8 cells
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,12 @@ def packages(network: Sam, embedding: Tensor, points: Tensor) -> Tensor:
     encoder.image_embedding_size, encoder.input_image_size = (cells, cells), (16 * cells, 16 * cells)
     sparse, dense = encoder((points[:, None].float(), torch.ones(len(points), 1)), None, None)
     logits, _ = network.mask_decoder(
-        image_embeddings=embedding, image_pe=encoder.get_dense_pe(), sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense, multimask_output=False,
-    )    # fmt: skip
+        image_embeddings=embedding,
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+    )
     return logits[:, 0]
 
 
@@ -43,7 +46,7 @@ def test_masks_are_the_packages(network, count):
     embedding = torch.randn(1, 256, SIZE // 16, SIZE // 16)
     points = torch.randint(0, SIZE, (count, 2))
     expected = packages(network, embedding, points)
-    assert expected.std() > 0.1 and (count == 1 or expected.std(0).mean() > 0.01)    # else equality says little
+    assert expected.std() > 0.1 and (count == 1 or expected.std(0).mean() > 0.01)  # else equality says little
     torch.testing.assert_close(network.masks(embedding, points), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -19,7 +19,7 @@ def cut(request, monkeypatch):
 
 
 def test_every_shot_is_averaged_over_its_own_pixels(cut):
-    query, columns = vectors(2, 7, 5), vectors(2, 6, 5, seed=1)    # 2 layers of 7 positions and 6 pixels
+    query, columns = vectors(2, 7, 5), vectors(2, 6, 5, seed=1)  # 2 layers of 7 positions and 6 pixels
     found = relu_cosine_mean(query.mT, columns, averages([4, 0, 2]))
     assert found.shape == (2, 3, 7)
     for layer in range(2):

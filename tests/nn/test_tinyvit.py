@@ -21,15 +21,17 @@ def test_attention_adds_a_bias_by_distance():
     expected = torch.zeros_like(x)
     for m in range(len(x)):
         normed = attention.norm(x[m])
-        per_head = attention.qkv(normed).view(-1, heads, 3 * width // heads)    # q, k and v of a head lie together
+        per_head = attention.qkv(normed).view(-1, heads, 3 * width // heads)  # q, k and v of a head lie together
         for h in range(heads):
             q, k, v = per_head[:, h].chunk(3, 1)
             for i in range(side * side):
-                scores = torch.stack([
-                    q[i] @ k[j] / (width / heads) ** 0.5
-                    + attention.attention_biases[h, abs(i // side - j // side) * side + abs(i % side - j % side)]
-                    for j in range(side * side)
-                ])
+                scores = torch.stack(
+                    [
+                        q[i] @ k[j] / (width / heads) ** 0.5
+                        + attention.attention_biases[h, abs(i // side - j // side) * side + abs(i % side - j % side)]
+                        for j in range(side * side)
+                    ]
+                )
                 expected[m, i, h * width // heads : (h + 1) * width // heads] = scores.softmax(0) @ v
     torch.testing.assert_close(attention(x), attention.proj(expected), rtol=1e-5, atol=1e-5)
 
@@ -38,7 +40,7 @@ def test_attention_adds_a_bias_by_distance():
 def test_windows_over_the_edge_are_filled_with_zeros():
     torch.manual_seed(0)
     block = random(Block(Stage(width=8, blocks=1, heads=2, window=3)))
-    x = torch.randn(1, 4, 5, 8)    # two by two windows
+    x = torch.randn(1, 4, 5, 8)  # two by two windows
     padded = F.pad(x, (0, 0, 0, 1, 0, 2))
     expected = torch.zeros_like(padded)
     for top in (0, 3):

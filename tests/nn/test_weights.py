@@ -68,14 +68,16 @@ LAYOUTS = {
     "no counters": ("resnet18", "torchvision", lambda s: {n: t for n, t in s.items() if t.ndim}),
     "stages": ("resnet18", "deep", in_stages),
     "stages, wrapped": (
-        "resnet18", "deep", lambda s: {"state_dict": {f"module.{n}": t for n, t in in_stages(s).items()}},
+        "resnet18",
+        "deep",
+        lambda s: {"state_dict": {f"module.{n}": t for n, t in in_stages(s).items()}},
     ),
     "stages, 7x7": ("resnet18", "torchvision", in_stages),
     "vgg": ("vgg16", "torchvision", lambda s: s | {"classifier.0.weight": torch.zeros(4, 4)}),
     "vgg_bn": ("vgg16_bn", "torchvision", lambda s: s | {"classifier.0.weight": torch.zeros(4, 4)}),
     "vgg, stages": ("vgg16", "torchvision", lambda s: in_stages(s, VGG)),
     "vgg_bn, stages": ("vgg16_bn", "torchvision", lambda s: in_stages(s, VGG_BN)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,7 +7,7 @@ import pytest
 from tests.places import SHARED
 
 DEFAULT = SHARED / "golden"
-QUICK = 3    # of the files that take long; the others are marked slow
+QUICK = 3  # of the files that take long; the others are marked slow
 SUFFIXES = (".npz", ".tsv", ".tsv.gz")
 
 
@@ -18,10 +18,12 @@ def stem(path: Path) -> str:
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--golden", metavar="DIR", default=None,
+        "--golden",
+        metavar="DIR",
+        default=None,
         help=f"folder of recorded reference runs; a file that no test knows fails (default: {DEFAULT.name}/ of the "
         "folder shared/ beside the checkout, where unknown files are skipped)",
-    )    # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")

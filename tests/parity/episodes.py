@@ -15,9 +15,12 @@ from fss.data.lists import read_list
 from shards.format import Manifest, SampleEntry
 
 SCHEME_OF = {
-    "pascal": "pascal", "coco_interleaved_fwb": "coco", "coco_contiguous_panet": "coco_contiguous",
-    "hsnet_pascal0": "pascal", "hsnet_coco0": "coco",
-}  # fmt: skip
+    "pascal": "pascal",
+    "coco_interleaved_fwb": "coco",
+    "coco_contiguous_panet": "coco_contiguous",
+    "hsnet_pascal0": "pascal",
+    "hsnet_coco0": "coco",
+}
 FSS1000 = sorted(fss1000_split())
 CLASSES = {
     "pascal": dict(enumerate(VOC_CLASSES, start=1)),
@@ -85,7 +88,7 @@ def check_list(path: Path) -> None:
     if data in ("pascal", "coco", "fss"):
         novel = fold_of(data, int(fold or 0), packed).novel
         assert {class_id for class_id, _ in wanted} <= set(novel)
-    if data in ("pascal", "fss"):    # these go through their images in order, as the policy for them does
+    if data in ("pascal", "fss"):  # these go through their images in order, as the policy for them does
         source = EpisodeSource(packed, novel, Policy(draw="every_pair", repeat_supports=True, min_area=0), 1, seed=0)
         met = [(e.class_id, packed.samples[e.query].key) for e in map(source.draw, range(len(rows)))]
         assert met == [(class_id, keys[0]) for class_id, keys in wanted]

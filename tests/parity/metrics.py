@@ -12,12 +12,12 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 def check(path: Path) -> None:
     """Reproduce one file; AssertionError says which figure differs."""
     golden = dict(np.load(path, allow_pickle=False))
-    classes = len(golden["hsnet_iou_fg"])    # of the data set, numbered from 0
+    classes = len(golden["hsnet_iou_fg"])  # of the data set, numbered from 0
     novel = len(golden["pfenet_class_iou"])
     fold = int(golden["fold"])
-    ids = range(fold * novel, (fold + 1) * novel)    # contiguous, as on PASCAL
+    ids = range(fold * novel, (fold + 1) * novel)  # contiguous, as on PASCAL
     if not set(golden["class_id0"].tolist()) <= set(ids):
-        ids = range(fold, classes, classes // novel)    # interleaved, as on COCO
+        ids = range(fold, classes, classes // novel)  # interleaved, as on COCO
     rows, start = [], 0
     for class_id, (height, width) in zip(golden["class_id0"].tolist(), golden["sizes"].tolist(), strict=True):
         pixels = slice(start, start := start + height * width)
@@ -25,11 +25,11 @@ def check(path: Path) -> None:
         rows.append((class_id, counts(prediction, truth)))
     assert start == len(golden["pred_flat"])
 
-    tables = np.stack([table for _, table in rows])    # [episodes, 2, 2]
+    tables = np.stack([table for _, table in rows])  # [episodes, 2, 2]
     for place, name in enumerate(("inter", "union")):
         close(tables[:, :, place], golden[f"episode_{name}"], f"episode_{name}")
         sums = total(rows, range(classes))
-        ours = np.stack([sums[class_id][:, place] for class_id in range(classes)], axis=1)    # [2, classes]
+        ours = np.stack([sums[class_id][:, place] for class_id in range(classes)], axis=1)  # [2, classes]
         close(ours, golden[f"hsnet_{name}_buf"], f"hsnet_{name}_buf")
 
     found = scores(total(rows, ids))

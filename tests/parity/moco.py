@@ -95,9 +95,13 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     peers = Ranks()
     n, rank = int(golden["batch_per_rank"]), peers.rank
     config = PriorConfig(
-        dim=int(golden["dim"]), queue=int(golden["K"]), temperature=float(golden["T"]), momentum=float(golden["m"]),
-        local="none", bn_buffers="rank0",
-    )    # fmt: skip
+        dim=int(golden["dim"]),
+        queue=int(golden["K"]),
+        temperature=float(golden["T"]),
+        momentum=float(golden["m"]),
+        local="none",
+        bn_buffers="rank0",
+    )
     method = PriorExtractor(
         config,
         encoder=lambda: RecordedEncoder(encoder_state(golden, "init/encoder_q.")),
@@ -119,9 +123,11 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     forward = DistributedDataParallel(Step(), broadcast_buffers=False)
     optimizer = torch.optim.SGD(
-        method.trained.parameters(), lr=float(golden["lr"]), momentum=float(golden["sgd_momentum"]),
+        method.trained.parameters(),
+        lr=float(golden["lr"]),
+        momentum=float(golden["sgd_momentum"]),
         weight_decay=float(golden["weight_decay"]),
-    )    # fmt: skip
+    )
 
     logits = []
     shipped = contrast.logits
@@ -137,14 +143,17 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     last = len(golden["loss"]) - 1
     for step in range(last + 1):
         batch = ViewBatch(
-            query=torch.from_numpy(golden["im_q"][step, rows]), key=torch.from_numpy(golden["im_k"][step, rows]),
-            image=torch.arange(rows.start, rows.stop), keys=[str(i) for i in range(n)], replaced=[],
-        )    # fmt: skip
+            query=torch.from_numpy(golden["im_q"][step, rows]),
+            key=torch.from_numpy(golden["im_k"][step, rows]),
+            image=torch.arange(rows.start, rows.stop),
+            keys=[str(i) for i in range(n)],
+            replaced=[],
+        )
         loss, _ = forward(batch, step)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step == last:    # the recorded run ends before the momentum update that would open the next step
+        if step == last:  # the recorded run ends before the momentum update that would open the next step
             record |= snapshot("final/encoder_k.", dict(slow.named_parameters()))
             for side, encoder in (("q", method.trained["encoder"]), ("k", slow)):
                 record |= snapshot(f"rank_running/encoder_{side}.", running(encoder))
@@ -156,9 +165,10 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     query = method.trained["encoder"]
     record |= snapshot("final/encoder_q.", query.state_dict())
     record |= snapshot("final/encoder_k.", dict(slow.named_buffers()))
-    record |= snapshot("momentum/encoder_q.", {
-        name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in query.named_parameters()
-    })    # fmt: skip
+    record |= snapshot(
+        "momentum/encoder_q.",
+        {name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in query.named_parameters()},
+    )
     record |= {"final/queue": queues[-1], "final/queue_ptr": np.array([queue.pointer])}
     dist.destroy_process_group()
     return {"logits": logits, "loss": losses, "queue": queues, "ptr": pointers, **record}

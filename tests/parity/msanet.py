@@ -54,8 +54,8 @@ class Recorded:
         self.state = {n.removeprefix("sd/"): t for n, t in self.golden.items() if n.startswith("sd/")}
         self.b, self.k = self.golden["s_y"].shape[:2]
         self.msanet = "qf/00" in self.golden
-        self.masks = self.shots("s_y")    # [K B, S, S]
-        self.small = small_mask(self.masks, self.golden["q3"].shape[2:])    # [K B, 1, h, w]
+        self.masks = self.shots("s_y")  # [K B, S, S]
+        self.small = small_mask(self.masks, self.golden["q3"].shape[2:])  # [K B, 1, h, w]
 
     def shots(self, name: str) -> Tensor:
         """A recorded [B, K, ...] shot by shot, [K B, ...]."""
@@ -67,9 +67,9 @@ class Recorded:
 
     def learner(self) -> MetaLearner:
         dim = len(self.state["init_merge.0.weight"])
-        weights = ShotWeights(1.0)    # of one shot
+        weights = ShotWeights(1.0)  # of one shot
         if self.k > 1:
-            weights = LearnedShotWeights(self.k, sorted_weights=self.msanet)    # BAM's repository has mended that
+            weights = LearnedShotWeights(self.k, sorted_weights=self.msanet)  # BAM's repository has mended that
         embedding = SimilarityEmbedding(self.golden["multisim_maps"].shape[1], None) if self.msanet else None
         learner = MetaLearner(dim, 0.0, weights=weights, similarity=embedding, prior=True, attention=self.msanet)
         state = {"ensemble.adjust": "gram_merge.weight", "ensemble.suppress": "cls_merge.weight"}
@@ -97,10 +97,13 @@ class Recorded:
         g = self.golden
         support = F.relu(F.conv2d(middle_feature(self.shots("s2"), self.shots("s3")), self.state["down_supp.0.weight"]))
         query = F.relu(F.conv2d(middle_feature(g["q2"], g["q3"]), self.state["down_query.0.weight"]))
-        prior = torch.cat([
-            guided_region_map(g["q4"], s4 * mask, mask)
-            for s4, mask in zip(self.shots("s4").split(self.b), self.small.split(self.b), strict=True)
-        ], 1)    # [B, K, h, w]
+        prior = torch.cat(
+            [
+                guided_region_map(g["q4"], s4 * mask, mask)
+                for s4, mask in zip(self.shots("s4").split(self.b), self.small.split(self.b), strict=True)
+            ],
+            1,
+        )  # [B, K, h, w]
         gram = cosine_gram(g["q2"])
         unlike = torch.stack([psi(gram, shot) for shot in cosine_gram(self.shots("s2")).split(self.b)], 1)
         similarity = attention = None
@@ -108,14 +111,19 @@ class Recorded:
             share = self.share()
             similarity = torch.cat([layer_similarity(layer, share, "mask") for layer in self.layers()], 1)
             gate = Attention(len(support[0]), 0.0)
-            gate.load_state_dict({
-                n.removeprefix("gam."): linear(t) for n, t in self.state.items() if n.startswith("gam.")
-            })
+            gate.load_state_dict(
+                {n.removeprefix("gam."): linear(t) for n, t in self.state.items() if n.startswith("gam.")}
+            )
             attention = self.episodes(gate(support, self.masks)).mean(1)
         return Cues(
-            query=query, prototype=self.episodes(masked_average(support, self.small)), psi=unlike,
-            base=base_map(g["base_logits"], excluded), prior=prior, similarity=similarity, attention=attention,
-        )    # fmt: skip
+            query=query,
+            prototype=self.episodes(masked_average(support, self.small)),
+            psi=unlike,
+            base=base_map(g["base_logits"], excluded),
+            prior=prior,
+            similarity=similarity,
+            attention=attention,
+        )
 
 
 def check(path: Path) -> None:

@@ -43,16 +43,16 @@ def check(path: Path) -> None:
     fem = FeatureEnrichment(len(state["init_merge.0.0.weight"]), maps=1, bins=bins, dropout=0.0)
     fem.load_state_dict(translate(state, len(bins)))
 
-    masks = small_mask(golden["s_y"].flatten(0, 1), golden["s3"].shape[3:]).unflatten(0, (b, k))    # [B, K, 1, h, w]
+    masks = small_mask(golden["s_y"].flatten(0, 1), golden["s3"].shape[3:]).unflatten(0, (b, k))  # [B, K, 1, h, w]
     close(golden["s3"][:, 0] * masks[:, 0], golden["layer4_support_input_shot0"], "masked block 3")
-    prior = torch.stack([
-        guided_region_map(golden["q4"], golden["s4"][:, shot] * masks[:, shot], masks[:, shot]) for shot in range(k)
-    ]).mean(0)    # [B, 1, h, w]
+    prior = torch.stack(
+        [guided_region_map(golden["q4"], golden["s4"][:, shot] * masks[:, shot], masks[:, shot]) for shot in range(k)]
+    ).mean(0)  # [B, 1, h, w]
     close(prior, golden["prior"], "prior mask")
 
     middle = middle_feature(golden["s2"].flatten(0, 1), golden["s3"].flatten(0, 1))
     support = F.relu(F.conv2d(middle, state["down_supp.0.weight"]))
-    prototype = masked_average(support, masks.flatten(0, 1)).unflatten(0, (b, k)).mean(1)    # [B, D]
+    prototype = masked_average(support, masks.flatten(0, 1)).unflatten(0, (b, k)).mean(1)  # [B, D]
     close(prototype, golden["supp_proto"], "prototype")
 
     query = F.relu(F.conv2d(middle_feature(golden["q2"], golden["q3"]), state["down_query.0.weight"]))
@@ -65,7 +65,7 @@ def check(path: Path) -> None:
     close(upsampled, golden["out_upsampled"], "upsampled logits")
     close(segmentation_loss(logits, golden["y"]), golden["train_main_loss"], "main loss")
     close(inner_loss(inner, golden["y"]), golden["train_aux_loss"], "inner loss")
-    decided = upsampled.diff(dim=1)[:, 0].abs() > 1e-4    # [B, S, S], far enough from a draw
+    decided = upsampled.diff(dim=1)[:, 0].abs() > 1e-4  # [B, S, S], far enough from a draw
     differ = decided & (upsampled.argmax(1) != golden["train_argmax"])
     assert not differ.any(), f"{differ.sum()} predictions differ"
 

@@ -9,7 +9,7 @@ import torch
 from fss.engine.optim import OptimConfig, Schedule, set_lr
 
 POWER = 0.9
-BEYOND = 10    # the published function multiplies the rate of every group after `index_split` by this
+BEYOND = 10  # the published function multiplies the rate of every group after `index_split` by this
 
 
 def check_poly(golden: Mapping[str, np.ndarray]) -> None:

@@ -23,9 +23,11 @@ def check_misc(path: Path) -> None:
     """The small functions that the references share, those of them that a file records."""
     golden = dict(np.load(path, allow_pickle=False))
     checks = {
-        "resize": transforms.check_resize, "poly_": schedules.check_poly, "ppm/": context.check_ppm,
+        "resize": transforms.check_resize,
+        "poly_": schedules.check_poly,
+        "ppm/": context.check_ppm,
         "aspp/": context.check_aspp,
-    }    # fmt: skip
+    }
     recorded = {part for part in checks if any(name.startswith(part) for name in golden)}
     assert recorded, f"{path.name} records none of {', '.join(checks)}"
     for part in recorded:
@@ -64,7 +66,7 @@ def test_golden(golden, strict):
         if fnmatch.fnmatchcase(stem(golden), pattern):
             try:
                 check(golden)
-            except pytest.skip.Exception as why:    # what it wants lies beside a developer's checkout
+            except pytest.skip.Exception as why:  # what it wants lies beside a developer's checkout
                 (pytest.fail if strict else pytest.skip)(str(why))
             return
     message = f"no test knows {golden.name}: add its check to CHECKS"

@@ -36,9 +36,12 @@ def plain(golden):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.PlainMoCo(
-        Vectors(RecordedEncoder(encoder_state(golden, "init/encoder_q."))), dim=int(golden["dim"]),
-        queue=int(golden["K"]), momentum=float(golden["m"]), temperature=float(golden["T"]),
-    )    # fmt: skip
+        Vectors(RecordedEncoder(encoder_state(golden, "init/encoder_q."))),
+        dim=int(golden["dim"]),
+        queue=int(golden["K"]),
+        momentum=float(golden["m"]),
+        temperature=float(golden["T"]),
+    )
     model.queue.copy_(torch.from_numpy(golden["init/queue"]))
     return model.encoder_q, lambda query, key, step: model(query, key), lambda: None, lambda: model.queue
 
@@ -46,9 +49,12 @@ def plain(golden):
 def shipped(golden):
     """The same of the method that ships."""
     config = PriorConfig(
-        dim=int(golden["dim"]), queue=int(golden["K"]), temperature=float(golden["T"]), momentum=float(golden["m"]),
+        dim=int(golden["dim"]),
+        queue=int(golden["K"]),
+        temperature=float(golden["T"]),
+        momentum=float(golden["m"]),
         local="none",
-    )    # fmt: skip
+    )
     method = PriorExtractor(config, encoder=lambda: RecordedEncoder(encoder_state(golden, "init/encoder_q.")))
     queue = method.replica["global_queue"]
     queue.restore(torch.from_numpy(golden["init/queue"].T.copy()), 0)
@@ -66,9 +72,11 @@ def test_one_process_with_both_batches(make):
     golden = dict(np.load(path, allow_pickle=False))
     module, step, after, queue = make(golden)
     optimizer = torch.optim.SGD(
-        module.parameters(), lr=float(golden["lr"]), momentum=float(golden["sgd_momentum"]),
+        module.parameters(),
+        lr=float(golden["lr"]),
+        momentum=float(golden["sgd_momentum"]),
         weight_decay=float(golden["weight_decay"]),
-    )    # fmt: skip
+    )
     for number, (query, key) in enumerate(zip(golden["im_q"], golden["im_k"], strict=True)):
         loss = step(torch.from_numpy(query), torch.from_numpy(key), number)
         loss.backward()

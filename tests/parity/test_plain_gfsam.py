@@ -22,7 +22,7 @@ def test_recorded_decisions(name):
     spec.loader.exec_module(module)
     golden = dict(np.load(path, allow_pickle=False))
     full = torch.zeros(0, SIZE, SIZE)
-    if "mask_index" in golden:    # where the reference stopped for want of points, nothing else is recorded
+    if "mask_index" in golden:  # where the reference stopped for want of points, nothing else is recorded
         full = unpack(golden["mask_bits_unique"])[golden["mask_index"]]
 
     def decode(prompts: torch.Tensor) -> torch.Tensor:

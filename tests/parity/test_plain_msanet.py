@@ -27,9 +27,11 @@ def test_plain(name):
     attention = Attention(len(state["init_merge.0.weight"]), 0.0)
     attention.load_state_dict({n.removeprefix("gam."): linear(t) for n, t in state.items() if n.startswith("gam.")})
     plain = module.PlainMSANet(
-        recorded.learner(), lambda x: F.relu(F.conv2d(x, state["down_query.0.weight"])),
-        lambda x: F.relu(F.conv2d(x, state["down_supp.0.weight"])), attention,
-    )    # fmt: skip
+        recorded.learner(),
+        lambda x: F.relu(F.conv2d(x, state["down_query.0.weight"])),
+        lambda x: F.relu(F.conv2d(x, state["down_supp.0.weight"])),
+        attention,
+    )
     names = sorted(name.removeprefix("qf/") for name in golden if name.startswith("qf/"))
     query = module.Seen(golden["q2"], golden["q3"], golden["q4"], [golden[f"qf/{n}"] for n in names])
     supports = [

@@ -16,7 +16,7 @@ def check_resize(golden: Mapping[str, np.ndarray]) -> None:
     for name in sorted({name.split("/")[0] for name in golden if name.startswith("resize") and "/" in name}):
         image, label, expected = (golden[f"{name}/{what}"] for what in ("in_img", "in_lab", "out_img"))
         fitted, frame = fit_image(image, len(expected), "compat")
-        standardised = (expected.astype(np.float64) - MEAN) / STD    # [S, S, 3]
+        standardised = (expected.astype(np.float64) - MEAN) / STD  # [S, S, 3]
         np.testing.assert_allclose(fitted.permute(1, 2, 0).numpy(), standardised, **TOLERANCE, err_msg=name)
         np.testing.assert_array_equal(frame.mask(label), golden[f"{name}/out_lab"], err_msg=name)
 

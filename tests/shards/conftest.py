@@ -47,14 +47,19 @@ def coco_document() -> dict:
     Category 90 lies on category 3 and beneath it: a large 3, a middle 90 on it, a small 3 on that.
     """
     crowd = np.zeros((40, 60), np.uint8)
-    crowd[20:40, 0:30] = 1    # the lower left quarter
+    crowd[20:40, 0:30] = 1  # the lower left quarter
     runs = np.flatnonzero(np.diff(np.concatenate([[0], crowd.ravel(order="F"), [0]])))
     counts = np.diff(np.concatenate([[0], runs, [crowd.size]])).tolist()
 
     def entry(number: int, category: int, segmentation, area: float, crowd: int = 0) -> dict:
         return {
-            "id": number, "image_id": 5, "category_id": category, "segmentation": segmentation, "area": area,
-            "bbox": [0, 0, 1, 1], "iscrowd": crowd,
+            "id": number,
+            "image_id": 5,
+            "category_id": category,
+            "segmentation": segmentation,
+            "area": area,
+            "bbox": [0, 0, 1, 1],
+            "iscrowd": crowd,
         }
 
     return {
@@ -89,7 +94,7 @@ def fss_root(tmp_path: Path) -> Path:
     soft = np.zeros((30, 30, 4), np.uint8)
     soft[..., 3] = 255
     soft[5:15, 5:15, :3] = 255
-    soft[4, 5:15, :3] = 90    # below the threshold
+    soft[4, 5:15, :3] = 90  # below the threshold
     for number in (1, 2, 10):
         photograph(root / "zebra" / f"{number}.jpg", 30, 30, number)
         Image.fromarray(soft).save(root / "zebra" / f"{number}.png")

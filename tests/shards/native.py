@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-SIZE = (40, 60)    # height, width of the masks here
+SIZE = (40, 60)  # height, width of the masks here
 
 
 def photograph(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> None:

@@ -67,18 +67,27 @@ class Failing:
         raise self.error
 
 
-@pytest.mark.parametrize(("error", "reason"), [
-    (Image.DecompressionBombError("too many pixels"), "DecompressionBombError: too many pixels"),
-    (ValueError("Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK"), "ValueError: Decompressed data too "
-     "large for PngImagePlugin.MAX_TEXT_CHUNK"),
-    (cv2.error("OpenCV(4.1) a.cpp:3: error:\n (-215:Assertion failed)"), "error: OpenCV(4.1) a.cpp:3: error: (-215:"
-     "Assertion failed)"),
-    (OSError("cannot identify image file <_io.BytesIO object at 0x7f00>"), "OSError: cannot identify image file "
-     "<_io.BytesIO>"),
-    (FileNotFoundError(errno.ENOENT, "No such file"), "FileNotFoundError: [Errno 2] No such file"),
-    (IndexError("list index out of range"), "IndexError: list index out of range"),
-    (ShardError("marks no pixel"), "marks no pixel"),
-])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Image.DecompressionBombError("too many pixels"), "DecompressionBombError: too many pixels"),
+        (
+            ValueError("Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK"),
+            "ValueError: Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK",
+        ),
+        (
+            cv2.error("OpenCV(4.1) a.cpp:3: error:\n (-215:Assertion failed)"),
+            "error: OpenCV(4.1) a.cpp:3: error: (-215:Assertion failed)",
+        ),
+        (
+            OSError("cannot identify image file <_io.BytesIO object at 0x7f00>"),
+            "OSError: cannot identify image file <_io.BytesIO>",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "FileNotFoundError: [Errno 2] No such file"),
+        (IndexError("list index out of range"), "IndexError: list index out of range"),
+        (ShardError("marks no pixel"), "marks no pixel"),
+    ],
+)
 def test_any_error_about_one_file_is_a_bad_sample(error, reason):
     packed = encode_item(Failing(error), ())
     assert packed.meta is None and packed.reason == reason
@@ -104,7 +113,7 @@ def test_mended_samples_are_packed_by_the_same_command(voc_root, tmp_path):
     before = files(tmp_path / "out")
     stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
 
-    assert pack(source, tmp_path / "out", samples_per_shard=3) == manifest    # still bad: nothing is written
+    assert pack(source, tmp_path / "out", samples_per_shard=3) == manifest  # still bad: nothing is written
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == stamps
 
     damaged[0].write_bytes(kept[0])
@@ -112,7 +121,7 @@ def test_mended_samples_are_packed_by_the_same_command(voc_root, tmp_path):
     (shard,) = (row["shard"] for row in manifest.bad if "000001" in row["source"])
     changed = {name for name, data in files(tmp_path / "out").items() if before[name] != data}
     assert changed == {MANIFEST, manifest.shards[shard].name}
-    damaged[1].unlink()    # another reason, which the manifest is to say
+    damaged[1].unlink()  # another reason, which the manifest is to say
     (row,) = pack(source, tmp_path / "out", samples_per_shard=3).bad
     assert "No such file" in row["reason"]
 
@@ -140,9 +149,10 @@ def test_swapped_sides_speak_of_the_orientation(voc_root):
 
 
 def test_too_many_superpixels_are_a_bad_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.superpixels.ALGORITHMS", {
-        "slic": lambda image: np.arange(image.shape[0] * image.shape[1]).reshape(image.shape[:2])
-    })
+    monkeypatch.setattr(
+        "shards.superpixels.ALGORITHMS",
+        {"slic": lambda image: np.arange(image.shape[0] * image.shape[1]).reshape(image.shape[:2])},
+    )
     for name, side in (("few", 512), ("many", 514)):
         photograph(tmp_path / "in" / f"{name}.png", side, side)
     manifest = pack(image_folder(tmp_path / "in"), tmp_path / "out", superpixels=["slic"])

@@ -91,16 +91,19 @@ def test_flipped_byte(folder):
     assert "synthetic-000000.tar: content differs from the manifest's SHA-256" in check(folder)
 
 
-@pytest.mark.parametrize(("extension", "change", "message"), [
-    ("jpg", lambda data: data[:-300], "image cannot be decoded"),
-    ("jpg", lambda data: None, "needs one image and a json"),
-    ("json", lambda data: data.replace(b'"paint":[', b'"paint":[7,'), "paint order"),
-    ("json", lambda data: b"{}", "metadata cannot be read"),
-    ("slic.png", lambda data: None, "has no slic superpixels"),
-    ("slic.png", lambda data: png(np.zeros((9, 9), np.uint8)), r"slic.png is \(9, 9\), half the image is"),
-    ("slic.png", lambda data: data[:-30], "slic.png is not a whole 1-channel PNG"),
-    ("slic.png", lambda data: png(cv2.imdecode(np.frombuffer(data, np.uint8), -1) + 1), "does not hold the ids"),
-])
+@pytest.mark.parametrize(
+    ("extension", "change", "message"),
+    [
+        ("jpg", lambda data: data[:-300], "image cannot be decoded"),
+        ("jpg", lambda data: None, "needs one image and a json"),
+        ("json", lambda data: data.replace(b'"paint":[', b'"paint":[7,'), "paint order"),
+        ("json", lambda data: b"{}", "metadata cannot be read"),
+        ("slic.png", lambda data: None, "has no slic superpixels"),
+        ("slic.png", lambda data: png(np.zeros((9, 9), np.uint8)), r"slic.png is \(9, 9\), half the image is"),
+        ("slic.png", lambda data: data[:-30], "slic.png is not a whole 1-channel PNG"),
+        ("slic.png", lambda data: png(cv2.imdecode(np.frombuffer(data, np.uint8), -1) + 1), "does not hold the ids"),
+    ],
+)
 def test_damaged_members(folder, extension, change, message):
     rewrite(folder, extension, change)
     problems = check(folder)

@@ -20,7 +20,7 @@ from shards.format import ShardError
 
 def jpeg(**options) -> bytes:
     pixels = np.zeros((40, 60, 3), np.uint8)
-    pixels[:, :30] = 250, 20, 10    # red on the left
+    pixels[:, :30] = 250, 20, 10  # red on the left
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=95, **options)
     return file.getvalue()
@@ -28,7 +28,7 @@ def jpeg(**options) -> bytes:
 
 def test_image_is_rgb_and_keeps_stored_rows_whatever_exif_says():
     exif = Image.Exif()
-    exif[0x0112] = 6    # rotate by 90 degrees for display
+    exif[0x0112] = 6  # rotate by 90 degrees for display
     image = decode_image(jpeg(exif=exif))
     assert image.shape == (40, 60, 3)
     assert image[20, 5].tolist() == pytest.approx([250, 20, 10], abs=8)

@@ -34,8 +34,8 @@ def tiles(tmp_path: Path) -> Path:
     root = tmp_path / "Deepglobe"
     mask = np.zeros((24, 24))
     mask[2:8] = 255
-    mask[8:10] = 128    # counts
-    mask[10:14] = 127    # does not
+    mask[8:10] = 128  # counts
+    mask[10:14] = 127  # does not
     for class_id in range(1, 7):
         for name in ("0" if class_id < 3 else f"{class_id}0", f"{class_id}1"):
             photograph(root / f"{class_id}/test/origin/{name}_sat.jpg", 24, 24)
@@ -85,18 +85,27 @@ def lesions(tmp_path: Path) -> Path:
 def test_isic_takes_its_classes_from_the_table(lesions):
     source = isic(lesions, lesions / "class_id.csv")
     assert [(item.key, item.class_id) for item in source.items] == [
-        ("ISIC_0000000", 1), ("ISIC_0000001", 2), ("ISIC_0000002", 3), ("ISIC_0000003", 1),
-    ]    # fmt: skip
+        ("ISIC_0000000", 1),
+        ("ISIC_0000001", 2),
+        ("ISIC_0000002", 3),
+        ("ISIC_0000003", 1),
+    ]
     assert source.items[1].read().masks[2].sum() == 16
     assert tuple(source.classes.values()) == ISIC_CLASSES
 
 
-@pytest.mark.parametrize("table, message", [
-    ("ID,Class\nISIC_0000000,nevus\n", r"class_id\.csv has no row for ISIC_0000001 \(3 photographs lack one\)"),
-    ("ID,Class\nISIC_0000000,wart\n", "line 2 of .* gives ISIC_0000000 the class 'wart': expected one of nevus, mel"),
-    ("image,label\n", r"has the columns \['image', 'label'\]: give a CSV with the columns ID and Class"),
-    ("", "has the columns None: give a CSV"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("ID,Class\nISIC_0000000,nevus\n", r"class_id\.csv has no row for ISIC_0000001 \(3 photographs lack one\)"),
+        (
+            "ID,Class\nISIC_0000000,wart\n",
+            "line 2 of .* gives ISIC_0000000 the class 'wart': expected one of nevus, mel",
+        ),
+        ("image,label\n", r"has the columns \['image', 'label'\]: give a CSV with the columns ID and Class"),
+        ("", "has the columns None: give a CSV"),
+    ],
+)
 def test_isic_bad_tables(lesions, table, message):
     (lesions / "class_id.csv").write_text(table)
     with pytest.raises(ShardError, match=message):
@@ -137,12 +146,15 @@ def test_isaid_reads_index_maps_and_leaves_255_to_ignore(tmp_path):
     assert len(source.classes) == 15 and (source.classes[1], source.classes[15]) == ISAID_ENDS
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda path: path.unlink(), f"P1{isaid_module.SUFFIX}: No such file"),
-    (lambda path: Image.new("RGB", (32, 32)).save(path), "PNG of mode RGB"),
-    (lambda path: palette_png(path, np.full((32, 32), 16)), "index 16, which is none of the 15 classes"),
-    (lambda path: palette_png(path, np.full((32, 31), 1)), "mask of class 1 is 31x32 pixels, the image 32x32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda path: path.unlink(), f"P1{isaid_module.SUFFIX}: No such file"),
+        (lambda path: Image.new("RGB", (32, 32)).save(path), "PNG of mode RGB"),
+        (lambda path: palette_png(path, np.full((32, 32), 16)), "index 16, which is none of the 15 classes"),
+        (lambda path: palette_png(path, np.full((32, 31), 1)), "mask of class 1 is 31x32 pixels, the image 32x32"),
+    ],
+)
 def test_isaid_bad_masks(tmp_path, change, message):
     root = patches(tmp_path / "val", {"P0": {1}, "P1": {2}})
     change(root / f"semantic_png/P1{isaid_module.SUFFIX}")
@@ -174,14 +186,17 @@ def test_a_published_isaid_list_is_found_in_a_packed_set(tmp_path, shots):
     episodes = read_list(tmp_path / "list.tsv", manifest, shots)
     assert [
         [str(e.class_id - 1), *(manifest.samples[i].key for i in (e.query, *e.supports))] for e in episodes
-    ] == rows    # in the order of the list
+    ] == rows  # in the order of the list
 
 
-@pytest.mark.parametrize("layout, options, samples", [
-    ("deepglobe", "--root {tiles}", 12),
-    ("isic", "--root {lesions} --classes {lesions}/class_id.csv", 4),
-    ("isaid", "--root {patches}", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout, options, samples",
+    [
+        ("deepglobe", "--root {tiles}", 12),
+        ("isic", "--root {lesions} --classes {lesions}/class_id.csv", 4),
+        ("isaid", "--root {patches}", 2),
+    ],
+)
 def test_the_command(layout, options, samples, tiles, lesions, tmp_path, capsys):
     root = patches(tmp_path / "val", {"P0": {1}, "P1": {2}})
     out = tmp_path / "out"

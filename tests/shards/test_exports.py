@@ -23,16 +23,16 @@ def read(coco_folder) -> Callable[..., Source]:
     return changed
 
 
-@pytest.mark.parametrize("segmentation", [
-    [], [[1, 2, 3, 4]], [polygon(0, 0, 9, 9)[0], [1, 2]], [1, 2, 3, 4, 5, 6], None
-])
+@pytest.mark.parametrize(
+    "segmentation", [[], [[1, 2, 3, 4]], [polygon(0, 0, 9, 9)[0], [1, 2]], [1, 2, 3, 4, 5, 6], None]
+)
 def test_what_cannot_be_drawn_leaves_its_box_to_ignore(read, segmentation):
     def change(document: dict) -> None:
-        document["annotations"][1] |= {"segmentation": segmentation, "bbox": [30, 0, 20, 12]}    # the large car
+        document["annotations"][1] |= {"segmentation": segmentation, "bbox": [30, 0, 20, 12]}  # the large car
 
     source = read(change)
     sample = source.items[0].read()
-    assert sample.masks[1].sum() == 16 and sample.masks[2].sum() == 400    # the other objects stay
+    assert sample.masks[1].sum() == 16 and sample.masks[2].sum() == 400  # the other objects stay
     small = rectangle(20, 10, 24, 14)
     ignored = (rectangle(30, 0, 50, 12) | rectangle(0, 20, 30, 40)) & ~small
     assert np.array_equal(sample.ignore, ignored)
@@ -78,7 +78,7 @@ def test_crowds_alone_are_an_error_that_names_the_option(read):
     source = read(crowd="object")
     sample = source.items[0].read()
     assert sample.masks[1].sum() == 1200 + 20 * 30 - 10 * 30 and sample.masks[2].sum() == 400
-    assert [instance["crowd"] for instance in sample.instances].count(True) == 1    # the one without an outline
+    assert [instance["crowd"] for instance in sample.instances].count(True) == 1  # the one without an outline
 
 
 def test_boxes_alone_are_an_error(read):
@@ -112,10 +112,13 @@ def test_an_unused_supercategory_is_no_class(read):
     assert source.notes == ["things is left out: no annotation has it, and classes name it as their supercategory"]
 
 
-@pytest.mark.parametrize("categories", [
-    [{"id": 3, "name": "car", "supercategory": "car"}, {"id": 90, "name": "toothbrush", "supercategory": "car"}],
-    [{"id": 3, "name": "car"}, {"id": 90, "name": "toothbrush"}, {"id": 91, "name": "new", "supercategory": "new"}],
-])
+@pytest.mark.parametrize(
+    "categories",
+    [
+        [{"id": 3, "name": "car", "supercategory": "car"}, {"id": 90, "name": "toothbrush", "supercategory": "car"}],
+        [{"id": 3, "name": "car"}, {"id": 90, "name": "toothbrush"}, {"id": 91, "name": "new", "supercategory": "new"}],
+    ],
+)
 def test_other_categories_stay(read, categories):
     source = read(lambda document: document.update(categories=categories))
     assert list(source.classes.values()) == [category["name"] for category in categories] and source.notes == []

@@ -38,7 +38,9 @@ def test_names_count_from_one_and_zero_is_background(root):
     source = read(root)
     assert source.classes == {1: "wall", 2: "roof"}
     assert [(item.key, item.source) for item in source.items] == [
-        ("a", "a.jpg"), ("b", "b.jpg"), ("town_c", "town/c.jpg")
+        ("a", "a.jpg"),
+        ("b", "b.jpg"),
+        ("town_c", "town/c.jpg"),
     ]
     sample = source.items[2].read()
     assert areas(sample) == {1: 128, 2: 200} and sample.ignore.sum() == 20
@@ -65,13 +67,19 @@ def test_endings_as_cityscapes_has_them(root):
     assert areas(source.items[1].read()) == {1: 128, 2: 200}
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda root: (root / "maps/a.png").unlink(), r"a.png: No such file"),
-    (lambda root: (root / "images/a.jpg").unlink(), r"a.jpg: No such file"),
-    (lambda root: palette_png(root / "maps/a.png", np.ones((40, 64))), "class 1 is 64x40 pixels, the image 64x48"),
-    (lambda root: palette_png(root / "maps/a.png", np.full((48, 64), 3)), "index 3, which is none of the 2 classes"),
-    (lambda root: Image.new("RGB", (64, 48)).save(root / "maps/a.png"), "mode RGB"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda root: (root / "maps/a.png").unlink(), r"a.png: No such file"),
+        (lambda root: (root / "images/a.jpg").unlink(), r"a.jpg: No such file"),
+        (lambda root: palette_png(root / "maps/a.png", np.ones((40, 64))), "class 1 is 64x40 pixels, the image 64x48"),
+        (
+            lambda root: palette_png(root / "maps/a.png", np.full((48, 64), 3)),
+            "index 3, which is none of the 2 classes",
+        ),
+        (lambda root: Image.new("RGB", (64, 48)).save(root / "maps/a.png"), "mode RGB"),
+    ],
+)
 def test_bad_samples(root, tmp_path, change, reason):
     change(root)
     manifest = pack(read(root), tmp_path / "out")
@@ -79,12 +87,15 @@ def test_bad_samples(root, tmp_path, change, reason):
     assert row["source"] == "a.jpg" and reason in row["reason"] and len(manifest.samples) == 2
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    ("", "names 0 classes"),
-    ("\n".join(map(str, range(255))), "names 255 classes: give 1 to 254"),
-    ("wall\n\nroof", r"line 2 of .*names\.txt is empty"),
-    ("wall\nwall", r"line 2 of .*names\.txt repeats 'wall'"),
-])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("", "names 0 classes"),
+        ("\n".join(map(str, range(255))), "names 255 classes: give 1 to 254"),
+        ("wall\n\nroof", r"line 2 of .*names\.txt is empty"),
+        ("wall\nwall", r"line 2 of .*names\.txt repeats 'wall'"),
+    ],
+)
 def test_unclear_lists_of_names(root, names, message):
     (root / "names.txt").write_text(names)
     with pytest.raises(ShardError, match=message):

@@ -29,7 +29,11 @@ def lvis_root(tmp_path: Path) -> Path:
     def entry(number: int, category: int, box: tuple[int, int, int, int]) -> dict:
         area = (box[2] - box[0]) * (box[3] - box[1])
         return {
-            "id": number, "image_id": 139, "category_id": category, "segmentation": polygon(*box), "area": area,
+            "id": number,
+            "image_id": 139,
+            "category_id": category,
+            "segmentation": polygon(*box),
+            "area": area,
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
         }
 
@@ -42,9 +46,11 @@ def lvis_root(tmp_path: Path) -> Path:
             {"id": number, "name": f"thing {number}", "frequency": "r", "synset": "x.n.01"} for number in range(1, 301)
         ],
         "annotations": [
-            entry(1, 255, (0, 0, 10, 10)), entry(2, 255, (30, 0, 50, 20)), entry(3, 300, (5, 5, 40, 30)),
+            entry(1, 255, (0, 0, 10, 10)),
+            entry(2, 255, (30, 0, 50, 20)),
+            entry(3, 300, (5, 5, 40, 30)),
         ],
-    }    # fmt: skip
+    }
     (root / "lvis_v1_val.json").write_text(json.dumps(document))
     return root
 
@@ -52,8 +58,9 @@ def lvis_root(tmp_path: Path) -> Path:
 def test_lvis_classes_are_the_union_of_their_objects_and_keep_overlaps(lvis_root):
     source = lvis(lvis_root, lvis_root / "lvis_v1_val.json")
     assert [(item.key, item.source) for item in source.items] == [
-        ("000000000009", "train2017/000000000009.jpg"), ("000000000139", "val2017/000000000139.jpg"),
-    ]    # fmt: skip
+        ("000000000009", "train2017/000000000009.jpg"),
+        ("000000000139", "val2017/000000000139.jpg"),
+    ]
     assert len(source.classes) == 300 and source.classes[255] == "thing 255"
     assert source.items[0].read().masks == {}
     sample = source.items[1].read()
@@ -61,8 +68,12 @@ def test_lvis_classes_are_the_union_of_their_objects_and_keep_overlaps(lvis_root
     assert np.array_equal(sample.masks[300], rectangle(5, 5, 40, 30))
     # By falling area: the tray, the large mug, the small mug.
     assert [sample.labels[row, column] for row, column in ((1, 1), (6, 6), (15, 35), (25, 35), (35, 1))] == [
-        255, 255, 255, 300, 0,
-    ]    # fmt: skip
+        255,
+        255,
+        255,
+        300,
+        0,
+    ]
     assert sample.ignore is None and sample.paint == [300, 255]
 
 
@@ -70,8 +81,9 @@ def test_a_packed_lvis_is_whole(lvis_root, tmp_path):
     manifest = pack(lvis(lvis_root, lvis_root / "lvis_v1_val.json"), tmp_path / "out")
     assert check(tmp_path / "out") == [] and manifest.bad == []
     assert {sample.key: sample.classes for sample in manifest.samples} == {
-        "000000000009": {}, "000000000139": {255: 500, 300: 875},
-    }    # fmt: skip
+        "000000000009": {},
+        "000000000139": {255: 500, 300: 875},
+    }
 
 
 def test_lvis_bad_input(lvis_root, tmp_path):
@@ -91,9 +103,12 @@ def test_lvis_bad_input(lvis_root, tmp_path):
 PACO_CATEGORIES = [
     {"id": number, "name": name, "supercategory": kind}
     for number, name, kind in (
-        (7, "mug", "OBJECT"), (90, "mug:handle", "PART"), (60, "mug:rim", "PART"), (61, "mug:base", "PART"),
+        (7, "mug", "OBJECT"),
+        (90, "mug:handle", "PART"),
+        (60, "mug:rim", "PART"),
+        (61, "mug:base", "PART"),
     )
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -105,22 +120,32 @@ def paco_root(tmp_path: Path) -> Path:
     def entry(number: int, thing: int, category: int, box: tuple) -> dict:
         left, top, right, bottom = box
         return {
-            "id": number, "obj_ann_id": thing, "image_id": 5, "category_id": category, "segmentation": polygon(*box),
+            "id": number,
+            "obj_ann_id": thing,
+            "image_id": 5,
+            "category_id": category,
+            "segmentation": polygon(*box),
             "bbox": [left, top, right - left, bottom - top],
         }
 
     annotations = [
         entry(1, 1, 7, (10.6, 5.2, 30.9, 25.5)),
-        entry(2, 1, 60, (10, 5, 20, 12)), entry(3, 1, 60, (24, 5, 40, 12)),    # the rim in two pieces, one sticks out
-        entry(4, 1, 90, (12, 8, 20, 20)), entry(5, 1, 61, (10, 20, 30, 25)),
-        entry(6, 6, 7, (40, 10, 60, 40)), entry(7, 6, 90, (40, 10, 60, 14)),
+        entry(2, 1, 60, (10, 5, 20, 12)),
+        entry(3, 1, 60, (24, 5, 40, 12)),  # the rim in two pieces, one sticks out
+        entry(4, 1, 90, (12, 8, 20, 20)),
+        entry(5, 1, 61, (10, 20, 30, 25)),
+        entry(6, 6, 7, (40, 10, 60, 40)),
+        entry(7, 6, 90, (40, 10, 60, 14)),
         entry(8, 8, 7, (0, 30, 10, 40)),
-    ]    # fmt: skip
+    ]
     images = [{"id": 5, "height": SIZE[0], "width": SIZE[1], "file_name": "coco/val2017/000000000139.jpg"}]
     val = {"images": images, "categories": PACO_CATEGORIES, "annotations": annotations}
-    train = {"images": [], "categories": PACO_CATEGORIES, "annotations": [entry(1, 1, 7, (0, 0, 1, 1))] + [
-        entry(number, 1, category, (0, 0, 1, 1)) for number, category in ((2, 90), (3, 60))
-    ]}    # fmt: skip
+    train = {
+        "images": [],
+        "categories": PACO_CATEGORIES,
+        "annotations": [entry(1, 1, 7, (0, 0, 1, 1))]
+        + [entry(number, 1, category, (0, 0, 1, 1)) for number, category in ((2, 90), (3, 60))],
+    }
     (root / "val.json").write_text(json.dumps(val))
     (root / "train.json").write_text(json.dumps(train))
     return root
@@ -128,18 +153,18 @@ def paco_root(tmp_path: Path) -> Path:
 
 def test_paco_is_a_sample_an_object(paco_root):
     source = paco(paco_root, paco_root / "val.json", paco_root / "train.json")
-    assert source.classes == {1: "mug:rim", 2: "mug:handle"}    # parts of the training file, by category id
+    assert source.classes == {1: "mug:rim", 2: "mug:handle"}  # parts of the training file, by category id
     assert [(item.key, item.source) for item in source.items] == [
         ("000000000139_1", "val2017/000000000139.jpg, object 1"),
         ("000000000139_6", "val2017/000000000139.jpg, object 6"),
     ]
     sample = source.items[0].read()
     whole = cv2.cvtColor(cv2.imread(str(paco_root / "val2017/000000000139.jpg")), cv2.COLOR_BGR2RGB)
-    rows, columns = slice(5, 25), slice(10, 30)    # sides truncated: 5.2 + 20.3, 10.6 + 20.3
+    rows, columns = slice(5, 25), slice(10, 30)  # sides truncated: 5.2 + 20.3, 10.6 + 20.3
     assert np.array_equal(decode_image(sample.image), whole[rows, columns])
     rim = rectangle(10, 5, 20, 12) | rectangle(24, 5, 40, 12)
     assert np.array_equal(sample.masks[1], rim[rows, columns])
-    assert np.array_equal(sample.masks[2], rectangle(12, 8, 20, 20)[rows, columns])    # overlaps the rim, keeps all
+    assert np.array_equal(sample.masks[2], rectangle(12, 8, 20, 20)[rows, columns])  # overlaps the rim, keeps all
     assert sample.crop_of == "000000000139" and sorted(sample.paint) == [1, 2]
 
 
@@ -148,8 +173,9 @@ def test_the_manifest_tells_which_crops_are_of_one_photograph(paco_root, tmp_pat
     assert check(tmp_path / "out") == []
     manifest = Manifest.load(tmp_path / "out")
     assert {(sample.key, sample.crop_of) for sample in manifest.samples} == {
-        ("000000000139_1", "000000000139"), ("000000000139_6", "000000000139"),
-    }    # fmt: skip
+        ("000000000139_1", "000000000139"),
+        ("000000000139_6", "000000000139"),
+    }
     manifest.samples[0].crop_of = "another"
     manifest.save(tmp_path / "out")
     (problem,) = check(tmp_path / "out")
@@ -179,10 +205,13 @@ def test_paco_bad_input(paco_root, tmp_path):
         paco(paco_root, *files)
 
 
-@pytest.mark.parametrize("layout, options, samples", [
-    ("lvis", "--images {lvis} --annotations {lvis}/lvis_v1_val.json", 2),
-    ("paco", "--images {paco} --annotations {paco}/val.json --train {paco}/train.json", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout, options, samples",
+    [
+        ("lvis", "--images {lvis} --annotations {lvis}/lvis_v1_val.json", 2),
+        ("paco", "--images {paco} --annotations {paco}/val.json --train {paco}/train.json", 2),
+    ],
+)
 def test_the_command(layout, options, samples, lvis_root, paco_root, tmp_path, capsys):
     words = options.format(lvis=lvis_root, paco=paco_root).split()
     out = tmp_path / "out"

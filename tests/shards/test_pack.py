@@ -69,8 +69,14 @@ def test_other_layouts(kind, coco_folder, fss_root, voc_root, tmp_path, capsys):
     (voc_root / "names.txt").write_text("\n".join(CLASSES.values()))
     options = {
         "coco": ("--images", coco_folder / "images", "--annotations", coco_folder / "instances.json"),
-        "indexed": ("--images", voc_root / "JPEGImages", "--masks", voc_root / "SegmentationClass",
-                    "--classes", voc_root / "names.txt"),
+        "indexed": (
+            "--images",
+            voc_root / "JPEGImages",
+            "--masks",
+            voc_root / "SegmentationClass",
+            "--classes",
+            voc_root / "names.txt",
+        ),
         "fss1000": ("--root", fss_root),
         "folder": ("--root", coco_folder),
         "synthetic": ("--count", 2),
@@ -82,16 +88,19 @@ def test_other_layouts(kind, coco_folder, fss_root, voc_root, tmp_path, capsys):
     assert len(Manifest.load(out).samples) == counts[kind]
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["synthetic", "--out", "x", "--sed", "1"], "unrecognized arguments: --sed 1"),
-    (["synthetic"], "--out"),
-    (["imagenet", "--out", "x"], "invalid choice: 'imagenet'"),
-    (["synthetic", "--out", "x", "--superpixels", "seeds"], "invalid choice: 'seeds'"),
-    (["synthetic", "--out", "x", "--count", "many"], "invalid int value: 'many'"),
-    (["synthetic", "--out", "x", "--processes", "0"], "must be 1 or more"),
-    (["synthetic", "--out", "x", "--allow-bad", "1.5"], "invalid share value: '1.5'"),
-    (["folder", "--root", "nowhere", "--out", "x"], "nowhere is not a folder"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["synthetic", "--out", "x", "--sed", "1"], "unrecognized arguments: --sed 1"),
+        (["synthetic"], "--out"),
+        (["imagenet", "--out", "x"], "invalid choice: 'imagenet'"),
+        (["synthetic", "--out", "x", "--superpixels", "seeds"], "invalid choice: 'seeds'"),
+        (["synthetic", "--out", "x", "--count", "many"], "invalid int value: 'many'"),
+        (["synthetic", "--out", "x", "--processes", "0"], "must be 1 or more"),
+        (["synthetic", "--out", "x", "--allow-bad", "1.5"], "invalid share value: '1.5'"),
+        (["folder", "--root", "nowhere", "--out", "x"], "nowhere is not a folder"),
+    ],
+)
 def test_what_is_wrong_is_one_sentence(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *argv)
@@ -111,7 +120,15 @@ def test_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
 def test_the_script_runs_from_anywhere(tmp_path):
     command = [
-        sys.executable, ROOT / "launch" / "pack.py", "synthetic", "--count", "3", "--processes", "2", "--out", "set"
+        sys.executable,
+        ROOT / "launch" / "pack.py",
+        "synthetic",
+        "--count",
+        "3",
+        "--processes",
+        "2",
+        "--out",
+        "set",
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

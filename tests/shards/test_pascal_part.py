@@ -24,10 +24,14 @@ def part_root(tmp_path: Path) -> Path:
 
     def thing(name: str, box: tuple, **parts: list) -> dict:
         corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), map(str, box), strict=True))
-        return {"name": name, "bndbox": corners, "parts": [
-            {"name": part, "mask": [compressed(rectangle(*piece)) for piece in pieces]}
-            for part, pieces in parts.items()
-        ]}    # fmt: skip
+        return {
+            "name": name,
+            "bndbox": corners,
+            "parts": [
+                {"name": part, "mask": [compressed(rectangle(*piece)) for piece in pieces]}
+                for part, pieces in parts.items()
+            ],
+        }
 
     objects = {
         "2008_000001": [
@@ -45,12 +49,16 @@ def part_root(tmp_path: Path) -> Path:
         return {"part": {part: {"train": ["2008_000009"], "val": found} for part, found in images.items()}}
 
     lists = {
-        "animals": {"object": {
-            "cat": listed(HEAD=["2008_000001"], EYE=[]), "dog": listed(HEAD=["2008_000001"], LEG=["2008_000001"]),
-        }},
-        "indoor": {"object": {}}, "person": {"object": {}},
+        "animals": {
+            "object": {
+                "cat": listed(HEAD=["2008_000001"], EYE=[]),
+                "dog": listed(HEAD=["2008_000001"], LEG=["2008_000001"]),
+            }
+        },
+        "indoor": {"object": {}},
+        "person": {"object": {}},
         "vehicles": {"object": {"aeroplane": listed(TAIL=["2008_000002"], BODY=["2008_000002"])}},
-    }    # fmt: skip
+    }
     (root / LISTS).write_text(json.dumps(lists))
     return root
 
@@ -59,8 +67,11 @@ def test_pascal_part_is_a_sample_an_object(part_root):
     source = pascal_part(part_root, "val")
     # No eye, which validation lacks, and no tail of aeroplanes.
     assert source.classes == {
-        1: "animals/cat+HEAD", 2: "animals/dog+HEAD", 3: "animals/dog+LEG", 4: "vehicles/aeroplane+BODY",
-    }    # fmt: skip
+        1: "animals/cat+HEAD",
+        2: "animals/dog+HEAD",
+        3: "animals/dog+LEG",
+        4: "vehicles/aeroplane+BODY",
+    }
     # The dog without a part is left out.
     assert [item.key for item in source.items] == ["2008_000001_0", "2008_000001_2", "2008_000002_0"]
     dog, cat, plane = (item.read() for item in source.items)

@@ -42,7 +42,7 @@ def test_reads_what_webdataset_reads(folder):
 
 def test_travels_to_other_processes(folder):
     shards = ShardSet(folder)
-    first = shards.read(7)    # opens a shard: the descriptor must not travel
+    first = shards.read(7)  # opens a shard: the descriptor must not travel
     copy = pickle.loads(pickle.dumps(shards))
     assert copy.read(7) == first and "manifest" not in copy.__dict__ and copy.find("s0003") == 3
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -89,7 +89,7 @@ def test_truncated_missing_and_vanished_shards(folder):
     os.truncate(path, whole // 2)
     with pytest.raises(ShardError, match=rf"toy-000002.tar has {whole // 2} bytes, the manifest says {whole}.*again"):
         ShardSet(folder)
-    with pytest.raises(ShardError, match=r"toy-000002.tar ends inside sample s0008"):    # truncated while we train
+    with pytest.raises(ShardError, match=r"toy-000002.tar ends inside sample s0008"):  # truncated while we train
         shards.read(8)
     path.unlink()
     with pytest.raises(ShardError, match=f"toy-000002.tar is missing, the manifest says {whole}"):
@@ -139,7 +139,7 @@ def test_remote_set_is_fetched_once_and_when_needed(folder, served, tmp_path):
     assert shards.read(8) == ShardSet(folder).read(8)
     assert asked == ["/" + MANIFEST, "/toy-000002.tar"]
     here = [ShardSet(folder).read(i) for i in range(9)]
-    with multiprocessing.get_context("fork").Pool(4) as pool:    # all want the same shards at the same moment
+    with multiprocessing.get_context("fork").Pool(4) as pool:  # all want the same shards at the same moment
         assert pool.map(shards.read, [*range(9)] * 4, chunksize=1) == here * 4
     assert Counter(asked) == {"/" + MANIFEST: 1, **{f"/toy-00000{i}.tar": 1 for i in range(3)}}
 
@@ -166,7 +166,7 @@ def test_remote_set_that_is_not_as_promised(folder, served, tmp_path):
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix in (".tar", ".tmp")]
 
 
-COUNTS = [7, 1, 12, 0, 3, 5]    # 28 samples
+COUNTS = [7, 1, 12, 0, 3, 5]  # 28 samples
 
 
 @pytest.mark.parametrize("window", [1, 2, 16])
@@ -183,7 +183,7 @@ def test_every_epoch_is_a_new_permutation(window):
 def test_order_has_no_state():
     whole = EpochOrder(COUNTS, seed=3, window=2).positions(0, 100)
     order = EpochOrder(COUNTS, seed=3, window=2)
-    for start, stop in [(90, 100), (0, 5), (26, 30), (20, 90), (5, 5)]:    # backwards, over epochs, empty
+    for start, stop in [(90, 100), (0, 5), (26, 30), (20, 90), (5, 5)]:  # backwards, over epochs, empty
         assert order.positions(start, stop) == whole[start:stop]
 
 
@@ -191,8 +191,8 @@ def test_a_window_is_a_few_shards():
     counts = np.array([10] * 12)
     shard_of = np.repeat(np.arange(12), counts)
     found = [shard_of[index] for _, index in EpochOrder(counts, seed=0, window=3).positions(0, 120)]
-    assert [len(set(found[i:i + 30])) for i in range(0, 120, 30)] == [3, 3, 3, 3]
-    assert len(set(found[:10])) > 1    # mixed inside
+    assert [len(set(found[i : i + 30])) for i in range(0, 120, 30)] == [3, 3, 3, 3]
+    assert len(set(found[:10])) > 1  # mixed inside
 
 
 def test_replacements_are_others_and_reproducible():

@@ -18,7 +18,7 @@ from shards.write import pack
 from tests.places import shared
 
 FEW = 24
-AMOUNTS = [FEW, pytest.param(None, marks=pytest.mark.slow)]    # None: all
+AMOUNTS = [FEW, pytest.param(None, marks=pytest.mark.slow)]  # None: all
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def test_coco(real, listed, tmp_path, amount):
         assert named == {label for label in listed[f"coco/images/{meta.source}"] if label}
         exact += "labels.png" not in members
         objects += len(meta.instances)
-    assert exact > 0.85 * len(source.items)    # the stored map is the exception
+    assert exact > 0.85 * len(source.items)  # the stored map is the exception
     if amount is None:
         assert len(source.items) == 158 and objects == 1389
 
@@ -102,5 +102,5 @@ def test_fss(real, tmp_path):
     assert len(samples) == 10
     for meta, _, flat in samples:
         png = np.array(Image.open((real / "fss" / meta.source).with_suffix(".png")))[..., :3].max(axis=2)
-        threshold = 128 if meta.source.startswith("african_elephant") else 1    # RGBA 0..255, RGB 0/1
+        threshold = 128 if meta.source.startswith("african_elephant") else 1  # RGBA 0..255, RGB 0/1
         assert np.array_equal(flat > 0, png >= threshold) and (flat > 0).any()

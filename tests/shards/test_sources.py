@@ -38,13 +38,16 @@ def test_voc_reads_palette_indices_and_leaves_255_to_ignore(voc_root):
     assert sample.image == (voc_root / "JPEGImages/2007_000003.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("line", [
-    "2007_000003",
-    "\ufeff2007_000003\n",
-    "JPEGImages/2007_000003.jpg SegmentationClass/2007_000003.png",
-    "/JPEGImages/2007_000003.jpg /SegmentationClass/2007_000003.png",
-    "2007_000003__04\n2007_000003__20\n",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2007_000003",
+        "\ufeff2007_000003\n",
+        "JPEGImages/2007_000003.jpg SegmentationClass/2007_000003.png",
+        "/JPEGImages/2007_000003.jpg /SegmentationClass/2007_000003.png",
+        "2007_000003__04\n2007_000003__20\n",
+    ],
+)
 def test_voc_list_forms_name_the_same_image_once(voc_root, line):
     (voc_root / "other.txt").write_text(line, encoding="utf-8")
     (item,) = voc(voc_root, voc_root / "other.txt").items
@@ -81,12 +84,15 @@ def test_sbd_mat(sbd_root):
         item.read()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda path: path.unlink(), r"2007_000000\.png: No such file"),
-    (lambda path: Image.new("RGB", (64, 48)).save(path), "mode RGB"),
-    (lambda path: palette_png(path, np.full((48, 64), 77)), "index 77"),
-    (lambda path: path.write_bytes(path.read_bytes()[:60]), "not a whole PNG"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), r"2007_000000\.png: No such file"),
+        (lambda path: Image.new("RGB", (64, 48)).save(path), "mode RGB"),
+        (lambda path: palette_png(path, np.full((48, 64), 77)), "index 77"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), "not a whole PNG"),
+    ],
+)
 def test_voc_bad_masks(voc_root, change, message):
     change(voc_root / "SegmentationClass/2007_000000.png")
     with pytest.raises(ShardError, match=message):
@@ -110,21 +116,25 @@ def test_voc_wrong_places(voc_root, tmp_path):
 
 def test_coco_ids_masks_crowd_and_order(coco_folder):
     source = coco(coco_folder / "images", coco_folder / "instances.json")
-    assert source.classes == {1: "car", 2: "toothbrush"}    # sorted by category id, gaps closed
+    assert source.classes == {1: "car", 2: "toothbrush"}  # sorted by category id, gaps closed
     sample = source.items[0].read()
     car, brush = sample.masks[1], sample.masks[2]
-    assert car.sum() == 1200 and brush.sum() == 400    # overlapping classes keep all their pixels
+    assert car.sum() == 1200 and brush.sum() == 400  # overlapping classes keep all their pixels
     # The car's pixels are certain, the crowd's other pixels are not.
     crowd = np.zeros((40, 60), bool)
     crowd[20:, :30] = True
     assert np.array_equal(sample.ignore, crowd & ~car)
     # Falling area: large car, brush, small car on top; the crowd beneath all.
     assert [sample.labels[row, column] for row, column in ((1, 1), (6, 12), (12, 22), (35, 2), (35, 50))] == [
-        1, 2, 1, 255, 0
+        1,
+        2,
+        1,
+        255,
+        0,
     ]
     assert sample.paint == [1, 2]
     painted = flatten(sample.masks, sample.paint, sample.ignore, (40, 60))
-    assert np.count_nonzero(painted != sample.labels) == 16    # the small car; why the map itself is stored too
+    assert np.count_nonzero(painted != sample.labels) == 16  # the small car; why the map itself is stored too
     assert [instance["crowd"] for instance in sample.instances].count(True) == 1
 
 
@@ -145,11 +155,14 @@ def test_coco_rle_and_polygon_draw_the_same(coco_folder, coco_document):
     assert np.array_equal(before.masks[1], after.masks[1])
 
 
-@pytest.mark.parametrize("segmentation", [
-    {"size": [10, 10], "counts": [100]},
-    {"size": [40, 60]},
-    [["a", 1, 2, 3, 4, 5]],
-])
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [10, 10], "counts": [100]},
+        {"size": [40, 60]},
+        [["a", 1, 2, 3, 4, 5]],
+    ],
+)
 def test_coco_bad_annotation_is_named(coco_folder, coco_document, segmentation):
     coco_document["annotations"][1]["segmentation"] = segmentation
     (coco_folder / "instances.json").write_text(json.dumps(coco_document))
@@ -198,7 +211,7 @@ def test_folder_is_recursive_and_takes_images_only(tmp_path):
 def test_folder_follows_links_once_and_leaves_hidden_folders_out(tmp_path):
     for name in ("in/z/b.png", "in/.thumbnails/b.png", "elsewhere/c.png", "elsewhere/deep/d.png"):
         photograph(tmp_path / name)
-    (tmp_path / "in/a").symlink_to(tmp_path / "in/z")    # z counts by its own path
+    (tmp_path / "in/a").symlink_to(tmp_path / "in/z")  # z counts by its own path
     (tmp_path / "in/more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in/z/again").symlink_to(tmp_path / "elsewhere/deep")
     (tmp_path / "elsewhere/deep/round").symlink_to(tmp_path / "in")

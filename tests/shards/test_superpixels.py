@@ -30,10 +30,13 @@ def test_felzenszwalb_is_finer_goes_beyond_255_and_survives_encoding():
 
 
 # Felzenszwalb merges what is flat; SLIC's connectivity step merges what is finer than its segments.
-@pytest.mark.parametrize(("algorithm", "image"), [
-    ("felzenszwalb", np.full((241, 321, 3), 128, np.uint8)),
-    ("slic", blocks(4)),
-])
+@pytest.mark.parametrize(
+    ("algorithm", "image"),
+    [
+        ("felzenszwalb", np.full((241, 321, 3), 128, np.uint8)),
+        ("slic", blocks(4)),
+    ],
+)
 def test_collapsed_map_becomes_a_grid(algorithm, image):
     labels, fallback = label_map(image, algorithm)
     assert fallback

@@ -26,18 +26,20 @@ def nearest_class(features: np.ndarray, ids: np.ndarray) -> float:
     """Share of the second half of the objects whose nearest class mean, over the first half, is their own."""
     half = len(ids) // 2
     classes = np.unique(ids[:half])
-    means = np.stack([features[:half][ids[:half] == class_id].mean(axis=0) for class_id in classes])    # [C, F]
-    distances = np.linalg.norm(features[half:, None] - means[None], axis=2)    # [N/2, C]
+    means = np.stack([features[:half][ids[:half] == class_id].mean(axis=0) for class_id in classes])  # [C, F]
+    distances = np.linalg.norm(features[half:, None] - means[None], axis=2)  # [N/2, C]
     return float((classes[distances.argmin(axis=1)] == ids[half:]).mean())
 
 
 def test_colour_does_not_tell_the_class_and_gradients_do(crops):
     images, ids = crops
     colour = np.stack([image[image.any(axis=2)].mean(axis=0) for image in images])
-    gradients = np.stack([
-        hog(cv2.cvtColor(cv2.resize(image, (48, 48)), cv2.COLOR_RGB2GRAY), pixels_per_cell=(12, 12))
-        for image in images
-    ])
+    gradients = np.stack(
+        [
+            hog(cv2.cvtColor(cv2.resize(image, (48, 48)), cv2.COLOR_RGB2GRAY), pixels_per_cell=(12, 12))
+            for image in images
+        ]
+    )
     chance = 1 / len(CLASSES)
     assert nearest_class(colour, ids) < 2 * chance
     assert nearest_class(gradients, ids) > 5 * chance

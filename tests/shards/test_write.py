@@ -19,7 +19,7 @@ from tests.shards.packed import files, members
 def test_manifest_gives_every_sample_and_shards_mix_the_list(voc_root, tmp_path):
     manifest = pack(voc(voc_root, voc_root / "list.txt"), tmp_path / "out", samples_per_shard=5)
     assert [shard.name for shard in manifest.shards] == ["voc-000000.tar", "voc-000001.tar", "voc-000002.tar"]
-    assert [shard.samples for shard in manifest.shards] == [4, 4, 4]    # equal, not 5 + 5 + 2
+    assert [shard.samples for shard in manifest.shards] == [4, 4, 4]  # equal, not 5 + 5 + 2
     keys = [row.key for row in manifest.samples]
     assert sorted(keys) == [f"2007_{number:06d}" for number in range(12)] != keys
     assert manifest == Manifest.load(tmp_path / "out")
@@ -35,9 +35,7 @@ def test_manifest_gives_every_sample_and_shards_mix_the_list(voc_root, tmp_path)
 
 
 def test_any_webdataset_reader_streams_the_shards(voc_root, tmp_path):
-    manifest = pack(
-        voc(voc_root, voc_root / "list.txt"), tmp_path / "out", superpixels=["slic"], samples_per_shard=6
-    )
+    manifest = pack(voc(voc_root, voc_root / "list.txt"), tmp_path / "out", superpixels=["slic"], samples_per_shard=6)
     url = str(tmp_path / "out" / "voc-{000000..000001}.tar")
     samples = list(webdataset.WebDataset(url, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [row.key for row in manifest.samples]
@@ -49,8 +47,11 @@ def test_any_webdataset_reader_streams_the_shards(voc_root, tmp_path):
 def test_same_bytes_for_any_number_of_processes(tmp_path):
     for processes in (1, 2, 3):
         pack(
-            synthetic(10), tmp_path / str(processes), superpixels=["felzenszwalb", "slic"],
-            processes=processes, samples_per_shard=4,
+            synthetic(10),
+            tmp_path / str(processes),
+            superpixels=["felzenszwalb", "slic"],
+            processes=processes,
+            samples_per_shard=4,
         )
     assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
 

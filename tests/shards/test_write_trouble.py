@@ -122,7 +122,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, finished):
     assert len(survivors) >= finished
 
     deadline = time.monotonic() + 10
-    with pytest.raises(ProcessLookupError):    # the killed process's workers end by themselves
+    with pytest.raises(ProcessLookupError):  # the killed process's workers end by themselves
         while time.monotonic() < deadline:
             os.killpg(process.pid, 0)
             time.sleep(0.1)
@@ -162,7 +162,7 @@ def test_full_disk_is_said_and_finished_shards_stay(tmp_path, monkeypatch):
 
     def fsync(descriptor: int) -> None:
         synced.append(descriptor)
-        if len(synced) > 4:    # two shards and their sidecars
+        if len(synced) > 4:  # two shards and their sidecars
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)

@@ -14,7 +14,7 @@ from tests.places import ROOT
 from tests.ranks import free_port
 
 HERE = Path(__file__).resolve().parent
-CLEARED = 15    # seconds
+CLEARED = 15  # seconds
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 HOW = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 
@@ -27,7 +27,7 @@ def cluster():
         pytest.skip(f"a real SLURM needs {', '.join(missing)}, not installed here: {HOW}")
     if os.geteuid():
         pytest.skip("SLURM's daemons are started as root, which this user is not")
-    folder = tempfile.mkdtemp(prefix="slurm-")    # short: a socket's path may have 108 letters
+    folder = tempfile.mkdtemp(prefix="slurm-")  # short: a socket's path may have 108 letters
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "WANDB", "ACCELERATE"))}
     environment |= {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{os.environ['PATH']}:/usr/sbin"}
     command = [HERE / "cluster.sh", "start", folder, "2", "2", str(free_port() - 10)]
@@ -46,7 +46,7 @@ class Site:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self._environment = environment
-        self._back: dict[str, float] = {}    # job -> since when it is back in the queue
+        self._back: dict[str, float] = {}  # job -> since when it is back in the queue
         for name in ("launch", "configs", ".venv"):
             (folder / name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("*.txt"))

@@ -15,21 +15,63 @@ from tests.slurm.conftest import Site
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("slurm")]
 QUIET = ["--log.wandb", "off", "--log.every", "1", "--run.check_every", "2"]
 META = [
-    *QUIET, "--data.workers", "0", "--method.size", "33", "--method.dim", "8", "--optim.steps", "4",
-    "--validate.episodes", "2",
-]    # fmt: skip
+    *QUIET,
+    "--data.workers",
+    "0",
+    "--method.size",
+    "33",
+    "--method.dim",
+    "8",
+    "--optim.steps",
+    "4",
+    "--validate.episodes",
+    "2",
+]
 PRETRAIN = [
-    *QUIET, "--data.workers", "0", "--data.batch", "4", "--method.view_size", "32", "--method.patch_size", "32",
-    "--method.queue", "40", "--method.local_queue", "40", "--probe.size", "32", "--probe.limit", "40",
-    "--checkpoint.every", "1000",
-]    # fmt: skip
+    *QUIET,
+    "--data.workers",
+    "0",
+    "--data.batch",
+    "4",
+    "--method.view_size",
+    "32",
+    "--method.patch_size",
+    "32",
+    "--method.queue",
+    "40",
+    "--method.local_queue",
+    "40",
+    "--probe.size",
+    "32",
+    "--probe.limit",
+    "40",
+    "--checkpoint.every",
+    "1000",
+]
 EVALUATE = "--eval.episodes 4 --eval.seeds [0] --log.wandb off --data.workers 0"
 SMALL_BASE = [*QUIET, "--data.workers", "0", "--method.size", "33", "--optim.steps", "2", "--validate.every", "2"]
 SMALL_GFSAM = [
-    "--method.dino", "vits14", "--method.dino_size", "70", "--method.sam", "vit_t", "--method.size", "128",
-    "--eval.protocol", "gfsam", "--eval.episodes", "4", "--eval.resolution", "128", "--eval.min_area", "0",
-    "--log.wandb", "off", "--data.workers", "0",
-]    # fmt: skip
+    "--method.dino",
+    "vits14",
+    "--method.dino_size",
+    "70",
+    "--method.sam",
+    "vit_t",
+    "--method.size",
+    "128",
+    "--eval.protocol",
+    "gfsam",
+    "--eval.episodes",
+    "4",
+    "--eval.resolution",
+    "128",
+    "--eval.min_area",
+    "0",
+    "--log.wandb",
+    "off",
+    "--data.workers",
+    "0",
+]
 
 
 def worlds(site: Site, run: str) -> list[int]:
@@ -85,13 +127,18 @@ def test_zero_on_two_nodes_over_staged_shards(site, tmp_path):
     pack(synthetic(20), shards, superpixels=("slic",), samples_per_shard=12)
     small = ["--method.backbone", "resnet18", "--data.window", "1", "--optim.steps", "2"]
     site.sbatch(
-        "--nodes=2", "slurm/pretrain_prior.sh", *PRETRAIN, *small,
-        COCO_SHARDS=str(shards), STAGE_TO=str(scratch), STRATEGY="zero1",
-    )    # fmt: skip
+        "--nodes=2",
+        "slurm/pretrain_prior.sh",
+        *PRETRAIN,
+        *small,
+        COCO_SHARDS=str(shards),
+        STAGE_TO=str(scratch),
+        STRATEGY="zero1",
+    )
     site.finish()
     assert site.status("prior") == "finished"
     assert worlds(site, "prior") == [2]
-    (copy,) = (path for path in scratch.iterdir() if path.is_dir())    # the nodes share a disk here, so one copy
+    (copy,) = (path for path in scratch.iterdir() if path.is_dir())  # the nodes share a disk here, so one copy
     assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in shards.iterdir())
     assert f"shards: {copy}" in (site.folder / "runs" / "prior" / "config.yaml").read_text()
     for node in range(2):
@@ -153,7 +200,7 @@ def test_a_time_limit_requeues_one_task_and_a_cancelled_one_stays_away(site):
     for fold in (1, 2):
         logged(site.folder / "runs" / f"qgnet_fold{fold}" / "metrics.jsonl", 3)
     site.call("scancel", f"{job}_1")
-    site.call("scancel", "--batch", "--signal=USR1", f"{job}_2")    # what --signal=B:USR1@120 does before the limit
+    site.call("scancel", "--batch", "--signal=USR1", f"{job}_2")  # what --signal=B:USR1@120 does before the limit
     site.until("start 2")
     site.finish()
     assert "resumed at step" in site.log()

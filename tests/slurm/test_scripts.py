@@ -38,18 +38,32 @@ def test_every_job_survives_what_clusters_do(script):
 
 def dry_run(*words: str, **settings: str) -> list[str]:
     done = subprocess.run(
-        ["slurm/pipeline.sh", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=True,
+        ["slurm/pipeline.sh", "--dry-run", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
         env={"PATH": "/usr/bin:/bin", **settings},
-    )    # fmt: skip
+    )
     return done.stdout.splitlines()
 
 
 def test_the_pipeline_says_what_it_would_submit():
     lines = dry_run("--nodes", "4")
     named = [next(word for word in line.split() if word.startswith("slurm/")) for line in lines]
-    assert named == [f"slurm/{name}.sh" for name in (
-        "pack", "pretrain_prior", "coco_fold", "coco_fold", "base_fold", "coco_fold", "coco_fold", "report",
-    )]    # fmt: skip
+    assert named == [
+        f"slurm/{name}.sh"
+        for name in (
+            "pack",
+            "pretrain_prior",
+            "coco_fold",
+            "coco_fold",
+            "base_fold",
+            "coco_fold",
+            "coco_fold",
+            "report",
+        )
+    ]
     assert "--dependency" not in lines[0]
     assert "--dependency=afterok:<job 1>" in lines[1] and "--dependency=afterok:<job 2>" in lines[2]
     assert "--dependency=aftercorr:<job 3>" in lines[3] and "PART=evaluate" in lines[3]
@@ -61,8 +75,11 @@ def test_the_pipeline_says_what_it_would_submit():
 def test_a_method_that_needs_no_other_job_waits_for_the_data_only():
     lines = dry_run(METHODS="mshnet")
     assert [line.rpartition("slurm/")[2] for line in lines] == [
-        "pack.sh", "coco_fold.sh", "coco_fold.sh", "report.sh",
-    ]    # fmt: skip
+        "pack.sh",
+        "coco_fold.sh",
+        "coco_fold.sh",
+        "report.sh",
+    ]
     assert "--dependency=afterok:<job 1>" in lines[1]
 
 
@@ -79,8 +96,17 @@ def test_the_pipeline_begins_behind_the_packing_where_both_sets_are_packed(tmp_p
     pack_sets(tmp_path / "val")
     said, *lines = dry_run(METHODS="qgnet msanet mshnet", **sets)
     assert said.startswith(f"{tmp_path}/train and {tmp_path}/val are packed") and "PACK=yes" in said
-    waits = ["", "afterok:<job 1>", "aftercorr:<job 2>", "", "aftercorr:<job 4>", "aftercorr:<job 5>", "",
-             "aftercorr:<job 7>", "afterok:<job 3>:<job 6>:<job 8>"]    # fmt: skip
+    waits = [
+        "",
+        "afterok:<job 1>",
+        "aftercorr:<job 2>",
+        "",
+        "aftercorr:<job 4>",
+        "aftercorr:<job 5>",
+        "",
+        "aftercorr:<job 7>",
+        "afterok:<job 3>:<job 6>:<job 8>",
+    ]
     assert [line.partition("--dependency=")[2].partition(" --")[0].partition(" slurm")[0] for line in lines] == waits
     assert "slurm/pack.sh" in dry_run(PACK="yes", **sets)[0]
 
@@ -125,9 +151,12 @@ class Node:
         slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_NODELIST": "v1", "SLURM_CPUS_ON_NODE": "2"}
         places = {name: str(self.folder / name.lower()) for name in ("VENV", "RUNS", "STARTED")}
         return subprocess.run(
-            ["bash", f"slurm/{script}", *words], cwd=ROOT, capture_output=True, text=True,
+            ["bash", f"slurm/{script}", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
             env={"PATH": "/usr/bin:/bin"} | slurm | places | settings,
-        )    # fmt: skip
+        )
 
     def starts(self, script: str, *words: str, **settings: str) -> list[str]:
         """What a job starts that ends well, a line each."""

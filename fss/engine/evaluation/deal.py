@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from fss.data.episodes import Episode
 
-ENCODING = 5    # predictions that take as long as one pass of the encoder: about QGNet's on a ResNet-50
+ENCODING = 5  # predictions that take as long as one pass of the encoder: about QGNet's on a ResNet-50
 
 
 def deal(episodes: Sequence[Episode], world: int) -> list[list[Episode]]:
@@ -33,7 +33,7 @@ def deal(episodes: Sequence[Episode], world: int) -> list[list[Episode]]:
 def cut(images: Sequence[Sequence[int]], world: int) -> tuple[int, list[int]]:
     """Cut a walk into `world` blocks so that the largest is as little work as can be: its work, and world + 1 ends."""
     least, most = 0, sum(1 + ENCODING * len(needed) for needed in images)
-    while least < most:    # the smallest bound under which the blocks are few enough lies between
+    while least < most:  # the smallest bound under which the blocks are few enough lies between
         bound = (least + most) // 2
         if len(_ends(images, bound)) <= world + 1:
             most = bound
@@ -64,13 +64,13 @@ def walk(images: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
     less those that it is the last to need; of equals the one whose images were taken up first. Takes time in proportion
     to the uses of images, times a logarithm.
     """
-    users = defaultdict(list)    # image -> the episodes that need it
+    users = defaultdict(list)  # image -> the episodes that need it
     for episode, needed in enumerate(images):
         for image in needed:
             users[image].append(episode)
-    waiting = {image: len(them) for image, them in users.items()}    # image -> its episodes still to come
-    balance = [sum(1 - (waiting[image] == 1) for image in needed) for needed in images]    # new images less last uses
-    touched = [len(images)] * len(images)    # the step at which the first of an episode's images was taken up
+    waiting = {image: len(them) for image, them in users.items()}  # image -> its episodes still to come
+    balance = [sum(1 - (waiting[image] == 1) for image in needed) for needed in images]  # new images less last uses
+    touched = [len(images)] * len(images)  # the step at which the first of an episode's images was taken up
 
     def rank(episode: int) -> tuple[int, int, int, int]:
         return groups[episode], balance[episode], touched[episode], episode
@@ -82,7 +82,7 @@ def walk(images: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
     while heap:
         entry = heapq.heappop(heap)
         episode = entry[-1]
-        if done[episode] or entry != rank(episode):    # a newer entry of the same episode counts
+        if done[episode] or entry != rank(episode):  # a newer entry of the same episode counts
             continue
         done[episode] = True
         order.append(episode)

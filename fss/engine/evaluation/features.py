@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fss.data.episodes import Episode
 from fss.methods.base import Features
 
-AS_QUERY = "query"    # in the place of a class: what an image needs where it is the query
+AS_QUERY = "query"  # in the place of a class: what an image needs where it is the query
+
 
 class Kept:
     """Features by key within a bound of bytes.

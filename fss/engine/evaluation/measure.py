@@ -44,10 +44,18 @@ class Scoring:
 
 
 def measure(
-    method: Method, shards: ShardSet, episodes: Sequence[Episode], how: Scoring, world: World,
-    record: Record | None = None, *, cache: float = 4, readers: int = 2, stop: StopRequest | None = None,
+    method: Method,
+    shards: ShardSet,
+    episodes: Sequence[Episode],
+    how: Scoring,
+    world: World,
+    record: Record | None = None,
+    *,
+    cache: float = 4,
+    readers: int = 2,
+    stop: StopRequest | None = None,
     seen: Callable[[Result, int], None] = lambda result, left: None,
-) -> list[Result]:    # fmt: skip
+) -> list[Result]:
     """Evaluate `episodes`, all ranks together; every rank gets all results, ordered by (seed, number).
 
     Every image is encoded alone, so that on one device, with one thread count, an episode's counts do not depend on the
@@ -84,8 +92,8 @@ def measure(
         expected = isinstance(error, UserError | ShardError | OSError)
         failure = error if expected else RunError(f"rank {world.rank} failed: {error!r}")
         if not expected:
-            traceback.print_exc()    # the others only hear of it
-        with suppress(OSError):    # on a full disk the others are told when they are through
+            traceback.print_exc()  # the others only hear of it
+        with suppress(OSError):  # on a full disk the others are told when they are through
             if record:
                 record.halt()
     everyone, failures = zip(*world.gather_objects((found, failure)), strict=True)
@@ -113,9 +121,14 @@ class _Walk:
     """One rank's way through its episodes."""
 
     def __init__(
-        self, method: Method, shards: ShardSet, episodes: Sequence[Episode], how: Scoring, device: torch.device,
+        self,
+        method: Method,
+        shards: ShardSet,
+        episodes: Sequence[Episode],
+        how: Scoring,
+        device: torch.device,
         cache: float,
-    ) -> None:    # fmt: skip
+    ) -> None:
         self._method = method
         self._shards = shards
         self._episodes = episodes
@@ -123,7 +136,7 @@ class _Walk:
         self._device = device
         self._kept = Kept(int(cache * GIB), uses(episodes))
         self._frames: dict[int, Frame] = {}
-        self._at_hand: tuple[int, Tensor] | None = None    # the image that was read last
+        self._at_hand: tuple[int, Tensor] | None = None  # the image that was read last
         self._encoded = 0
 
     def results(self, readers: int) -> Iterator[Result]:
@@ -139,13 +152,16 @@ class _Walk:
                 began, encoded = time.monotonic(), self._encoded
                 counts = self._counts(episode, now)
                 yield Result(
-                    seed=episode.seed, number=episode.number, class_id=episode.class_id,
+                    seed=episode.seed,
+                    number=episode.number,
+                    class_id=episode.class_id,
                     query=self._shards.keys[episode.query],
                     supports=tuple(self._shards.keys[support] for support in episode.supports),
                     counts=tuple(tuple(row) for row in counts.tolist()),
-                    remarks=self._method.remarks(), encoded=self._encoded - encoded,
+                    remarks=self._method.remarks(),
+                    encoded=self._encoded - encoded,
                     seconds=time.monotonic() - began,
-                )    # fmt: skip
+                )
 
     def _expect(self, episode: Episode) -> None:
         """Have the reader begin with what the episode needs and nobody keeps."""
@@ -160,7 +176,7 @@ class _Walk:
         """Intersections and unions of one episode, int64 [2, 2]."""
         described = {s: self._describe(s, episode.class_id, now) for s in dict.fromkeys(episode.supports)}
         query = self._encode_query(episode.query, now)
-        logits = self._method.predict(query, [described[support] for support in episode.supports])    # [1, 2, S, S]
+        logits = self._method.predict(query, [described[support] for support in episode.supports])  # [1, 2, S, S]
         if not torch.isfinite(logits).all():
             raise RunError(
                 f"the logits of episode {episode.number} of seed {episode.seed} (query "
@@ -203,7 +219,7 @@ class _Walk:
         description = self._kept.get((image, class_id), now)
         if description is None:
             features = self._encode(image, now)
-            mask = self._frames[image].mask(self._mask(image, class_id))    # [S, S]
+            mask = self._frames[image].mask(self._mask(image, class_id))  # [S, S]
             description = self._method.describe(features, torch.from_numpy(mask)[None].to(self._device))
             self._kept.put((image, class_id), description, now)
         return description

@@ -37,7 +37,7 @@ def counts(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     rejections = np.count_nonzero(background & (prediction == 0))
     misses = np.count_nonzero(foreground) - hits
     false_alarms = np.count_nonzero(background) - rejections
-    wrong = misses + false_alarms    # in the union of both, as there are but two labels
+    wrong = misses + false_alarms  # in the union of both, as there are but two labels
     return np.array([[rejections, rejections + wrong], [hits, hits + wrong]], np.int64)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from fss.engine.evaluation.metrics import Scores, scores, total
 from fss.engine.evaluation.record import Result
 
-SHOWN = 30    # classes that a terminal has room for; the files have all
+SHOWN = 30  # classes that a terminal has room for; the files have all
 
 
 def scores_by_seed(results: Sequence[Result], classes: Sequence[int]) -> dict[int, Scores]:

@@ -163,13 +163,22 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: Mapping[str, str], 
             manifest, classes, protocol, shots, protocol.episodes, protocol.seeds, passes=protocol.passes
         )
     how = Scoring(
-        size=evaluation.size or size, resize=protocol.resize, resolution=protocol.resolution, labels=protocol.labels,
+        size=evaluation.size or size,
+        resize=protocol.resize,
+        resolution=protocol.resolution,
+        labels=protocol.labels,
         ignore_255=protocol.ignore_255,
-    )    # fmt: skip
+    )
     return Plan(
-        fold=fold, split=evaluation.split, classes=classes, shots=shots, protocol=protocol, episodes=episodes, how=how,
+        fold=fold,
+        split=evaluation.split,
+        classes=classes,
+        shots=shots,
+        protocol=protocol,
+        episodes=episodes,
+        how=how,
         source=evaluation.episode_list,
-    )    # fmt: skip
+    )
 
 
 def require_taken(config: Any, size: int | None, key: str = "eval.size") -> None:

@@ -13,7 +13,7 @@ from shards.codec import decode_image
 from shards.format import ShardError
 from shards.read import ShardSet
 
-Key = int | tuple[int, int]    # an image; or an image and a class: the mask
+Key = int | tuple[int, int]  # an image; or an image and a class: the mask
 Sample = tuple[Tensor, Frame] | np.ndarray
 
 
@@ -66,5 +66,5 @@ class Reader:
                 f"sample {self._shards.keys[index]} cannot be read ({error}), and an evaluation leaves none out: see "
                 f"what else is wrong with python -m shards.check {self._shards.folder}"
             ) from None
-        fitted, frame = fit_image(image, self._size, self._resize)    # [3, S, S]
+        fitted, frame = fit_image(image, self._size, self._resize)  # [3, S, S]
         return fitted[None], frame

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-SYNC_SECONDS = 5    # what a machine that loses its power may lose; a kill loses nothing but the episode at hand
+SYNC_SECONDS = 5  # what a machine that loses its power may lose; a kill loses nothing but the episode at hand
 
 Counts = tuple[tuple[int, int], tuple[int, int]]
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fss.engine.reports.pictures import COLOURS, INK, save, tidy
 
-LINES = 60    # classes in a column of bars
+LINES = 60  # classes in a column of bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,15 @@ def class_dots(values: Mapping[str, Mapping[str, float]], labels: Sequence[str],
     for label, colour, mark in zip(labels, cycle(COLOURS), cycle("osD^vPX*"), strict=False):
         places = [place for place, name in enumerate(names) if label in values[name]]
         axes.plot(
-            [values[names[place]][label] for place in places], places, ls="none", marker=mark, ms=5, color=colour,
-            alpha=0.85, label=label,
-        )    # fmt: skip
+            [values[names[place]][label] for place in places],
+            places,
+            ls="none",
+            marker=mark,
+            ms=5,
+            color=colour,
+            alpha=0.85,
+            label=label,
+        )
     axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8 if len(names) <= 30 else 6)
     axes.set(xlim=(0, 100), ylim=(-0.6, len(names) - 0.4))
     axes.set_xlabel("IoU, %", fontsize=8, color=INK)
@@ -81,9 +87,13 @@ def class_dots(values: Mapping[str, Mapping[str, float]], labels: Sequence[str],
 
 
 def recall_curves(
-    thresholds: Sequence[float], curves: Mapping[str, Sequence[float]], path: Path,
-    *, papers: Mapping[str, Sequence[float]], paper_thresholds: Sequence[float],
-) -> None:    # fmt: skip
+    thresholds: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    papers: Mapping[str, Sequence[float]],
+    paper_thresholds: Sequence[float],
+) -> None:
     """Recall in per cent over the threshold, one line a map; dashed and in the same colour the paper's line for it."""
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -92,9 +102,16 @@ def recall_curves(
         axes.plot(thresholds, curves[name], color=colour, marker=mark, ms=4, lw=1.6, label=name)
         if name in papers:
             axes.plot(
-                paper_thresholds, papers[name], color=colour, marker=mark, ms=4, mfc="white", lw=1, ls=(0, (4, 3)),
+                paper_thresholds,
+                papers[name],
+                color=colour,
+                marker=mark,
+                ms=4,
+                mfc="white",
+                lw=1,
+                ls=(0, (4, 3)),
                 label=f"{name}, paper",
-            )    # fmt: skip
+            )
     axes.set(xlim=(0, 1), ylim=(-2, 102), xticks=np.linspace(0, 1, 11))
     axes.set_xlabel("threshold", fontsize=8, color=INK)
     axes.set_ylabel("recall, %", fontsize=8, color=INK)

@@ -19,8 +19,8 @@ from fss.engine.reports.spent import spent_on_evaluation, spent_on_training
 from fss.errors import RunError
 from shards.format import write_whole
 
-SCORED_ALIKE = ("resolution", "labels", "ignore_255")    # of a scoring: what two scores must share to be compared
-PLACES = ("name", "size", "backbone")    # method options that have a column of their own, or the name of the row
+SCORED_ALIKE = ("resolution", "labels", "ignore_255")  # of a scoring: what two scores must share to be compared
+PLACES = ("name", "size", "backbone")  # method options that have a column of their own, or the name of the row
 NOTHING = "\N{EM DASH}"
 
 
@@ -99,10 +99,13 @@ def read(folder: Path) -> Entry:
         ) from None
     options = {key.removeprefix("method."): value for key, value in run.items() if key.startswith("method.")}
     return Entry(
-        folder=folder, cell=cell, found=found, drawn=drawn,
+        folder=folder,
+        cell=cell,
+        found=found,
+        drawn=drawn,
         options={key: bool(value) if key.endswith("_weights") else value for key, value in options.items()},
         cautions=tuple(told["cautions"]),
-    )    # fmt: skip
+    )
 
 
 def _sheets(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
@@ -231,24 +234,32 @@ def _worst(out: Path, number: int, rows: Sequence[Row]) -> Iterator[Picture]:
             file = f"worst_{number}_{place}.png"
             shutil.copyfile(picture, out / file)
             yield Picture(
-                title=f"{row.label}: worst episodes", file=file, wide=True,
+                title=f"{row.label}: worst episodes",
+                file=file,
+                wide=True,
                 caption=f"Of {entry.folder.name}, fold {entry.cell.fold}: different classes, not chosen by hand.",
-            )    # fmt: skip
+            )
 
 
 def _costs(title: str, rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         first = row.entries[0].found
-        sizes = {**first.get("parameters", {}), "flops": first.get("flops")}    # old results have neither
+        sizes = {**first.get("parameters", {}), "flops": first.get("flops")}  # old results have neither
         seconds = statistics.median(entry.found["seconds_per_episode"] for entry in row.entries)
         counts = [_scaled(sizes.get(name), unit) for name, unit in (("trained", 1e6), ("frozen", 1e6), ("flops", 1e9))]
         hours = [_hours(row, spent) for spent in (spent_on_training, spent_on_evaluation)]
         lines.append((row.label, *counts, f"{seconds:.3f}", f"{first['encoder_passes_per_image']:.2f}", *hours))
     header = (
-        "", "trained, M", "frozen, M", "GFLOP", "s / episode and rank", "encoder passes / image",
-        "hours of training", "of evaluation",
-    )    # fmt: skip
+        "",
+        "trained, M",
+        "frozen, M",
+        "GFLOP",
+        "s / episode and rank",
+        "encoder passes / image",
+        "hours of training",
+        "of evaluation",
+    )
     note = (
         "Parameters in millions; GFLOP of an episode of one shot, both images encoded, a product and a sum "
         "being two. Hours are the mean over the runs of the row: of all optimizer steps behind the weights, prior "
@@ -275,9 +286,11 @@ def _how(title: str, rows: Sequence[Row]) -> Table:
     stated = [(row.label, {"size": row.entries[0].cell.size, **row.entries[0].found["protocol"]}) for row in rows]
     keys = list(dict.fromkeys(key for _, statement in stated for key in statement))
     return Table(
-        title=f"How it was made: {title}", folded=True, header=("", *(label for label, _ in stated)),
+        title=f"How it was made: {title}",
+        folded=True,
+        header=("", *(label for label, _ in stated)),
         rows=[(key, *(str(statement.get(key, NOTHING)) for _, statement in stated)) for key in keys],
-    )    # fmt: skip
+    )
 
 
 def _csv(table: Table) -> str:
@@ -295,6 +308,14 @@ def _latex(table: Table) -> str:
 
     body = [line(table.header), r"\midrule", *(line(row) for row in table.rows)]
     columns = "ll" + "r" * (len(table.header) - 2)
-    return "\n".join([
-        f"% {table.title}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}", ""
-    ])
+    return "\n".join(
+        [
+            f"% {table.title}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from fss.engine.reports.pictures import COLOURS, FAINT, INK, save, tidy
 
-FEW = 25    # points that are drawn as such; more make a line
+FEW = 25  # points that are drawn as such; more make a line
 # Title, the metrics it holds (shell patterns on the names in metrics.jsonl), and how its axis goes: free, from zero, or
 # from zero in per cent.
 PANELS = (
@@ -39,9 +39,14 @@ def series(rows: Iterable[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(
-    rows: list[dict], path: Path,
-    *, levels: Mapping[str, float] = {}, guess: str = "chance", unit: str = "images", filling: int = 0,
-) -> None:    # fmt: skip
+    rows: list[dict],
+    path: Path,
+    *,
+    levels: Mapping[str, float] = {},
+    guess: str = "chance",
+    unit: str = "images",
+    filling: int = 0,
+) -> None:
     """Every known metric of a run over its steps: one panel a kind, the raw line thin, its running mean over it.
 
     Args:
@@ -53,7 +58,7 @@ def curves(
     """
     names = sorted({name for row in rows for name in _flat(row)})
     if any(name.startswith("loss/") for name in names):
-        names.remove("loss")    # their sum, which would squeeze them into half the panel
+        names.remove("loss")  # their sum, which would squeeze them into half the panel
     panels = [
         (title, [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)], scale)
         for title, patterns, scale in PANELS

@@ -14,9 +14,9 @@ from fss.engine.validation.episodes import SHOWN, Validation
 from fss.methods.base import Method
 
 COIN = math.log(2)
-MARGIN = 0.1    # of the constant answer's loss: taken over some dozen episodes, both are off by a few percent
-SAMPLE = 96    # training episodes of which the share of object pixels is taken
-TAIL = 10    # logged steps over which a final loss is averaged
+MARGIN = 0.1  # of the constant answer's loss: taken over some dozen episodes, both are off by a few percent
+SAMPLE = 96  # training episodes of which the share of object pixels is taken
+TAIL = 10  # logged steps over which a final loss is averaged
 
 
 def story(
@@ -47,7 +47,7 @@ def object_share(spec: EpisodeSpec, data: EpisodeData, config: DataConfig, seed:
     feed = EpisodeFeed(spec, data, config, seed)
     found = known = 0
     for start in range(0, SAMPLE, 8):
-        mask = feed.batch(start, start + 8).query_mask    # [8, S, S]
+        mask = feed.batch(start, start + 8).query_mask  # [8, S, S]
         found += int((mask == 1).sum())
         known += int((mask != 255).sum())
     return found / max(known, 1)
@@ -69,7 +69,7 @@ def constant_scores(validation: Validation) -> dict[str, float]:
     As good as exact: areas are those in the manifest, pixels that are not counted included in the image.
     """
     samples = validation.shards.manifest.samples
-    areas = {class_id: [0, 0] for class_id in validation.classes}    # of the class, of the images
+    areas = {class_id: [0, 0] for class_id in validation.classes}  # of the class, of the images
     for episode in validation.episodes:
         query = samples[episode.query]
         areas[episode.class_id][0] += query.classes[episode.class_id]

@@ -24,18 +24,23 @@ from fss.methods.base import Method
 from shards.format import Manifest
 from shards.read import ShardSet
 
-ROWS = 4    # episodes of a picture
-AREA = 2048    # pixels from which the published lists count an object, on PASCAL and COCO
+ROWS = 4  # episodes of a picture
+AREA = 2048  # pixels from which the published lists count an object, on PASCAL and COCO
 # (image, class) pairs of the published test sets by fold, of objects that are large enough.
 TEST_PAIRS = {"pascal": (346, 451, 725, 346), "coco": (35783, 17912, 14563, 14315), "fss": (2400,)}
-OFF = 0.05    # share by which a test set may differ from that
+OFF = 0.05  # share by which a test set may differ from that
 NOTHING = "\N{EM DASH}"
 
 
 def report(
-    run: RunDir, method: Method, shards: ShardSet, results: Sequence[Result], plan: Plan, header: Mapping[str, str],
+    run: RunDir,
+    method: Method,
+    shards: ShardSet,
+    results: Sequence[Result],
+    plan: Plan,
+    header: Mapping[str, str],
     device: torch.device,
-) -> Path:    # fmt: skip
+) -> Path:
     """Write the page of an evaluation into the report folder of `run`; for one rank. Returns the path of the HTML.
 
     A few episodes are predicted again for the pictures.
@@ -59,7 +64,7 @@ def report(
         },
         resume=resume_command(environment["command"], environment["world"], device.type),
         figures={"cell": asdict(cell), "scoring": asdict(plan.how), **found},
-    )    # fmt: skip
+    )
     if plan.split == "novel" and (beside := _in_print(cell)):
         page.tables.append(beside)
     statement = plan.statement(manifest, header)
@@ -72,9 +77,14 @@ def cell_of(method: Method, plan: Plan) -> Cell:
     """Where the papers would print this score."""
     config = method.config
     return Cell(
-        method=config.name, scheme=plan.fold.scheme, fold=plan.fold.fold, shots=plan.shots,
-        backbone=getattr(config, "backbone", None), size=config.size, variant=method.variant(),
-    )    # fmt: skip
+        method=config.name,
+        scheme=plan.fold.scheme,
+        fold=plan.fold.fold,
+        shots=plan.shots,
+        backbone=getattr(config, "backbone", None),
+        size=config.size,
+        variant=method.variant(),
+    )
 
 
 def headline(found: Mapping, results: Sequence[Result], cell: Cell | None) -> Table:
@@ -140,7 +150,7 @@ def choose(results: Sequence[Result], worth: Callable[[Result], float], count: i
     Of equals the one with more object in it comes first: it shows more.
     """
     order = sorted(results, key=lambda r: (worth(r), -r.counts[1][1], r.seed, r.number))
-    turns: Counter[int] = Counter()    # class -> how many of it came before
+    turns: Counter[int] = Counter()  # class -> how many of it came before
     queries: set[str] = set()
     ranked = []
     for place, result in enumerate(order):
@@ -215,11 +225,16 @@ def _every_class(found: Mapping) -> Table:
 def _in_print(cell: Cell) -> Table | None:
     """All that the papers print for the same data, backbone, size and shots."""
     rows = [
-        (f"{row.method}, {row.variant}" if row.variant else row.method, METRICS[metric], _figure(row.fold(cell.fold)),
-         _figure(row.mean), row.source)
+        (
+            f"{row.method}, {row.variant}" if row.variant else row.method,
+            METRICS[metric],
+            _figure(row.fold(cell.fold)),
+            _figure(row.mean),
+            row.source,
+        )
         for metric in METRICS
         for row in neighbours(cell, metric)
-    ]    # fmt: skip
+    ]
     if not rows:
         return None
     header = ("method", "metric", f"fold {cell.fold}", "mean of folds", "source")

@@ -15,10 +15,10 @@ from fss.engine.reports.paint import TINT, small, small_mask
 from fss.engine.reports.pictures import INK, save, show
 from shards.format import IGNORE_LABEL
 
-INCHES = 2.2    # of a column
-GREY = (153, 153, 153)    # of unknown pixels
-COLUMNS = 6    # of the legend
-SHEET = 4    # pictures in a line of a contact sheet
+INCHES = 2.2  # of a column
+GREY = (153, 153, 153)  # of unknown pixels
+COLUMNS = 6  # of the legend
+SHEET = 4  # pictures in a line of a contact sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def contact_sheet(
     Pictures are those of `overlaid`. supports: class -> pictures of its shots. queries: name and picture.
     """
     shown = [(name, picture) for name, pictures in supports.items() for picture in pictures]
-    lines = [    # queries begin a line of their own
+    lines = [  # queries begin a line of their own
         ("" if start else kind, cells[start : start + SHEET])
         for kind, cells in (("supports", shown), ("queries", queries))
         for start in range(0, len(cells), SHEET)
@@ -101,7 +101,7 @@ def label_colours(classes: int) -> np.ndarray:
     """RGB of every label, float [256, 3]; hues a golden angle apart, so that few classes differ as well as they can."""
     colours = np.zeros((256, 3))
     turns = np.arange(classes)
-    hsv = np.stack([turns * 0.618 % 1, np.full(classes, 0.85), 1 - 0.3 * (turns % 2)], axis=1)    # [classes, 3]
+    hsv = np.stack([turns * 0.618 % 1, np.full(classes, 0.85), 1 - 0.3 * (turns % 2)], axis=1)  # [classes, 3]
     colours[1 : 1 + classes] = 255 * hsv_to_rgb(hsv)
     colours[IGNORE_LABEL] = GREY
     return colours
@@ -114,6 +114,6 @@ def overlaid(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
 
 def tinted(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """The photograph uint8 RGB [H, W, 3] in grey, its labels uint8 [H, W] in colour over it."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]    # [H, W, 1]
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]  # [H, W, 1]
     colour = (1 - TINT) * grey + TINT * label_colours(classes)[labels]
     return np.where(labels[..., None] > 0, colour, grey).astype(np.uint8)

@@ -17,9 +17,9 @@ from fss.engine.validation.labels import LabelValidation
 from fss.methods.base import Method
 from shards.format import IGNORE_LABEL
 
-MARGIN = 0.1    # of the constant answer's loss: taken over some dozen images, both are off by a few percent
-SAMPLE = 96    # training images of which the shares of the classes are taken
-TAIL = 10    # logged steps over which a final loss is averaged
+MARGIN = 0.1  # of the constant answer's loss: taken over some dozen images, both are off by a few percent
+SAMPLE = 96  # training images of which the shares of the classes are taken
+TAIL = 10  # logged steps over which a final loss is averaged
 
 
 def story(
@@ -117,11 +117,12 @@ def _classes(folder: Path, rows: Sequence[dict], validation: LabelValidation) ->
     ids = {name: class_id for class_id, name in validation.shards.manifest.classes.items()}
     bars = [
         Bar(
-            name=name, values=(100 * last[f"val/iou/{name}"],),
+            name=name,
+            values=(100 * last[f"val/iou/{name}"],),
             episodes=sum(ids[name] in samples[index].classes for index in validation.images),
         )
         for name in validation.shown
-    ]    # fmt: skip
+    ]
     class_bars(bars, folder / "classes.png", mean=100 * last["val/miou"], unit="images")
     absent = [name for name in validation.names if name not in validation.shown]
     caption = f"The last validation, step {last['step']:,}; in brackets how many validation images show the class."

@@ -23,7 +23,7 @@ from shards.read import ShardSet
 
 # Okabe and Ito's again, chosen to differ in lightness too: told apart with every kind of colour vision.
 HIT, MISS, FALSE_ALARM, UNCOUNTED = "#56B4E9", "#F0E442", "#D55E00", "#999999"
-INCHES = 1.9    # of a column
+INCHES = 1.9  # of a column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def look(method: Method, shards: ShardSet, episode: Episode, how: Scoring, devic
     """
 
     def fitted(image: np.ndarray) -> tuple[Tensor, Frame]:
-        square, frame = fit_image(image, how.size, how.resize)    # [3, S, S]
+        square, frame = fit_image(image, how.size, how.resize)  # [3, S, S]
         return square[None].to(device), frame
 
     query, truth = read_labelled(shards, episode.query, episode.class_id, how.labels)
@@ -64,15 +64,20 @@ def look(method: Method, shards: ShardSet, episode: Episode, how: Scoring, devic
         square, frame = fitted(query)
         features = method.encode(square)
         whole = features | method.encode_query(square) if method.encodes_queries else features
-        logits = method.predict(whole, descriptions)    # [1, 2, S, S]
+        logits = method.predict(whole, descriptions)  # [1, 2, S, S]
         maps = {name: _over_image(found, frame) for name, found in method.maps(features, descriptions).items()}
     scored = frame.truth(truth, how.resolution)
     scored = scored if how.ignore_255 else known(scored)
     iou = ratio(counts(frame.restore(logits, how.resolution), scored)[1])
     return Shown(
-        name=shards.manifest.classes[episode.class_id], score=f"IoU {100 * iou:.1f} %", supports=supports, query=query,
-        truth=truth, prediction=frame.restore(logits, "original"), maps=maps,
-    )    # fmt: skip
+        name=shards.manifest.classes[episode.class_id],
+        score=f"IoU {100 * iou:.1f} %",
+        supports=supports,
+        query=query,
+        truth=truth,
+        prediction=frame.restore(logits, "original"),
+        maps=maps,
+    )
 
 
 def _over_image(found: Tensor, frame: Frame) -> np.ndarray:
@@ -121,12 +126,15 @@ def _cells(row: Shown, names: Sequence[str]) -> list[np.ndarray]:
     query, truth, prediction = paint.small(row.query), paint.small_mask(row.truth), paint.small_mask(row.prediction)
     grey = np.repeat(cv2.cvtColor(query, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     unknown = truth == 255
-    judged = paint.tint(grey, {
-        HIT: (truth == 1) & (prediction == 1),
-        MISS: (truth == 1) & (prediction == 0),
-        FALSE_ALARM: (truth == 0) & (prediction == 1),
-        UNCOUNTED: unknown,
-    })    # fmt: skip
+    judged = paint.tint(
+        grey,
+        {
+            HIT: (truth == 1) & (prediction == 1),
+            MISS: (truth == 1) & (prediction == 0),
+            FALSE_ALARM: (truth == 0) & (prediction == 1),
+            UNCOUNTED: unknown,
+        },
+    )
     there = paint.outlined(paint.tint(grey, {HIT: truth == 1, UNCOUNTED: unknown}), truth == 1, "#ffffff")
     heat = [paint.heat(row.maps[name], truth == 1) if name in row.maps else np.full_like(query, 255) for name in names]
     return [paint.together([paint.support(*pair) for pair in row.supports]), query, there, judged, *heat]

@@ -89,8 +89,8 @@ class Story:
     """More of what ran."""
 
 
-FIGURE = re.compile(r"[-+]?\d|\N{EM DASH}?$")    # a cell that holds a figure or nothing
-SPEED = {    # metric -> (label, format, factor)
+FIGURE = re.compile(r"[-+]?\d|\N{EM DASH}?$")  # a cell that holds a figure or nothing
+SPEED = {  # metric -> (label, format, factor)
     "speed/images_per_s": ("{unit} / s, all ranks", "{:.1f}", 1),
     "speed/step_s": ("optimizer step, ms", "{:.0f}", 1000),
     "speed/data_wait": ("waiting for data, % of the time", "{:.1f}", 100),
@@ -131,10 +131,13 @@ def speed_table(rows: Sequence[dict], unit: str = "images") -> list[dict[str, st
         values = values[1:] if len(values) > 1 else values
         if len(values):
             low, median, high = np.percentile(values, (10, 50, 90))
-            table.append({
-                "what": label.format(unit=unit), "median": shown.format(median),
-                "range": f"{shown.format(low)} to {shown.format(high)}",
-            })    # fmt: skip
+            table.append(
+                {
+                    "what": label.format(unit=unit),
+                    "median": shown.format(median),
+                    "range": f"{shown.format(low)} to {shown.format(high)}",
+                }
+            )
     return table
 
 
@@ -149,11 +152,17 @@ def markdown_table(table: Table) -> str:
 def on_console(table: Table) -> rich.table.Table:
     """The table for a terminal."""
     shown = rich.table.Table(
-        title=table.title, title_justify="left", caption=table.note, caption_justify="left", box=rich.box.SIMPLE_HEAD,
-        collapse_padding=True, pad_edge=False, show_edge=False,
-    )    # fmt: skip
+        title=table.title,
+        title_justify="left",
+        caption=table.note,
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
     for place, word in enumerate(table.header):
-        shown.add_column(word, justify="right" if place else "left", no_wrap=place > 0)    # words give way to numbers
+        shown.add_column(word, justify="right" if place else "left", no_wrap=place > 0)  # words give way to numbers
     for row in table.rows:
         shown.add_row(*row)
     return shown
@@ -179,7 +188,7 @@ def _html(page: Page, appendix: list[Table]) -> str:
     )
     cautions = "".join(f"<p>{_text(text)}</p>" for text in page.cautions)
     pictures = "".join(
-        f'<figure{" class=wide" if p.wide else ""}><h2>{_text(p.title)}</h2>'
+        f"<figure{' class=wide' if p.wide else ''}><h2>{_text(p.title)}</h2>"
         f'<a href="{_text(p.file)}"><img {_source(p)} alt="{_text(p.title)}"></a>'
         f"<figcaption>{_text(p.caption)}</figcaption></figure>"
         for p in page.pictures
@@ -195,14 +204,14 @@ def _html(page: Page, appendix: list[Table]) -> str:
 <body>
 <main>
 <h1>{_text(page.title)}</h1>
-{f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ''}
-{f'<aside>{cautions}</aside>' if cautions else ''}
+{f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""}
+{f"<aside>{cautions}</aside>" if cautions else ""}
 {"".join(map(_table, page.tables))}
 <section><h2>What ran</h2>{_definitions(page.ran)}</section>
 {pictures}
 {"".join(map(_table, appendix))}
 <section><h2>Environment</h2>{_definitions(page.environment)}</section>
-{f'<section><h2>Go on</h2><pre>{_text(page.resume)}</pre></section>' if page.resume else ''}
+{f"<section><h2>Go on</h2><pre>{_text(page.resume)}</pre></section>" if page.resume else ""}
 </main>
 </body>
 </html>

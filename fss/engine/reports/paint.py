@@ -8,14 +8,14 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 OBJECT = "#E69F00"
-SIDE = 300    # pixels of a picture's longer side
-TINT = 0.62    # of the colour over the photograph
+SIDE = 300  # pixels of a picture's longer side
+TINT = 0.62  # of the colour over the photograph
 
 
 def support(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A support with the object of its mask in full light and outlined."""
     photograph, inside = small(image), small_mask(mask) == 1
-    outside = (photograph * 0.55).astype(np.uint8)    # darker, so that the object stands out whatever its colours
+    outside = (photograph * 0.55).astype(np.uint8)  # darker, so that the object stands out whatever its colours
     return outlined(np.where(inside[..., None], photograph, outside), inside, OBJECT, width=2)
 
 

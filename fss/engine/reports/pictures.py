@@ -46,16 +46,14 @@ def neighbours(
     grid = figure.subplots(len(chosen), k + 1, squeeze=False)
     for name, line in zip(chosen, grid, strict=True):
         query = names.index(name)
-        similarity = features @ features[query]    # [N]
-        similarity[query] = -2    # below any cosine: a crop is no neighbour of itself
+        similarity = features @ features[query]  # [N]
+        similarity[query] = -2  # below any cosine: a crop is no neighbour of itself
         show(line[0], images(query), title=name, frame=INK)
         for axes, index in zip(line[1:], similarity.topk(k).indices.tolist(), strict=True):
             same = names[index] == name
             show(axes, images(index), title=names[index], frame=RIGHT if same else WRONG)
-            mark = "\N{CHECK MARK}" if same else "\N{BALLOT X}"    # not by colour alone
-            axes.set_xlabel(
-                f"{mark} {similarity[index]:.2f}", fontsize=8, color=RIGHT if same else WRONG, labelpad=3
-            )
+            mark = "\N{CHECK MARK}" if same else "\N{BALLOT X}"  # not by colour alone
+            axes.set_xlabel(f"{mark} {similarity[index]:.2f}", fontsize=8, color=RIGHT if same else WRONG, labelpad=3)
     grid[0][0].set_xlabel("query", fontsize=8, color=FAINT, labelpad=3)
     save(figure, path)
 
@@ -74,7 +72,7 @@ def pca(images: Tensor, maps: Mapping[str, Tensor], path: Path) -> None:
     for axes, image in zip(grid[0], images, strict=True):
         show(axes, image.permute(1, 2, 0).numpy())
     for line, (_, dense) in zip(grid[1:], maps.items(), strict=True):
-        colours = F.interpolate(principal_colours(dense), size=size, mode="bilinear")    # [N, 3, H, W]
+        colours = F.interpolate(principal_colours(dense), size=size, mode="bilinear")  # [N, 3, H, W]
         for axes, colour in zip(line, colours, strict=True):
             show(axes, colour.permute(1, 2, 0).numpy())
     for line, title in zip(grid, ["image", *maps], strict=True):
@@ -91,12 +89,12 @@ def principal_colours(dense: Tensor) -> Tensor:
     magnitude, so that a picture made twice is the same.
     """
     n, c, h, w = dense.shape
-    cells = F.normalize(dense.float().cpu(), dim=1)    # [N, C, h, w]
-    cells = (cells - cells.mean(dim=0)).permute(0, 2, 3, 1).reshape(-1, c)    # [N*h*w, C]
-    directions = torch.linalg.svd(cells, full_matrices=False).Vh[:3]    # [3, C]
-    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))    # [3, 1]
-    parts = cells @ (directions * largest.sign()).T    # [N*h*w, 3]
-    colours = parts.argsort(dim=0).argsort(dim=0) / max(len(parts) - 1, 1)    # [N*h*w, 3]
+    cells = F.normalize(dense.float().cpu(), dim=1)  # [N, C, h, w]
+    cells = (cells - cells.mean(dim=0)).permute(0, 2, 3, 1).reshape(-1, c)  # [N*h*w, C]
+    directions = torch.linalg.svd(cells, full_matrices=False).Vh[:3]  # [3, C]
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))  # [3, 1]
+    parts = cells @ (directions * largest.sign()).T  # [N*h*w, 3]
+    colours = parts.argsort(dim=0).argsort(dim=0) / max(len(parts) - 1, 1)  # [N*h*w, 3]
     return colours.reshape(n, h, w, 3).permute(0, 3, 1, 2)
 
 
@@ -112,11 +110,11 @@ def views(shards: ShardSet, indices: Sequence[int], spec: ViewSpec, path: Path, 
         try:
             members = shards.read(index)
             row = make(members, 0, index)
-        except ShardError:    # training replaced it, too
+        except ShardError:  # training replaced it, too
             continue
         shown = {"image": _with_superpixels(members, spec, seed, index)}
         for side in ("query", "key"):
-            view = row[side].transpose(1, 2, 0)    # [S, S, 3]
+            view = row[side].transpose(1, 2, 0)  # [S, S, 3]
             shown[f"{side} view"] = _with_regions(view, row[f"region_{side}"]) if spec.local == "region" else view
         if spec.local == "patch":
             shown |= {f"{side} patch": row[f"patch_{side}"].transpose(1, 2, 0) for side in ("query", "key")}
@@ -136,14 +134,14 @@ def _with_superpixels(members: dict[str, bytes], spec: ViewSpec, seed: int, inde
     image = decode_image(encoded_image(members))
     if spec.local == "none":
         return image
-    labels = superpixels(members, spec.superpixels, image.shape[:2])    # [H / 2, W / 2]
+    labels = superpixels(members, spec.superpixels, image.shape[:2])  # [H / 2, W / 2]
     height, width = image.shape[:2]
     full = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     drawn = (mark_boundaries(image, full, color=(1, 1, 0), mode="inner") * 255).astype(np.uint8)
     if spec.local == "patch":
         box = draw_patch(np.random.default_rng([CHOICE, seed, 0, index]), labels, (height, width))
         corners = (box.left, box.top), (box.left + box.width - 1, box.top + box.height - 1)
-        for colour, thickness in (((255, 255, 255), 5), ((213, 94, 0), 3)):    # WRONG's orange inside a white edge
+        for colour, thickness in (((255, 255, 255), 5), ((213, 94, 0), 3)):  # WRONG's orange inside a white edge
             cv2.rectangle(drawn, *corners, colour, max(1, thickness * max(height, width) // 400))
     return drawn
 
@@ -151,9 +149,9 @@ def _with_superpixels(members: dict[str, bytes], spec: ViewSpec, seed: int, inde
 def _with_regions(view: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The view [S, S, 3], each cell tinted by the region of [R, h, w] that has the most weight there."""
     size = len(view)
-    palette = np.array([hsv_to_rgb((i * 0.618 % 1, 0.9, 1)) * 255 for i in range(len(weights))])    # [R, 3]
-    owner = cv2.resize(weights.argmax(0).astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)    # [S, S]
-    covered = cv2.resize(weights.max(0), (size, size), interpolation=cv2.INTER_NEAREST)[..., None] > 0    # [S, S, 1]
+    palette = np.array([hsv_to_rgb((i * 0.618 % 1, 0.9, 1)) * 255 for i in range(len(weights))])  # [R, 3]
+    owner = cv2.resize(weights.argmax(0).astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)  # [S, S]
+    covered = cv2.resize(weights.max(0), (size, size), interpolation=cv2.INTER_NEAREST)[..., None] > 0  # [S, S, 1]
     return np.where(covered, 0.5 * view + 0.5 * palette[owner], view).astype(np.uint8)
 
 

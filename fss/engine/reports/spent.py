@@ -12,8 +12,8 @@ from fss.engine.lineage import weights_of
 from fss.engine.reports.curves import series
 from fss.engine.run import RunDir
 
-OURS = ("weights", "method.prior_weights", "method.base_weights")    # options that can only name an export of a run
-CORE = "CPU core"    # each thread of a rank keeps one busy
+OURS = ("weights", "method.prior_weights", "method.base_weights")  # options that can only name an export of a run
+CORE = "CPU core"  # each thread of a rank keeps one busy
 
 
 def spent_on_evaluation(folder: Path) -> Counter[str]:

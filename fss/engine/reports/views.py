@@ -23,15 +23,21 @@ from shards.format import ShardError
 from shards.read import ShardSet
 from shards.superpixels import picture as superpixel_picture
 
-NEIGHBOUR_CROPS = 1000    # held-out crops among which neighbours are looked for
-COLLAPSED = 0.2    # spread below which the embeddings of all images are nearly one vector: our choice
-TAIL = 10    # logged steps over which a final figure is averaged
+NEIGHBOUR_CROPS = 1000  # held-out crops among which neighbours are looked for
+COLLAPSED = 0.2  # spread below which the embeddings of all images are nearly one vector: our choice
+TAIL = 10  # logged steps over which a final figure is averaged
 
 
 def story(
-    folder: Path, rows: list[dict], method: Method, shards: ShardSet, crops: ObjectCrops | None,
-    *, data: ViewDataConfig, seed: int,
-) -> Story:    # fmt: skip
+    folder: Path,
+    rows: list[dict],
+    method: Method,
+    shards: ShardSet,
+    crops: ObjectCrops | None,
+    *,
+    data: ViewDataConfig,
+    seed: int,
+) -> Story:
     """What the logged `rows` of a run say, and pictures of `method` as it stands now, drawn into `folder`.
 
     crops: labelled crops to look for neighbours among. data, seed: how the run drew its views. For one rank.
@@ -40,9 +46,12 @@ def story(
     shown = list(_neighbours(folder, method, crops)) if crops is not None else []
     shown += [_dense(folder, method, shards), *_views(folder, method.consumes, shards, data, seed)]
     return Story(
-        verdicts=verdicts(rows, chance), levels=chance, guess="chance", guess_explained="what guessing gives",
+        verdicts=verdicts(rows, chance),
+        levels=chance,
+        guess="chance",
+        guess_explained="what guessing gives",
         pictures=shown,
-    )    # fmt: skip
+    )
 
 
 def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
@@ -64,7 +73,7 @@ def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
             said.append(Verdict(good=bool(filled) and mean < level - 1, text=text))
         else:
             text = f"{name}: the positive is ranked first for {mean:.2%}, {mean / level:.0f} times chance{unfilled}"
-            spread = series(rows, f"spread/{contrast}")[1][-TAIL:]    # once collapsed, a hit tells how old a key is
+            spread = series(rows, f"spread/{contrast}")[1][-TAIL:]  # once collapsed, a hit tells how old a key is
             apart = not len(spread) or spread.mean() > COLLAPSED
             said.append(Verdict(good=bool(filled and apart and mean > 20 * level), text=text))
     for name in sorted({name for row in rows for name in row if name.startswith("spread/")}):
@@ -75,7 +84,7 @@ def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
     steps, accuracy = series(rows, "knn/top1")
     if len(accuracy):
         final, guess = accuracy[-1], series(rows, "knn/chance")[1][-1]
-        asked = max(series(rows, "knn/images")[1][-1] / 2, 1)    # half of the crops are held out, give or take
+        asked = max(series(rows, "knn/images")[1][-1] / 2, 1)  # half of the crops are held out, give or take
         error = math.sqrt(final * (1 - final) / asked)
         text = f"kNN finds the class of {final:.1%} (± {error:.1%}) of held-out crops, a constant answer of {guess:.1%}"
         said.append(Verdict(good=bool(final - guess > 2 * error), text=text))
@@ -105,16 +114,16 @@ def _neighbours(folder: Path, method: Method, crops: ObjectCrops) -> Iterator[Pi
 
 
 def _dense(folder: Path, method: Method, shards: ShardSet, count: int = 8) -> Picture:
-    size = 64 * max(4, round(2 * method.consumes.size / 64))    # twice the view: 14 x 14 cells at 224
+    size = 64 * max(4, round(2 * method.consumes.size / 64))  # twice the view: 14 x 14 cells at 224
     photographs = torch.from_numpy(np.stack([_square(image, size) for image in _some_images(shards, count)]))
-    photographs = photographs.permute(0, 3, 1, 2).contiguous()    # [N, 3, size, size]
+    photographs = photographs.permute(0, 3, 1, 2).contiguous()  # [N, 3, size, size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         untrained = type(method)(method.config)
 
     def dense(extractor: Method) -> Tensor:
         device = next(extractor.trained.parameters()).device
-        return torch.cat([extractor.dense(image[None].to(device)).cpu() for image in photographs])    # [N, C, h, w]
+        return torch.cat([extractor.dense(image[None].to(device)).cpu() for image in photographs])  # [N, C, h, w]
 
     pictures.pca(photographs, {"this network": dense(method), "untrained": dense(untrained)}, folder / "dense.png")
     return Picture(
@@ -126,9 +135,7 @@ def _dense(folder: Path, method: Method, shards: ShardSet, count: int = 8) -> Pi
     )
 
 
-def _views(
-    folder: Path, spec: ViewSpec, shards: ShardSet, data: ViewDataConfig, seed: int
-) -> Iterator[Picture]:
+def _views(folder: Path, spec: ViewSpec, shards: ShardSet, data: ViewDataConfig, seed: int) -> Iterator[Picture]:
     indices = [index for index, _ in _readable(shards, 4)]
     pictures.views(shards, indices, spec, folder / "views.png", backend=data.backend, seed=seed)
     local = {

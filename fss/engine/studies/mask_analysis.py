@@ -45,9 +45,14 @@ def analyse(job: StudyJob) -> int:
         raise ConfigError(f"method is {job.method.name}, which chooses from no masks: give gfsam")
     with study(job) as at:
         rows = mask_rows(
-            at.method, at.shards, at.plan.episodes, at.plan.how, at.world,
-            cache=job.eval.cache_gib, readers=job.data.workers,
-        )    # fmt: skip
+            at.method,
+            at.shards,
+            at.plan.episodes,
+            at.plan.how,
+            at.world,
+            cache=job.eval.cache_gib,
+            readers=job.data.workers,
+        )
         facts = {**at.facts(), "cautions": at.method.cautions(0)}
         at.tell(table(rows), lambda: write(Path(job.out), rows, facts))
     return 0
@@ -68,9 +73,15 @@ class _Kept:
 
 
 def mask_rows(
-    method: GFSAM, shards: ShardSet, episodes: Sequence[Episode], how: Scoring, world: World,
-    *, cache: float = 4, readers: int = 2,
-) -> list[Row]:    # fmt: skip
+    method: GFSAM,
+    shards: ShardSet,
+    episodes: Sequence[Episode],
+    how: Scoring,
+    world: World,
+    *,
+    cache: float = 4,
+    readers: int = 2,
+) -> list[Row]:
     """What WORDS says of every episode, in their order, on every rank. Collective.
 
     The prediction's IoU is scored as `how` says; the others in the square that the method sees, where pixels of
@@ -79,8 +90,8 @@ def mask_rows(
     kept = _Kept(method)
 
     def row(result: Result) -> Row:
-        mask = class_mask(shards.read(shards.find(result.query)), result.class_id, how.labels)    # [H, W]
-        truth = Frame.fit(*mask.shape, how.size, how.resize).mask(mask)    # [S, S]
+        mask = class_mask(shards.read(shards.find(result.query)), result.class_id, how.labels)  # [H, W]
+        truth = Frame.fit(*mask.shape, how.size, how.resize).mask(mask)  # [S, S]
         found = kept.alignment
         pixels = prompts(found.points, found.grid, how.size, method.config)
         about = {"class": result.class_id, "query": result.query, "points": len(pixels)}
@@ -105,7 +116,7 @@ def of_masks(logits: Tensor, pixels: Tensor, truth: Tensor) -> Row:
     whole = merged(every)
     hit = int((whole & inside).sum())
     x, y = pixels.to(truth.device).unbind(1)
-    on = inside[y, x]    # [N]
+    on = inside[y, x]  # [N]
     fore, back = merged(every[on]), merged(every[~on & known[y, x]])
     covered = fore[y, x]
     wrong = int((covered & ~on).sum())

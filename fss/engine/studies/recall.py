@@ -54,9 +54,14 @@ def recall(job: StudyJob) -> int:
     """
     with study(job) as at:
         found = measure_recall(
-            at.method, at.shards, at.plan.episodes, at.plan.how, at.world,
-            cache=job.eval.cache_gib, readers=job.data.workers,
-        )    # fmt: skip
+            at.method,
+            at.shards,
+            at.plan.episodes,
+            at.plan.how,
+            at.world,
+            cache=job.eval.cache_gib,
+            readers=job.data.workers,
+        )
         said = at.method.cautions(int(at.header.get("episodes_seen", 0)))
         facts = {"weights": job.weights or "none", **at.facts()}
         facts |= {f"caution {number}": text for number, text in enumerate(said, start=1)}
@@ -67,7 +72,7 @@ def recall(job: StudyJob) -> int:
 class _Maps:
     """Stands before a method in `measure`: keeps the maps of the episode at hand, and leaves out the prediction."""
 
-    encodes_queries = False    # maps are made of what `encode` gives
+    encodes_queries = False  # maps are made of what `encode` gives
 
     def __init__(self, method: Method, size: int) -> None:
         self._method = method
@@ -88,9 +93,16 @@ class _Maps:
 
 
 def measure_recall(
-    method: Method, shards: ShardSet, episodes: Sequence[Episode], how: Scoring, world: World,
-    *, thresholds: Sequence[float] = THRESHOLDS, cache: float = 4, readers: int = 2,
-) -> Recall:    # fmt: skip
+    method: Method,
+    shards: ShardSet,
+    episodes: Sequence[Episode],
+    how: Scoring,
+    world: World,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    cache: float = 4,
+    readers: int = 2,
+) -> Recall:
     """Recall of every map of `method` on the queries of `episodes`, in the frame of the method's input. Collective.
 
     Maps are brought to that frame as features are (bilinear, corners aligned); only pixels of the class count, so
@@ -100,10 +112,10 @@ def measure_recall(
     """
     maps = _Maps(method, how.size)
 
-    def covered(result: Result) -> tuple[int, dict[str, list[int]]]:    # pixels; map -> those above each threshold
+    def covered(result: Result) -> tuple[int, dict[str, list[int]]]:  # pixels; map -> those above each threshold
         index = shards.find(result.query)
-        mask = class_mask(shards.read(index), result.class_id, how.labels)    # [H, W]
-        inside = Frame.fit(*mask.shape, how.size, how.resize).mask(mask) == 1    # [S, S]
+        mask = class_mask(shards.read(index), result.class_id, how.labels)  # [H, W]
+        inside = Frame.fit(*mask.shape, how.size, how.resize).mask(mask) == 1  # [S, S]
         both = {}
         for name, found in maps.found.items():
             values = at_input(found, how.size)[inside]
@@ -116,8 +128,8 @@ def measure_recall(
         raise ConfigError(
             f"no object of the {len(rows)} episodes has a pixel left at {how.size} pixels: give a larger eval.size"
         )
-    pixels = np.array([count for count, _ in kept])    # [N]
-    hits = {name: np.array([both[name] for _, both in kept]) for name in kept[0][1]}    # [N, T] each
+    pixels = np.array([count for count, _ in kept])  # [N]
+    hits = {name: np.array([both[name] for _, both in kept]) for name in kept[0][1]}  # [N, T] each
     return Recall(
         thresholds=tuple(thresholds),
         of_episodes={name: tuple((h / pixels[:, None]).mean(0).tolist()) for name, h in hits.items()},

@@ -71,9 +71,16 @@ def study(job: StudyJob) -> Iterator[Study]:
 
 
 def look(
-    row: Callable[[Result], Row], method: Any, shards: ShardSet, episodes: Sequence[Episode], how: Scoring,
-    world: World, *, cache: float = 4, readers: int = 2,
-) -> list[Row]:    # fmt: skip
+    row: Callable[[Result], Row],
+    method: Any,
+    shards: ShardSet,
+    episodes: Sequence[Episode],
+    how: Scoring,
+    world: World,
+    *,
+    cache: float = 4,
+    readers: int = 2,
+) -> list[Row]:
     """`row` of every episode, called right after `method` predicted it; in order, on every rank. Collective."""
     rows: dict[tuple[int, int], Row] = {}
 

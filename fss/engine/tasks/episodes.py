@@ -33,9 +33,14 @@ class EpisodeTask(ValidatedTask):
         self.every = 0
         if job.validate.split != "none":
             self.validation = Validation(
-                job.validate, self.fold, self.shards, episodes, size=method.config.size, world=world,
+                job.validate,
+                self.fold,
+                self.shards,
+                episodes,
+                size=method.config.size,
+                world=world,
                 cache=job.data.cache,
-            )    # fmt: skip
+            )
             self.every = job.validate.every
             self.selects_by = "val/miou"
 

@@ -37,9 +37,7 @@ class LabelTask(ValidatedTask):
         require_all_shown(manifest, training, self.classes)
         method.teach(self.classes, world.peers)
         self.samples = len(training)
-        self.data = LabelData(
-            read=LabelReader(self.shards, list(self.classes)), images=training, augment=job.augment
-        )
+        self.data = LabelData(read=LabelReader(self.shards, list(self.classes)), images=training, augment=job.augment)
         self.every = 0
         if len(images):
             self.validation = LabelValidation(

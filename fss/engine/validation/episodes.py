@@ -17,7 +17,7 @@ from fss.methods.base import Method
 from shards.format import Manifest, ShardError
 from shards.read import ShardSet
 
-SHOWN = 4    # episodes drawn at a validation
+SHOWN = 4  # episodes drawn at a validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def held_out(config: HoldsOut, fold: Fold) -> tuple[int, ...]:
             f"validate.classes is {count} but fold {fold.fold} has {len(base)} base classes: leave some to learn from, "
             "or set validate.split to none"
         )
-    return tuple(base[(2 * i + 1) * len(base) // (2 * count)] for i in range(count))    # the middle of each share
+    return tuple(base[(2 * i + 1) * len(base) // (2 * count)] for i in range(count))  # the middle of each share
 
 
 class Validation:
@@ -73,9 +73,15 @@ class Validation:
     """
 
     def __init__(
-        self, config: ValidateConfig, fold: Fold, training: ShardSet, episodes: EpisodeConfig, size: int, world: World,
+        self,
+        config: ValidateConfig,
+        fold: Fold,
+        training: ShardSet,
+        episodes: EpisodeConfig,
+        size: int,
+        world: World,
         cache: str | None = None,
-    ) -> None:    # fmt: skip
+    ) -> None:
         self.config = config
         self.classes = held_out(config, fold) or fold.novel
         self.shards = ShardSet(config.shards, cache=cache) if config.shards else training

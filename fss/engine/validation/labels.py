@@ -25,8 +25,8 @@ from fss.methods.base import Method
 from shards.format import IGNORE_LABEL, Manifest, ShardError
 from shards.read import ShardSet
 
-SHOWN = 6    # images drawn at a validation
-THREADS = 2    # that read ahead of the network
+SHOWN = 6  # images drawn at a validation
+THREADS = 2  # that read ahead of the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,14 @@ class LabelValidation:
     """
 
     def __init__(
-        self, shards: ShardSet, images: Sequence[int], classes: Mapping[int, str], training: Manifest, size: int,
+        self,
+        shards: ShardSet,
+        images: Sequence[int],
+        classes: Mapping[int, str],
+        training: Manifest,
+        size: int,
         world: World,
-    ) -> None:    # fmt: skip
+    ) -> None:
         check_names(list(classes), training, shards)
         self.shards = shards
         self.images = [int(index) for index in images]
@@ -102,7 +107,7 @@ class LabelValidation:
         self.world = world
         self.read = LabelReader(shards, list(classes))
         samples = shards.manifest.samples
-        self.pixels = {    # what the images show of each class, by name
+        self.pixels = {  # what the images show of each class, by name
             name: sum(samples[index].classes.get(class_id, 0) for index in self.images)
             for class_id, name in classes.items()
         }
@@ -135,9 +140,9 @@ class LabelValidation:
 
     def predict(self, method: Method, image: np.ndarray) -> np.ndarray:
         """What `method` makes of an image uint8 [H, W, 3]: labels uint8 [H, W]."""
-        fitted, frame = fit_image(image, self.size, "exact")    # [3, S, S]
+        fitted, frame = fit_image(image, self.size, "exact")  # [3, S, S]
         with evaluating(method), torch.inference_mode(), self.world.autocast():
-            logits = method.segment(fitted[None].to(self.world.device))    # [1, 1 + n, h, w]
+            logits = method.segment(fitted[None].to(self.world.device))  # [1, 1 + n, h, w]
         return restored(logits.float(), frame)
 
     def picture(self, method: Method, folder: Path, done: int) -> Drawn:

@@ -53,9 +53,15 @@ def probe_crops(config: ProbeConfig, training: ShardSet) -> ObjectCrops | None:
 
 
 def probe(
-    method: Method, crops: ObjectCrops, peers: Peers, device: torch.device, *, batch: int = 64, k: int = 20,
+    method: Method,
+    crops: ObjectCrops,
+    peers: Peers,
+    device: torch.device,
+    *,
+    batch: int = 64,
+    k: int = 20,
     alive: Callable[[], None] = lambda: None,
-) -> dict[str, float]:    # fmt: skip
+) -> dict[str, float]:
     """Top-1 accuracy of a weighted kNN over one half of the crops on the other. Collective; equal on all ranks.
 
     alive: called from time to time.
@@ -67,8 +73,8 @@ def probe(
         knn/unreadable: crops left out because their sample could not be read.
     """
     features, readable = embed(method, crops, peers, device, batch=batch, alive=alive)
-    labels = torch.tensor([row.label for row in crops.rows], device=device)    # [N]
-    held_out = torch.tensor([row.held_out for row in crops.rows], device=device)    # [N]
+    labels = torch.tensor([row.label for row in crops.rows], device=device)  # [N]
+    held_out = torch.tensor([row.held_out for row in crops.rows], device=device)  # [N]
     voters, asked = readable & ~held_out, (readable & held_out).nonzero()[:, 0]
     classes = int(labels.max()) + 1
     mine = asked[peers.rank :: peers.world]
@@ -84,9 +90,14 @@ def probe(
 
 @torch.no_grad()
 def embed(
-    method: Method, crops: ObjectCrops, peers: Peers, device: torch.device, *, batch: int = 64,
+    method: Method,
+    crops: ObjectCrops,
+    peers: Peers,
+    device: torch.device,
+    *,
+    batch: int = 64,
     alive: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:    # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`method.encode` of all crops. Collective; equal on all ranks.
 
     Crops are cut into the same batches whatever the number of ranks, which take them in turn: features differ in the
@@ -98,19 +109,19 @@ def embed(
     rounds = -(-len(crops) // (batch * peers.world))
     starts = [(turn * peers.world + peers.rank) * batch for turn in range(rounds)]
     features, readable = [], []
-    with ThreadPoolExecutor() as threads:    # decoding releases the GIL, and runs ahead of the encoder
+    with ThreadPoolExecutor() as threads:  # decoding releases the GIL, and runs ahead of the encoder
         blocks = [[threads.submit(_load, crops, i) for i in range(start, start + batch)] for start in starts]
         for block in blocks:
             loaded = [future.result() for future in block]
-            images = torch.from_numpy(np.stack([image for image, _ in loaded])).permute(0, 3, 1, 2)    # [B, 3, S, S]
+            images = torch.from_numpy(np.stack([image for image, _ in loaded])).permute(0, 3, 1, 2)  # [B, 3, S, S]
             features.append(method.embed(images.to(device).contiguous()))
             readable += [good for _, good in loaded]
-            block.clear()    # the pixels are done with
+            block.clear()  # the pixels are done with
             alive()
-    gathered = peers.gather(torch.cat(features))    # [world * rounds * batch, D]
+    gathered = peers.gather(torch.cat(features))  # [world * rounds * batch, D]
     flags = peers.gather(torch.tensor(readable, dtype=torch.uint8, device=device))
 
-    def in_order(x: Tensor) -> Tensor:    # rank-major -> the order of the crops, without the padding
+    def in_order(x: Tensor) -> Tensor:  # rank-major -> the order of the crops, without the padding
         return x.unflatten(0, (peers.world, rounds, batch)).transpose(0, 1).flatten(0, 2)[: len(crops)]
 
     return in_order(gathered), in_order(flags).bool()
@@ -121,7 +132,7 @@ def _load(crops: ObjectCrops, index: int) -> tuple[np.ndarray, bool]:
     if index < len(crops):
         try:
             return crops.load(index), True
-        except LostShardError:    # what is left would be another set
+        except LostShardError:  # what is left would be another set
             raise
         except ShardError:
             pass

@@ -35,29 +35,35 @@ class Chart:
 
 OPTIMISATION = [
     Chart(
-        title="Gradient norm", keys=("grad_norm",),
+        title="Gradient norm",
+        keys=("grad_norm",),
         look="spikes before a loss that jumps: lower `optim.lr`",
     ),
     Chart(title="Learning rate", keys=("lr",), look="warm-up and decay as planned"),
     Chart(title="Epochs", keys=("epoch",), look="how often the data was seen"),
-]    # fmt: skip
+]
 SPEED = [
     Chart(
-        title="Throughput", keys=("speed/images_per_s",),
+        title="Throughput",
+        keys=("speed/images_per_s",),
         look="images (meta-training: episodes) a second of all ranks; should be flat",
     ),
     Chart(
-        title="Data wait", keys=("speed/data_wait",),
+        title="Data wait",
+        keys=("speed/data_wait",),
         look="share of rank 0's time; above 0.1 the step starves: more `data.workers`, shards on the node's own disk",
     ),
     Chart(
-        title="Seconds a step", keys=("speed/step_s",), look="a jump without data wait: a rank or the network slowed",
+        title="Seconds a step",
+        keys=("speed/step_s",),
+        look="a jump without data wait: a rank or the network slowed",
     ),
     Chart(
-        title="Peak memory", keys=("speed/peak_memory_mb",),
+        title="Peak memory",
+        keys=("speed/peak_memory_mb",),
         look="MiB of rank 0's GPU, without one of its process; growth without end is a leak",
     ),
-]    # fmt: skip
+]
 CLASSES = [
     Chart(title="mIoU", keys=("val/miou",), look="the highest chooses `best.safetensors`"),
     Chart(title="IoU by class", keys=("val/iou/*",), look="classes that stay at 0 while others rise"),
@@ -65,23 +71,28 @@ CLASSES = [
 ]
 SHEETS = [
     Chart(
-        title="Validation and curves", keys=("validation/picture", "report/curves"), drawn="pictures",
+        title="Validation and curves",
+        keys=("validation/picture", "report/curves"),
+        drawn="pictures",
         look="the whole sheet of a validation; the slider goes through the steps",
     ),
-]    # fmt: skip
+]
 PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
     "pretrain": {
         "Contrast": [
             Chart(
-                title="Loss", keys=("loss", "chance/loss"),
+                title="Loss",
+                keys=("loss", "chance/loss"),
                 look="rises towards chance while the queues fill, then falls; staying at chance nothing is learned",
             ),
             Chart(
-                title="Loss by contrast", keys=("loss/global", "chance/loss/global", "loss/local", "chance/loss/local"),
+                title="Loss by contrast",
+                keys=("loss/global", "chance/loss/global", "loss/local", "chance/loss/local"),
                 look="each against its own ln(K + 1)",
             ),
             Chart(
-                title="Positive pair ranked first", keys=("top1/global", "top1/local"),
+                title="Positive pair ranked first",
+                keys=("top1/global", "top1/local"),
                 look="near 1 at once is too good: pairs are told by batch statistics or age, not by what they show",
             ),
             Chart(
@@ -90,27 +101,33 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
                 look="positive and negative must part; both near 1 is collapse",
             ),
             Chart(
-                title="Spread of embeddings", keys=("spread/global", "spread/local"),
+                title="Spread of embeddings",
+                keys=("spread/global", "spread/local"),
                 look="1: all directions; towards 0: collapse",
             ),
         ],
         "Queues": [
             Chart(
-                title="Filled share", keys=("fill/global", "fill/local"),
+                title="Filled share",
+                keys=("fill/global", "fill/local"),
                 look="below 1 some negatives are random vectors: loss and top1 say little yet",
             ),
             Chart(
-                title="Age of keys", keys=("queue_age/global", "queue_age/local"), drawn="histogram",
+                title="Age of keys",
+                keys=("queue_age/global", "queue_age/local"),
+                drawn="histogram",
                 look="images seen since a key was made, flat up to the oldest; beyond the images of the data set every "
                 "image meets old keys of itself",
             ),
             Chart(
-                title="Latest keys against young ones", drawn="histogram",
+                title="Latest keys against young ones",
+                drawn="histogram",
                 keys=("key_similarity/global_young", "key_similarity/local_young"),
                 look="cosines to the youngest quarter; all near 1 is collapse",
             ),
             Chart(
-                title="Latest keys against old ones", drawn="histogram",
+                title="Latest keys against old ones",
+                drawn="histogram",
                 keys=("key_similarity/global_old", "key_similarity/local_old"),
                 look="cosines to the oldest quarter; a peak elsewhere than the young one's: a stale queue, whose keys "
                 "tell their age. Raise `method.momentum`, lower `optim.lr` or the queue",
@@ -118,7 +135,8 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
         ],
         "Features": [
             Chart(
-                title="kNN on held-out crops", keys=("knn/top1", "knn/chance"),
+                title="kNN on held-out crops",
+                keys=("knn/top1", "knn/chance"),
                 look="must leave chance, the share of the commonest class",
             ),
         ],
@@ -126,8 +144,10 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
         "Speed": SPEED,
         "Report": [
             Chart(
-                title="Curves, features and views", keys=("report/curves", "report/dense", "report/views"),
-                drawn="pictures", look="whether the two views still show the same thing",
+                title="Curves, features and views",
+                keys=("report/curves", "report/dense", "report/views"),
+                drawn="pictures",
+                look="whether the two views still show the same thing",
             ),
         ],
     },
@@ -135,14 +155,17 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
         "Segmentation": [
             Chart(title="Loss", keys=("loss", "chance/loss"), look="chance is ln(1 + classes)"),
             Chart(
-                title="Training pixels that are right", keys=("accuracy",),
+                title="Training pixels that are right",
+                keys=("accuracy",),
                 look="background everywhere gives the share of background",
             ),
         ],
         "Validation": [
             *CLASSES,
             Chart(
-                title="Examples", keys=("validation/examples",), drawn="table",
+                title="Examples",
+                keys=("validation/examples",),
+                drawn="table",
                 look="image, truth and prediction of the same images every time",
             ),
         ],
@@ -154,22 +177,27 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
         "Episodes": [
             Chart(title="Loss", keys=("loss",), look="the weighted sum of the parts"),
             Chart(
-                title="Loss by part", keys=("loss/*", "chance/loss/*"),
+                title="Loss by part",
+                keys=("loss/*", "chance/loss/*"),
                 look="chance is ln 2, a coin's; staying there nothing is learned",
             ),
             Chart(
-                title="IoU of training queries", keys=("iou",),
+                title="IoU of training queries",
+                keys=("iou",),
                 look="rising while the mIoU of validation falls: the classes of training are learned by heart",
             ),
         ],
         "Validation": [
             *CLASSES,
             Chart(
-                title="FB-IoU", keys=("val/fb_iou",),
+                title="FB-IoU",
+                keys=("val/fb_iou",),
                 look="near a half with a small mIoU: background is all that is found",
             ),
             Chart(
-                title="Examples", keys=("validation/examples",), drawn="table",
+                title="Examples",
+                keys=("validation/examples",),
+                drawn="table",
                 look="supports, query, truth and prediction of the same episodes every time",
             ),
         ],
@@ -188,17 +216,19 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {
         ],
         "Speed": [
             Chart(
-                title="Seconds an episode", keys=("speed/s_per_episode",),
+                title="Seconds an episode",
+                keys=("speed/s_per_episode",),
                 look="of rank 0, every half minute and at the end over all; falls as features are found in the cache",
             ),
             Chart(title="Peak memory", keys=("speed/peak_memory_mb",), look="lower `eval.cache_gib` before it ends"),
         ],
         "Report": [
             Chart(
-                title="Best, median and worst episodes", drawn="pictures",
+                title="Best, median and worst episodes",
+                drawn="pictures",
                 keys=("report/best", "report/median", "report/worst", "report/classes"),
                 look="what the worst have in common",
             ),
         ],
     },
-}    # fmt: skip
+}

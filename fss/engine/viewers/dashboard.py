@@ -58,15 +58,17 @@ def _panel(chart: Chart):
     match chart.drawn:
         case "lines" if any("*" in key for key in chart.keys):
             return wr.LinePlot(title=chart.title, metric_regex="|".join(f"^{words}$" for words in chart.patterns))
-        case "lines" | "histogram":    # wandb draws a histogram over the steps as a heat map
+        case "lines" | "histogram":  # wandb draws a histogram over the steps as a heat map
             return wr.LinePlot(title=chart.title, y=list(chart.keys))
         case "bars":
             return wr.BarPlot(title=chart.title, metrics=list(chart.keys))
         case "classes":
             return wr.CustomChart(
-                query={"summaryTable": {"tableKey": chart.keys[0]}}, chart_name="wandb/bar/v0",
-                chart_fields={"label": "class", "value": "IoU"}, chart_strings={"title": chart.title},
-            )    # fmt: skip
+                query={"summaryTable": {"tableKey": chart.keys[0]}},
+                chart_name="wandb/bar/v0",
+                chart_fields={"label": "class", "value": "IoU"},
+                chart_strings={"title": chart.title},
+            )
         case "table":
             return wr.WeavePanelSummaryTable(table_name=chart.keys[0])
         case "pictures":

@@ -25,7 +25,7 @@ class TensorBoard(Viewer):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()    # here as below: what a kill takes back would not be written again
+        self._writer.flush()  # here as below: what a kill takes back would not be written again
 
     def distribution(self, step: int, name: str, values: np.ndarray) -> None:
         self._writer.add_histogram(name, values, step, bins=64)
@@ -56,7 +56,7 @@ def layout(kind: Kind) -> dict[str, dict[str, list]]:
     sections = {
         section: [chart for chart in charts if chart.drawn == "lines"] for section, charts in PAGES[kind].items()
     }
-    return {    # tags are matched from their start only
+    return {  # tags are matched from their start only
         section: {chart.title: ["Multiline", [f"{pattern}$" for pattern in chart.patterns]] for chart in charts}
         for section, charts in sections.items()
         if charts

@@ -19,7 +19,7 @@ from fss.errors import RunError
 
 Mode = Literal["auto", "online", "offline", "off"]
 Keeping = Literal["none", "reference", "upload"]
-STAGING = "WANDB_DATA_DIR"    # where wandb keeps pictures of tables until they are sent
+STAGING = "WANDB_DATA_DIR"  # where wandb keeps pictures of tables until they are sent
 
 
 class WandbRun(Viewer):
@@ -30,7 +30,7 @@ class WandbRun(Viewer):
     ) -> None:
         self._artifacts = artifacts
         self._staged_here = STAGING not in os.environ
-        if self._staged_here:    # not in the home directory: what `wandb sync` needs lies in the run directory
+        if self._staged_here:  # not in the home directory: what `wandb sync` needs lies in the run directory
             os.environ[STAGING] = str(folder.absolute() / "wandb" / "staging")
         used = {} if artifacts == "none" else {key: (name_of(path), path) for key, path in inputs(about.config).items()}
         known = {
@@ -86,9 +86,7 @@ def reaching_wandb() -> Iterator[None]:
         raise RunError(f"wandb refuses ({error}): log in with `wandb login`, check the network and the names") from None
 
 
-def _start(
-    mode: Mode, folder: Path, about: About, project: str, group: str | None, config: Mapping
-) -> wandb.Run:
+def _start(mode: Mode, folder: Path, about: About, project: str, group: str | None, config: Mapping) -> wandb.Run:
     return wandb.init(
         mode=mode,
         dir=str(folder),
@@ -130,7 +128,7 @@ def _artifact(name: str, path: Path, *, upload: bool = False) -> wandb.Artifact:
     artifact = wandb.Artifact(name, "weights" if ours else "evaluation", metadata=read_header(path) if ours else None)
     inside = f"{'weights' if ours else 'results'}{path.suffix}"
     if upload:
-        artifact.add_file(str(path), name=inside, policy="immutable")    # no copy of it until it is sent
+        artifact.add_file(str(path), name=inside, policy="immutable")  # no copy of it until it is sent
     else:
         artifact.add_reference(path.absolute().as_uri(), name=inside)
     return artifact

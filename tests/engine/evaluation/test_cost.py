@@ -31,6 +31,6 @@ class Convolved(Colour):
 
 def test_both_images_and_the_query_once_more(tmp_path):
     shards = rectangles(tmp_path / "set", [1, 1, 1])
-    once = 2 * SIZE**2 * 3 * 3 * 9    # a product and a sum for every pixel, channel in and out, and place of the kernel
+    once = 2 * SIZE**2 * 3 * 3 * 9  # a product and a sum for every pixel, channel in and out, and place of the kernel
     flops = episode_flops(Convolved(), shards, Episode(0, 0, 1, 0, (1, 2)), Scoring(size=SIZE), torch.device("cpu"))
     assert flops == 3 * once, "of two shots the first alone"

@@ -46,8 +46,10 @@ def test_no_other_cuts_leave_less_work_to_the_busiest_rank(world):
     images = [rng.choice(9, 2, replace=False).tolist() for _ in range(12)]
 
     def most(ends) -> int:
-        return max(stop - start + ENCODING * len({i for need in images[start:stop] for i in need})
-                   for start, stop in pairwise(ends))    # fmt: skip
+        return max(
+            stop - start + ENCODING * len({i for need in images[start:stop] for i in need})
+            for start, stop in pairwise(ends)
+        )
 
     work, ends = cut(images, world)
     assert most(ends) == work

@@ -29,7 +29,7 @@ from tests.ranks import on_ranks
 
 HOW = Scoring(size=33)
 CLASSES = (1, 5, 9, 13)
-ENCODED = 4 * 3 * HOW.size**2    # bytes that the toy keeps of an image
+ENCODED = 4 * 3 * HOW.size**2  # bytes that the toy keeps of an image
 
 
 @dataclass
@@ -78,6 +78,7 @@ def plain(folder: Path, episodes: list[Episode]) -> dict[tuple[int, int], tuple]
     shards, method, found = ShardSet(folder), Colour(), {}
     method.replica.eval()
     for episode in episodes:
+
         def encoded(index, class_id=episode.class_id):
             image, mask = read_labelled(shards, index, class_id, "own")
             fitted, frame = fit_image(image, HOW.size, "exact")
@@ -164,7 +165,7 @@ def test_a_finished_episode_is_not_done_again(packed, tmp_path):
     whole = measured(packed, episodes, tmp_path)
     again = measured(packed, episodes, tmp_path)
     assert again == whole
-    assert [r.encoded for r in again] == [r.encoded for r in whole]    # read back, not encoded anew
+    assert [r.encoded for r in again] == [r.encoded for r in whole]  # read back, not encoded anew
     assert len(read_lines(tmp_path)) == len(episodes)
 
 
@@ -223,7 +224,7 @@ def stopped(packed: Path, episodes: list[Episode], folder: Path) -> list[Result]
 
     def ask(result: Result, left: int) -> None:
         stop.asked = second
-        time.sleep(0.1)    # long enough for one rank's word to reach the other before that is done
+        time.sleep(0.1)  # long enough for one rank's word to reach the other before that is done
 
     return measured(packed, episodes, folder, seen=ask, stop=stop)
 

@@ -19,11 +19,16 @@ def manifest() -> Manifest:
     """8 classes, each in 10 images."""
     samples = [
         SampleEntry(
-            key=f"s{i:02d}", shard=0, offset=0, length=1, height=60, width=80,
+            key=f"s{i:02d}",
+            shard=0,
+            offset=0,
+            length=1,
+            height=60,
+            width=80,
             classes={1 + i % 8: 900, 1 + (i + 3) % 8: 900},
         )
         for i in range(40)
-    ]    # fmt: skip
+    ]
     return Manifest(name="toy", classes={i: f"class {i}" for i in range(1, 9)}, samples=samples)
 
 
@@ -54,10 +59,13 @@ def test_classes_that_were_trained_on_are_refused(manifest):
         plan(FoldConfig(fold=1), EvalConfig(), TRAINED, manifest, size=33)
 
 
-@pytest.mark.parametrize("other", [
-    FoldConfig(scheme="list", fold=0, novel=["class 3", "class 4"]),
-    FoldConfig(scheme="list", fold=0, novel=["class 8"]),
-])    # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        FoldConfig(scheme="list", fold=0, novel=["class 3", "class 4"]),
+        FoldConfig(scheme="list", fold=0, novel=["class 8"]),
+    ],
+)
 def test_classes_that_were_trained_on_by_another_scheme_are_refused(manifest, other):
     with pytest.raises(ConfigError, match=r"weights, which have learned class [48] \(1 of"):
         plan(other, EvalConfig(), TRAINED, manifest, size=33)
@@ -69,9 +77,18 @@ def test_classes_that_were_trained_on_by_another_scheme_are_refused(manifest, ot
 
 def test_what_is_given_stands_in_for_the_protocol(manifest):
     options = EvalConfig(
-        protocol="hsnet", episodes=6, seeds=[8, 9], min_area=1, labels="own", resize="compat", resolution=64, size=41,
-        ignore_255=False, draw="round_robin", repeat_supports=False,
-    )    # fmt: skip
+        protocol="hsnet",
+        episodes=6,
+        seeds=[8, 9],
+        min_area=1,
+        labels="own",
+        resize="compat",
+        resolution=64,
+        size=41,
+        ignore_255=False,
+        draw="round_robin",
+        repeat_supports=False,
+    )
     made = plan(FoldConfig(), options, {}, manifest, size=33)
     assert [episode.seed for episode in made.episodes] == [8] * 6 + [9] * 6
     how = made.how
@@ -85,9 +102,11 @@ def test_what_is_given_stands_in_for_the_protocol(manifest):
 
 def test_the_statement_tells_of_training_and_prior(manifest):
     header = TRAINED | {
-        "novel_in_training": "drop", "episodes_seen": "40", "selected_on": "novel",
+        "novel_in_training": "drop",
+        "episodes_seen": "40",
+        "selected_on": "novel",
         "prior": json.dumps({"data": "voc", "epochs": "200", "images_seen": "9"}),
-    }    # fmt: skip
+    }
     words = plan(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).statement(manifest, header)
     assert "images with novel classes dropped" in words["trained on"]
     assert words["training length"] == "10 steps, 40 episodes"

@@ -12,8 +12,9 @@ def test_the_report_states_the_classes_of_its_shots(shots, count):
     """40 classes in 2 photographs or more, every other one in 6."""
     samples = [
         SampleEntry(key=f"{i}-{n}", shard=0, offset=0, length=1, height=9, width=9, classes={i: 5})
-        for i in range(1, 41) for n in range(2 + 4 * (i % 2))
-    ]  # fmt: skip
+        for i in range(1, 41)
+        for n in range(2 + 4 * (i % 2))
+    ]
     packed = Manifest(name="lvis", classes={i: f"thing {i}" for i in range(1, LVIS_CLASSES + 1)}, samples=samples)
     options = EvalConfig(protocol="gfsam", episodes=30)
     made = plan(FoldConfig(scheme="lvis", fold=1, shots=shots), options, {}, packed, size=33)

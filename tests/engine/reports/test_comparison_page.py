@@ -16,9 +16,17 @@ SCORING = {"size": 225, "resize": "exact", "resolution": "original", "labels": "
 
 
 def evaluated(
-    folder: Path, method: str, ious: dict[str, float], *, fold: int = 0, drawn: str = "a", options: dict | None = None,
-    scoring: dict | None = None, cautions: list[str] | None = None, flops: int | None = None,
-) -> Path:    # fmt: skip
+    folder: Path,
+    method: str,
+    ious: dict[str, float],
+    *,
+    fold: int = 0,
+    drawn: str = "a",
+    options: dict | None = None,
+    scoring: dict | None = None,
+    cautions: list[str] | None = None,
+    flops: int | None = None,
+) -> Path:
     """A run directory as launch/evaluate.py leaves it, of one seed."""
     (folder / "report").mkdir(parents=True)
     mean = statistics.fmean(ious.values())
@@ -100,9 +108,10 @@ def test_weights_that_follow_from_another_option_are_not_named(tmp_path):
     on, off, unused = run("a", "on", "sha256 12"), run("b", "off", None), run("c", "off", "sha256 12")
     assert names(on, off) == {"qgnet (prior_map on)", "qgnet (prior_map off)"}
     assert names(on, off, unused) == {
-        "qgnet (prior_map on, prior_weights True)", "qgnet (prior_map off, prior_weights False)",
+        "qgnet (prior_map on, prior_weights True)",
+        "qgnet (prior_map off, prior_weights False)",
         "qgnet (prior_map off, prior_weights True)",
-    }    # fmt: skip
+    }
 
 
 def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):

@@ -65,15 +65,20 @@ def shards(tmp_path_factory) -> ShardSet:
 
 def task_of(shards: ShardSet, world: World, **validate) -> EpisodeTask:
     job = SimpleNamespace(
-        data=DataConfig(shards=str(shards.folder), batch=4, workers=0), episodes=EpisodeConfig(min_area=50),
-        augment=AugmentConfig(), validate=ValidateConfig(episodes=6, **validate), run=SimpleNamespace(seed=3),
-    )    # fmt: skip
+        data=DataConfig(shards=str(shards.folder), batch=4, workers=0),
+        episodes=EpisodeConfig(min_area=50),
+        augment=AugmentConfig(),
+        validate=ValidateConfig(episodes=6, **validate),
+        run=SimpleNamespace(seed=3),
+    )
     return EpisodeTask(job, Learner(), world)
 
 
 def log_of(steps: int, *, loss=0.3, before=0.0, after=0.5, validated=True) -> list[dict]:
-    rows = [{"step": step, "loss": loss, "loss/main": loss, "iou": 0.5, "speed": {"images_per_s": 9.0, "step_s": 0.1}}
-            for step in range(1, steps + 1)]    # fmt: skip
+    rows = [
+        {"step": step, "loss": loss, "loss/main": loss, "iou": 0.5, "speed": {"images_per_s": 9.0, "step_s": 0.1}}
+        for step in range(1, steps + 1)
+    ]
     if not validated:
         return rows
     first, last = ({"val/miou": score, "val/fb_iou": 0.5 + score / 2} for score in (before, after))
@@ -90,7 +95,7 @@ def test_a_constant_answer_costs_what_the_best_of_many_tried_does():
         tried = [-share * math.log(q) - (1 - share) * math.log(1 - q) for q in np.linspace(0.001, 0.999, 999)]
         found = constant_losses({"loss/main": COIN, "loss/other": 5.0}, share)
         assert found["loss/main"] == pytest.approx(min(tried), abs=1e-5)
-        assert found["loss/other"] == 5.0    # nobody knows what that is
+        assert found["loss/other"] == 5.0  # nobody knows what that is
     assert constant_losses({"loss/main": COIN}, 0.0)["loss/main"] == 0
 
 
@@ -113,10 +118,10 @@ def test_constant_scores_are_what_a_constant_answer_is_measured_to_have(shards, 
 
 def test_a_good_run_is_called_good_and_each_failing_is_not():
     assert judged() == [True, True, True]
-    assert judged(loss=0.46) == [False, True, True]    # far below a coin, not below calling everything background
-    assert judged(after=0.15) == [True, False, True]    # barely above the class everywhere
-    assert judged(before=0.45) == [True, True, False]    # it began nearly as well
-    assert judged(episodes=4) == [True, False, False]    # too few to tell
+    assert judged(loss=0.46) == [False, True, True]  # far below a coin, not below calling everything background
+    assert judged(after=0.15) == [True, False, True]  # barely above the class everywhere
+    assert judged(before=0.45) == [True, True, False]  # it began nearly as well
+    assert judged(episodes=4) == [True, False, False]  # too few to tell
     assert judged(validated=False) == [True]
     assert verdicts([], {"loss/main": COIN}, LEVELS, 0.2, 0) == []
 

@@ -40,7 +40,7 @@ class Near(Colour):
 
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
         colour = torch.stack([support["class"] for support in supports]).mean(0)
-        distance = (query["colour"] - colour).square().sum(1)[0]    # [S, S]
+        distance = (query["colour"] - colour).square().sum(1)[0]  # [S, S]
         return {"near": 1 - distance / distance.max()}
 
     def cautions(self, images_seen: int) -> list[str]:
@@ -116,12 +116,15 @@ def result(number: int = 0, class_id: int = 1, iou: tuple[int, int] = (1, 2), qu
     return Result(seed, number, class_id, query or f"q{number}", ("s",), ((5, 9), iou))
 
 
-@pytest.mark.parametrize("cell, rows, note", [
-    (QGNET, [("published: QGNet, Table I, QGNet, Table II", "63.4", "72.2", "")], "Of FB-IoU the paper prints"),
-    (replace(QGNET, backbone="resnet18"), [], "no published number for this cell: qgnet, resnet18, 473 px, 1-shot"),
-    (replace(QGNET, scheme="coco", size=321), [("published: QGNet, Table III", "34.4", "\u2014", "")], "Per cent."),
-    (None, [], "Not the classes of a published score"),
-])    # fmt: skip
+@pytest.mark.parametrize(
+    "cell, rows, note",
+    [
+        (QGNET, [("published: QGNet, Table I, QGNet, Table II", "63.4", "72.2", "")], "Of FB-IoU the paper prints"),
+        (replace(QGNET, backbone="resnet18"), [], "no published number for this cell: qgnet, resnet18, 473 px, 1-shot"),
+        (replace(QGNET, scheme="coco", size=321), [("published: QGNet, Table III", "34.4", "\u2014", "")], "Per cent."),
+        (None, [], "Not the classes of a published score"),
+    ],
+)
 def test_the_papers_figure_stands_below_or_its_absence_is_said(cell, rows, note):
     results = [result()]
     table = headline(outcome(results, (1,), {1: "a"}), results, cell)
@@ -158,11 +161,15 @@ def test_a_set_that_is_not_the_published_test_set_is_called_so(shards):
 
 def test_shown_episodes_are_of_different_classes_and_queries():
     results = [
-        result(0, 1, (9, 10)), result(1, 1, (8, 10)), result(2, 2, (5, 10)), result(3, 2, (4, 10), query="q2"),
-        result(4, 3, (1, 10)), result(5, 1, (7, 10)),
-    ]    # fmt: skip
+        result(0, 1, (9, 10)),
+        result(1, 1, (8, 10)),
+        result(2, 2, (5, 10)),
+        result(3, 2, (4, 10), query="q2"),
+        result(4, 3, (1, 10)),
+        result(5, 1, (7, 10)),
+    ]
     assert [r.number for r in choose(results, lambda r: -r.iou, 3)] == [0, 2, 4]
-    assert [r.number for r in choose(results, lambda r: -r.iou, 9)] == [0, 2, 4, 1, 5]    # query q2 once
+    assert [r.number for r in choose(results, lambda r: -r.iou, 9)] == [0, 2, 4, 1, 5]  # query q2 once
     assert [r.number for r in choose(results, lambda r: r.iou, 2)] == [4, 3]
     ties = [result(0, 1, (0, 5)), result(1, 1, (0, 50))]
     assert choose(ties, lambda r: r.iou, 1) == [ties[1]]
@@ -190,20 +197,30 @@ def test_maps_lie_over_the_image_and_not_over_its_padding(shards):
     shown = look(Near(), shards, episode, planned(shards).how, CPU)
     found = cv2.resize(shown.maps["near"], (WIDTH, HEIGHT))
     inside = shown.truth == 1
-    assert shown.maps["near"].shape == (25, 33)    # 48 x 64 in 33 x 33
+    assert shown.maps["near"].shape == (25, 33)  # 48 x 64 in 33 x 33
     assert found[inside].mean() > found[~inside].mean() + 0.2
 
 
 def test_colours_say_hit_miss_and_false_alarm(tmp_path):
     grey = np.full((200, 300, 3), 120, np.uint8)
     truth, prediction = np.zeros((200, 300), np.uint8), np.zeros((200, 300), np.uint8)
-    truth[:100], prediction[:, :100] = 1, 1    # a quarter and more of each kind
+    truth[:100], prediction[:, :100] = 1, 1  # a quarter and more of each kind
     truth[150:] = 255
-    overlays.episodes([
-        Shown(name="n", score="s", supports=[(grey, truth)] * 3, query=grey, truth=truth, prediction=prediction),
-        Shown(name="n", score="s", supports=[(grey[:, :90], truth[:, :90])], query=grey.transpose(1, 0, 2),
-              truth=truth.T, prediction=prediction.T, maps={"m": np.eye(4)}),
-    ], tmp_path / "e.png")    # fmt: skip
+    overlays.episodes(
+        [
+            Shown(name="n", score="s", supports=[(grey, truth)] * 3, query=grey, truth=truth, prediction=prediction),
+            Shown(
+                name="n",
+                score="s",
+                supports=[(grey[:, :90], truth[:, :90])],
+                query=grey.transpose(1, 0, 2),
+                truth=truth.T,
+                prediction=prediction.T,
+                maps={"m": np.eye(4)},
+            ),
+        ],
+        tmp_path / "e.png",
+    )
     picture = cv2.imread(str(tmp_path / "e.png"))[..., ::-1].astype(int)
     areas = {}
     for name in ("HIT", "MISS", "FALSE_ALARM", "UNCOUNTED"):
@@ -217,22 +234,29 @@ def test_colours_say_hit_miss_and_false_alarm(tmp_path):
 @pytest.mark.parametrize("classes, seeds", [(1, 1), (5, 5), (20, 3), (240, 2)])
 def test_bars_of_few_and_many_classes_fit_a_page(tmp_path, classes, seeds):
     rng = np.random.default_rng(0)
-    bars = [Bar(name=f"class {i}" * (1 + i % 3), values=tuple(rng.uniform(0, 100, seeds)), episodes=i)
-            for i in range(classes)]    # fmt: skip
+    bars = [
+        Bar(name=f"class {i}" * (1 + i % 3), values=tuple(rng.uniform(0, 100, seeds)), episodes=i)
+        for i in range(classes)
+    ]
     class_bars(bars, tmp_path / "bars.png", mean=50)
     height, width = cv2.imread(str(tmp_path / "bars.png")).shape[:2]
     assert height < 2000 and width < 2500 and height > 100
 
 
 def test_tables_are_escaped_aligned_and_folded(tmp_path):
-    table = Table(title="<T>", header=("a", "b|c", "d"), rows=[("r", "1.5", "a|b"), ("s", "\N{EM DASH}", "<x>")],
-                  note="n & m", folded=True)    # fmt: skip
+    table = Table(
+        title="<T>",
+        header=("a", "b|c", "d"),
+        rows=[("r", "1.5", "a|b"), ("s", "\N{EM DASH}", "<x>")],
+        note="n & m",
+        folded=True,
+    )
     facts = Table(title="F", header=(), rows=[("label", "<value>")])
     page = write_page(tmp_path, Page(title="p", ran={}, tables=[table, facts]))
     text = page.read_text()
     assert Outline(page).open == []
     assert "<summary>&lt;T&gt;</summary>" in text and "<dt>label</dt><dd>&lt;value&gt;</dd>" in text
-    assert "<td>1.5</td><td class=words>a|b</td>" in text and "<td>\N{EM DASH}</td>" in text    # figures to the right
+    assert "<td>1.5</td><td class=words>a|b</td>" in text and "<td>\N{EM DASH}</td>" in text  # figures to the right
     assert "n &amp; m" in text and "Speed" not in text and "Go on" not in text
     assert "| r | 1.5 | a\\|b |" in markdown_table(table)
     assert [column.header for column in on_console(table).columns] == ["a", "b|c", "d"]

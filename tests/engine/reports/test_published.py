@@ -18,8 +18,10 @@ def rows() -> list[dict]:
 
 
 def test_every_cell_is_complete_and_stands_once():
-    keys = [tuple(row.get(k) for k in ("method", "variant", "data", "backbone", "size", "shots", "metric"))
-            for row in rows()]    # fmt: skip
+    keys = [
+        tuple(row.get(k) for k in ("method", "variant", "data", "backbone", "size", "shots", "metric"))
+        for row in rows()
+    ]
     assert len(set(keys)) == len(keys)
     for row in rows():
         assert row["data"] in SCHEMES and row["metric"] in ("miou", "fb_iou"), row
@@ -41,22 +43,37 @@ def test_a_cell_finds_the_papers_figure_of_its_fold():
     assert published(QGNET, "fb_iou").fold(3) is None and published(QGNET, "fb_iou").mean == 73.9
     vgg = published(replace(QGNET, backbone="vgg16_bn", shots=1), "miou")
     assert vgg.fold(0) == 58.6
-    msanet = published(replace(QGNET, method="msanet", scheme="coco"), "miou")    # the paper names no size
+    msanet = published(replace(QGNET, method="msanet", scheme="coco"), "miou")  # the paper names no size
     assert msanet.fold(1) == 60.89
 
 
-@pytest.mark.parametrize("scheme, shots, fold, figure", [
-    ("lvis", 5, 9, 48.4), ("pascal_part", 1, 1, 59.6), ("isaid", 1, 2, 51.2), ("isic", 5, 0, 55.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme, shots, fold, figure",
+    [
+        ("lvis", 5, 9, 48.4),
+        ("pascal_part", 1, 1, 59.6),
+        ("isaid", 1, 2, 51.2),
+        ("isic", 5, 0, 55.2),
+    ],
+)
 def test_the_further_data_sets_of_gfsam(scheme, shots, fold, figure):
     cell = Cell(method="gfsam", scheme=scheme, fold=fold, shots=shots, backbone="dinov2_vitl14", size=1024)
     assert published(cell, "miou").fold(fold) == figure
 
 
-@pytest.mark.parametrize("change", [
-    {"scheme": "interleaved"}, {"scheme": "coco_contiguous"}, {"backbone": "resnet18"}, {"backbone": None},
-    {"size": 225}, {"shots": 2}, {"method": "prototype"}, {"scheme": "fss"},
-])    # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scheme": "interleaved"},
+        {"scheme": "coco_contiguous"},
+        {"backbone": "resnet18"},
+        {"backbone": None},
+        {"size": 225},
+        {"shots": 2},
+        {"method": "prototype"},
+        {"scheme": "fss"},
+    ],
+)
 def test_a_cell_that_no_paper_has_finds_nothing(change):
     assert published(replace(QGNET, **change), "miou") is None
 

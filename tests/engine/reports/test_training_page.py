@@ -34,17 +34,27 @@ CHANCE = {"loss": math.log(64), "loss/global": math.log(64), "top1/global": 1 / 
 
 def log_of(steps: int, *, loss=1.0, top1=0.6, spread=0.8, fill=1.0, knn=0.5) -> list[dict]:
     """Rows as a run logs them, kNN rows at both ends."""
-    probes = [{"step": step, "knn/top1": value, "knn/chance": 0.1, "knn/images": 400.0, "knn/unreadable": 0.0}
-              for step, value in ((0, 0.2), (steps, knn))]    # fmt: skip
+    probes = [
+        {"step": step, "knn/top1": value, "knn/chance": 0.1, "knn/images": 400.0, "knn/unreadable": 0.0}
+        for step, value in ((0, 0.2), (steps, knn))
+    ]
     rows = [
         {
-            "step": step, "epoch": step / 10, "lr": 0.03, "grad_norm": 1.0, "loss": loss, "loss/global": loss,
-            "top1/global": top1, "positive/global": 0.9, "negative/global": 0.1, "spread/global": spread,
+            "step": step,
+            "epoch": step / 10,
+            "lr": 0.03,
+            "grad_norm": 1.0,
+            "loss": loss,
+            "loss/global": loss,
+            "top1/global": top1,
+            "positive/global": 0.9,
+            "negative/global": 0.1,
+            "spread/global": spread,
             "fill/global": min(fill, step / 10),
             "speed": {"images_per_s": 100.0 + step, "step_s": 0.25, "data_wait": 0.01, "peak_memory_mb": 500.0},
         }
         for step in range(1, steps + 1)
-    ]    # fmt: skip
+    ]
     return [probes[0], *rows, probes[1]]
 
 
@@ -59,7 +69,7 @@ def test_a_good_run_is_called_good_and_each_failing_by_its_name():
     assert judged(top1=19 / 64)["top1/global"] is False
     collapsed = judged(spread=0.02)
     assert not collapsed["spread/global"] and not collapsed["top1/global"]
-    assert judged(knn=0.22)["kNN"] is False    # above the 20 % before the first step, but not by two standard errors
+    assert judged(knn=0.22)["kNN"] is False  # above the 20 % before the first step, but not by two standard errors
     unfilled = judged(fill=0.5)
     assert not unfilled["loss/global"] and not unfilled["top1/global"]
 
@@ -75,8 +85,10 @@ def test_chance_follows_from_the_queues_in_use():
     assert both["loss"] == pytest.approx(math.log(64) + math.log(32))
     assert both["top1/local"] == 1 / 32
     assert set(PriorExtractor(PriorConfig(**SMALL | {"local": "none"})).chance()) == {
-        "loss", "loss/global", "top1/global",
-    }    # fmt: skip
+        "loss",
+        "loss/global",
+        "top1/global",
+    }
     assert Toy().chance() == {}
 
 
@@ -125,9 +137,12 @@ class Outline(HTMLParser):
 
 def test_page_escapes_what_it_is_told_and_needs_nothing_from_outside(tmp_path):
     page = Page(
-        title="<b>x</b>", ran={"a & b": "<script>"}, verdicts=[Verdict(good=True, text="1 < 2")],
-        pictures=[Picture(title="P", file="p.png", caption='"quoted"')], resume="run --x '<y>'",
-    )    # fmt: skip
+        title="<b>x</b>",
+        ran={"a & b": "<script>"},
+        verdicts=[Verdict(good=True, text="1 < 2")],
+        pictures=[Picture(title="P", file="p.png", caption='"quoted"')],
+        resume="run --x '<y>'",
+    )
     outline = Outline(write_page(tmp_path / "report", page, log_of(5)))
     assert outline.open == [] and outline.links == {"p.png"}
     text = (tmp_path / "report" / "index.html").read_text()
@@ -181,8 +196,16 @@ def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
     assert "neighbours.png" not in Outline(page).links
 
 
-@pytest.mark.parametrize("rows", [[], log_of(1), log_of(500), [{"step": 3, "lr": 0.1}],
-                                  [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}]])    # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        log_of(1),
+        log_of(500),
+        [{"step": 3, "lr": 0.1}],
+        [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}],
+    ],
+)
 def test_curves_of_many_few_and_odd_rows(tmp_path, rows):
     curves.curves(rows, tmp_path / "curves.png", levels=CHANCE, filling=10)
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
@@ -197,7 +220,7 @@ def test_principal_colours_are_equal_where_features_are_and_do_not_show_the_plac
     torch.manual_seed(0)
     vectors = torch.randn(2, 16, 1, 1)
     kind = torch.randint(0, 2, (4, 5, 5))
-    place = 10 * torch.randn(1, 16, 5, 5)    # what padding does: the same in every image
+    place = 10 * torch.randn(1, 16, 5, 5)  # what padding does: the same in every image
     plain = pictures.principal_colours(vectors[kind][..., 0, 0].permute(0, 3, 1, 2))
     assert plain.shape == (4, 3, 5, 5) and plain.min() >= 0 and plain.max() <= 1
     # the first component, up to ties of rank, tells the two kinds of cell apart wherever both kinds occur at a place
@@ -221,5 +244,5 @@ def test_neighbours_of_crops_ask_one_of_each_class(tmp_path):
     features = torch.eye(5)
     features[2] = features[0]
     pictures.neighbours(image, names, features, tmp_path / "n.png", queries=6, k=1)
-    assert asked[::2] == [1, 0, 4]    # a, b, c
-    assert asked[3] == 2    # the nearest of crop 0 is its twin, not itself
+    assert asked[::2] == [1, 0, 4]  # a, b, c
+    assert asked[3] == 2  # the nearest of crop 0 is its twin, not itself

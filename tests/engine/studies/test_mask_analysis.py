@@ -49,11 +49,17 @@ def test_every_figure_against_sets_of_pixels(seed):
     fore = set().union(*(m for m, p in zip(masks, at, strict=True) if p in inside))
     back = set().union(*(m for m, p in zip(masks, at, strict=True) if truth[p] == 0))
     wrong, right = (sum(p in fore and (p in inside) == on for p in at) for on in (False, True))
-    assert of_masks(logits, points, truth) == pytest.approx({
-        "best_iou": max(iou(m, inside) for m in masks), "all_iou": iou(whole, inside),
-        "all_recall": len(whole & inside) / len(inside), "all_precision": len(whole & inside) / len(whole),
-        "error_iou": iou(fore, back), "error_rate": wrong / max(wrong + right, 1), "error_points": wrong,
-    })    # fmt: skip
+    assert of_masks(logits, points, truth) == pytest.approx(
+        {
+            "best_iou": max(iou(m, inside) for m in masks),
+            "all_iou": iou(whole, inside),
+            "all_recall": len(whole & inside) / len(inside),
+            "all_precision": len(whole & inside) / len(whole),
+            "error_iou": iou(fore, back),
+            "error_rate": wrong / max(wrong + right, 1),
+            "error_points": wrong,
+        }
+    )
 
 
 def test_no_point_and_no_object_are_zeros():

@@ -31,7 +31,7 @@ class Near(Colour):
 
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
         colour = torch.stack([support["class"] for support in supports]).mean(0)
-        distance = (query["colour"] - colour).square().sum(1)[0, ::8, ::8]    # [5, 5]
+        distance = (query["colour"] - colour).square().sum(1)[0, ::8, ::8]  # [5, 5]
         return {"near": 1 - distance / distance.max()}
 
 
@@ -128,7 +128,7 @@ def test_a_pixel_at_the_threshold_is_not_above_it():
 
 def test_objects_too_small_for_the_input_are_left_out_and_counted(packed, world):
     shards = ShardSet(packed)
-    corner = [Episode(0, n, 1, query, (0,)) for n, query in enumerate((1, 4))]    # class 1: 3 x 3 px in 1, large in 4
+    corner = [Episode(0, n, 1, query, (0,)) for n, query in enumerate((1, 4))]  # class 1: 3 x 3 px in 1, large in 4
 
     class Tiny(Near):
         def encode(self, image: Tensor) -> Features:
@@ -137,7 +137,7 @@ def test_objects_too_small_for_the_input_are_left_out_and_counted(packed, world)
         def maps(self, query, supports):
             return {"near": torch.ones(2, 2)}
 
-    recall = measure_recall(Tiny(), shards, corner, Scoring(size=9), world)    # the first pixel shows (3, 3) of 48 x 64
+    recall = measure_recall(Tiny(), shards, corner, Scoring(size=9), world)  # the first pixel shows (3, 3) of 48 x 64
     assert (recall.episodes, recall.lost) == (1, 1)
     assert recall.of_episodes["near"] == (1.0,) * 9 and recall.of_episodes["1 - near"] == (0.0,) * 9
     with pytest.raises(ConfigError, match="no object of the 1 episodes has a pixel left at 9 pixels"):
@@ -151,9 +151,12 @@ def test_a_method_without_maps_is_refused_in_a_sentence(packed, world):
 
 
 RECALL = Recall(
-    thresholds=THRESHOLDS, of_episodes={"prior region map": tuple(1 - t for t in THRESHOLDS)},
-    of_pixels={"prior region map": (0.5,) * 9}, episodes=1000, lost=2,
-)    # fmt: skip
+    thresholds=THRESHOLDS,
+    of_episodes={"prior region map": tuple(1 - t for t in THRESHOLDS)},
+    of_pixels={"prior region map": (0.5,) * 9},
+    episodes=1000,
+    lost=2,
+)
 
 
 def test_the_paper_stands_below_at_its_own_thresholds_only():

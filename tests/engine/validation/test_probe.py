@@ -31,7 +31,7 @@ class Colour(Toy):
     def embed(self, image: Tensor) -> Tensor:
         self.batches.append(len(image))
         # the batch leaks into the features a little, as it does on real hardware
-        return image[:, :, 12:20, 12:20].float().mean((2, 3)) + 1e-3 * image.float().mean()    # [B, 3]
+        return image[:, :, 12:20, 12:20].float().mean((2, 3)) + 1e-3 * image.float().mean()  # [B, 3]
 
 
 class Blind(Toy):
@@ -70,8 +70,8 @@ def test_any_number_of_ranks_gives_the_same_numbers(tmp_path):
     features, _ = embed(Colour(), crops, Alone(), CPU, batch=4)
     for result, others, batches, fewer in on_ranks(3, probe_of_rank, folder, few):
         assert result == alone
-        assert others == features.tolist()    # the same batches, so the same bits
-        assert batches == [4] * 4    # 12 batches of 47 crops, a third each
+        assert others == features.tolist()  # the same batches, so the same bits
+        assert batches == [4] * 4  # 12 batches of 47 crops, a third each
         assert fewer == probe(Colour(), crops_of(few), Alone(), CPU, batch=4)
 
 

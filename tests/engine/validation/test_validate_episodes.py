@@ -84,8 +84,7 @@ def test_it_scores_alike_every_time_and_draws_from_no_generator(shards, world):
 
 
 def test_a_plainly_coloured_object_is_found(shards, world):
-    """The colour of the class tells it here, so that only a mix-up of queries, masks or classes could lower the score.
-    """
+    """The colour of the class tells it here, so that only a mix-up of queries, masks or classes could lower the score."""
     assert validation(shards, world)(Colour())["val/miou"] > 0.7
 
 

@@ -40,9 +40,9 @@ class ByColour:
 
     def segment(self, image: Tensor) -> Tensor:
         assert image.shape == (1, 3, 33, 33)
-        wanted = torch.tensor([(80, 80, 80), COLOURS[2], COLOURS[4]]) / 255    # [3 labels, 3]
+        wanted = torch.tensor([(80, 80, 80), COLOURS[2], COLOURS[4]]) / 255  # [3 labels, 3]
         wanted = (wanted - MEAN) / STD
-        return -(image - wanted[:, :, None, None]).square().sum(1)[None]    # [1, 3, 33, 33]
+        return -(image - wanted[:, :, None, None]).square().sum(1)[None]  # [1, 3, 33, 33]
 
 
 def by_colour() -> ByColour:
@@ -105,9 +105,7 @@ def test_the_score_is_that_of_the_pixels(shards, world):
         image, labels = found.read(index)
         totals += intersections_and_unions(found.predict(method, image), labels, 2)
     green, yellow = totals[0, 1:] / totals[1, 1:]
-    assert scores == pytest.approx({
-        "val/miou": (green + yellow) / 2, "val/iou/green": green, "val/iou/yellow": yellow
-    })    # fmt: skip
+    assert scores == pytest.approx({"val/miou": (green + yellow) / 2, "val/iou/green": green, "val/iou/yellow": yellow})
     assert scores["val/miou"] > 0.7, "colour tells the classes here"
 
 

@@ -62,7 +62,9 @@ def test_published_views_are_named_with_their_addresses(capsys, monkeypatch):
         return view
 
     monkeypatch.setattr(ws.Workspace, "save", save)
-    monkeypatch.setattr(ws.Workspace, "url", property(lambda view: f"https://wandb.example/{view.entity}/{view.project}"))
+    monkeypatch.setattr(
+        ws.Workspace, "url", property(lambda view: f"https://wandb.example/{view.entity}/{view.project}")
+    )
     code, out, err = called(main, capsys, "--entity", "me", "--project", "trial")
     assert code == 0, err
     assert [line.split(": ")[0] for line in out.splitlines()] == list(PAGES)
