@@ -18,7 +18,7 @@ setup: .venv/.dev
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
-PLACE := --run.world 2 --run.device cpu
+PLACE := --run.world_size 2 --run.device cpu
 PRIOR := runs/demo/prior/prior.safetensors
 QGNET := runs/demo/qgnet/best.safetensors
 

@@ -18,9 +18,10 @@ from links import Cluster, Link
 from ranks import on_ranks
 from traffic import Call, Pretraining, views
 
-from fss.engine.dist import World
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
+from fss.distributed.context import DistributedContext
+from fss.methods.base import StepContext
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
 
 SMALL = {"backbone": "resnet18", "view_size": 64, "patch_size": 64, "queue": 4096, "local_queue": 4096}
 IMAGES = 12  # a rank's: whole parts for 2, 3 and 4 ranks
@@ -38,56 +39,58 @@ class Took:
     """Bytes that a rank received, on average over ranks."""
 
 
-def timed(world: int, calls: list[Call]) -> tuple[list[Took], Took]:
-    """This rank's account of each call, and of a training step, among `world` ranks."""
+def timed(context: int, calls: list[Call]) -> tuple[list[Took], Took]:
+    """This rank's account of each call, and of a training step, among `context` ranks."""
     torch.set_num_threads(1)
-    with World(promised=world, device="cpu", precision="float32", accumulate=1, timeout_minutes=10) as ranks:
+    with DistributedContext(
+        promised=context, device="cpu", precision="float32", accumulate=1, timeout_minutes=10
+    ) as ranks:
         return [collective(call, ranks) for call in calls], step(ranks)
 
 
-def collective(call: Call, world: World) -> Took:
+def collective(call: Call, context: DistributedContext) -> Took:
     """One call with noughts for its contents."""
     if call.kind == "all_reduce":
         x = torch.zeros(call.bytes, dtype=torch.uint8) if call.bytes % 4 else torch.zeros(call.bytes // 4)
-        return fastest(lambda: world.peers.sum(x), world, TRIES)
+        return fastest(lambda: context.collectives.all_reduce(x), context, TRIES)
     x = torch.zeros(IMAGES, call.bytes // IMAGES, dtype=torch.uint8)
-    parts = [IMAGES // world.size] * world.size
+    parts = [IMAGES // context.size] * context.size
     if call.kind == "all_gather":
-        return fastest(lambda: world.peers.gather(x), world, TRIES)
-    return fastest(lambda: world.peers.exchange(x, parts, parts), world, TRIES)
+        return fastest(lambda: context.collectives.all_gather(x), context, TRIES)
+    return fastest(lambda: context.collectives.all_to_all(x, parts, parts), context, TRIES)
 
 
-def step(world: World) -> Took:
+def step(context: DistributedContext) -> Took:
     """A pretraining step as `Trainer` takes it."""
     torch.manual_seed(0)
     method = PriorExtractor(PriorConfig(**SMALL))
-    forward, optimizer = world.wrap(method, torch.optim.SGD(method.param_groups(), lr=0.01, momentum=0.9, fused=True))
+    forward, optimizer = context.wrap(method, torch.optim.SGD(method.param_groups(), lr=0.01, momentum=0.9, fused=True))
     batch = views(IMAGES, method.config)
 
     def take() -> None:
-        world.agree(False, False)
-        with world.accumulate(forward):
+        context.any_rank(False, False)
+        with context.accumulate(forward):
             loss, _ = forward(batch, 0)
-            world.backward(loss)
-        world.agree(False)
+            context.backward(loss)
+        context.any_rank(False)
         optimizer.step()
         optimizer.zero_grad()
-        method.after_step(world.peers)
+        method.after_step(StepContext(context.collectives))
 
-    return fastest(take, world, STEPS)
+    return fastest(take, context, STEPS)
 
 
-def fastest(action: Callable[[], object], world: World, tries: int) -> Took:
+def fastest(action: Callable[[], object], context: DistributedContext, tries: int) -> Took:
     """The shortest time of `action`, all ranks beginning together, after one to warm up; the median of its bytes."""
     seconds, wire = [], []
     for _ in range(tries + 1):
-        world.wait()
+        context.wait()
         sent, began = on_the_wire(), time.perf_counter()
         action()
         seconds.append(time.perf_counter() - began)
-        world.wait()
+        context.wait()
         wire.append(on_the_wire() - sent)
-    return Took(min(seconds[1:]), sorted(wire[1:])[tries // 2] / world.size)
+    return Took(min(seconds[1:]), sorted(wire[1:])[tries // 2] / context.size)
 
 
 def on_the_wire() -> int:
@@ -110,19 +113,19 @@ def check(worlds: list[int]) -> None:
     print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; ResNet-18, {IMAGES} images a rank, float32, one thread")
     print(f"two ranks: {1e6 * link.hop:.0f} us a hop, {link.rate / 1e9:.2f} GB/s; a step alone {alone.seconds:.2f} s\n")
     print(f"{'':32} {'MB: computed':>13} {'wire':>7} {'ms: computed':>13} {'took':>8}")
-    for world in worlds:
-        share = min(1, cores / world)
+    for context in worlds:
+        share = min(1, cores / context)
         here = replace(link, rate=link.rate * share)
-        machine = Cluster(inside=here, between=here, node=world, trees=False)
-        each, whole = on_ranks(world, timed, world, list(calls))
+        machine = Cluster(inside=here, between=here, node=context, trees=False)
+        each, whole = on_ranks(context, timed, context, list(calls))
         for (call, count), took in zip(calls.items(), each, strict=True):
             wire = f"{took.wire / 1e6:7.3f}" if call.bytes >= SEEN else f"{'':7}"
-            row(world, call.what, count, call.received(world), wire, machine.seconds(call, world), took.seconds)
-        sent = sum(count * call.received(world) for call, count in calls.items())
-        waits = sum(count * machine.seconds(call, world) for call, count in calls.items())
-        row(world, "a step", 1, sent, f"{whole.wire / 1e6:7.3f}", alone.seconds / share + waits, whole.seconds)
+            row(context, call.what, count, call.received(context), wire, machine.seconds(call, context), took.seconds)
+        sent = sum(count * call.received(context) for call, count in calls.items())
+        waits = sum(count * machine.seconds(call, context) for call, count in calls.items())
+        row(context, "a step", 1, sent, f"{whole.wire / 1e6:7.3f}", alone.seconds / share + waits, whole.seconds)
 
 
-def row(world: int, what: str, count: int, size: float, wire: str, computed: float, took: float) -> None:
+def row(context: int, what: str, count: int, size: float, wire: str, computed: float, took: float) -> None:
     milliseconds = f"{1e3 * computed:13.2f} {1e3 * took:8.2f}"
-    print(f"{world} ranks {what:20} {count:3} {size / 1e6:13.3f} {wire} {milliseconds}", flush=True)
+    print(f"{context} ranks {what:20} {count:3} {size / 1e6:13.3f} {wire} {milliseconds}", flush=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
+from fss.collectives import SingleProcess
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
 from fss.nn.weights import load_backbone
 
 CASES = ["train 473 1", "train 473 5", "evaluate 473", "evaluate 641"]
@@ -34,7 +34,7 @@ def build(stem: str, weights: str | None) -> QGNet:
     header = {"prior": json.dumps({"method": "prior", "backbone": "resnet50"})}
     method = QGNet(QGNetConfig(stem=stem), header=header)
     if weights:
-        method.replica["backbone"].load_state_dict(load_backbone(Path(weights), "resnet50", stem))
+        method.non_trainable["backbone"].load_state_dict(load_backbone(Path(weights), "resnet50", stem))
     return method
 
 
@@ -65,9 +65,9 @@ def train(method: QGNet, size: int, shots: int) -> dict[str, float]:
         replaced=[],
     )
     for _ in range(2):
-        forward, (loss, _) = timed(method.loss, batch, Alone(), 0)
+        forward, (loss, _) = timed(method.loss, batch, SingleProcess(), 0)
         backward, _ = timed(loss.backward)
-        method.trained.zero_grad()
+        method.trainable.zero_grad()
     return {"forward": forward, "backward": backward}
 
 
@@ -77,11 +77,17 @@ def evaluate(method: QGNet, size: int) -> dict[str, float]:
     with torch.inference_mode():
         for _ in range(2):
             encode, features = timed(method.encode, image)
-            describe, support = timed(method.describe, features, mask)
+            encode_support, support = timed(method.encode_support, features, mask)
             predict, _ = timed(method.predict, features, [support])
             predict5, _ = timed(method.predict, features, [support] * 5)
     kept = sum(t.untyped_storage().nbytes() for t in features.values()) / (1 << 20)
-    return {"encode": encode, "describe": describe, "predict": predict, "predict, 5 shots": predict5, "kept, MiB": kept}
+    return {
+        "encode": encode,
+        "describe": encode_support,
+        "predict": predict,
+        "predict, 5 shots": predict5,
+        "kept, MiB": kept,
+    }
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ from PIL import Image
 from torch import Tensor
 
 from fss.data.batch import EpisodeSpec
-from fss.data.episode_feed import EpisodeData
+from fss.data.dataset import DataConfig
+from fss.data.episode_dataset import EpisodeSources
 from fss.data.episodes import EpisodeSource, Policy
-from fss.data.feed import DataConfig
-from fss.data.joint import AugmentConfig, augment
 from fss.data.loader import load
+from fss.data.paired_transforms import AugmentConfig, augment
 from fss.data.transforms import class_mask, fit_image
 from fss.data.views import encoded_image
 from shards.codec import decode_image
@@ -196,7 +196,7 @@ def measure(root: Path, size: int, shots: int, rounds: int) -> dict[str, float]:
         plain = Plain(root, stems, size, shots)
         policy = Policy(draw="image_class", min_area=MIN_AREA)
         source = EpisodeSource(shards.manifest, sorted(plain.by_class), policy, shots, seed=SEED)
-        data = EpisodeData(shards=shards, source=source, augment=AugmentConfig())
+        data = EpisodeSources(shards=shards, source=source, augment=AugmentConfig())
         print(f"{len(stems)} images, {len(plain.by_class)} classes; episodes of {shots} shot(s) at {size} px")
         ours = load(EpisodeSpec(size=size), data, DataConfig(batch=BATCH, workers=0), seed=SEED)
         variants = {"plain, float32": iter(plain), "ours, uint8": ours}

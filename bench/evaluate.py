@@ -19,11 +19,11 @@ from ranks import on_ranks
 
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.folds import fold_of
-from fss.engine.dist import World
-from fss.engine.evaluation.measure import Scoring, measure
-from fss.engine.evaluation.record import Result
-from fss.methods.prototype import Prototype
-from fss.methods.prototype_config import PrototypeConfig
+from fss.distributed.context import DistributedContext
+from fss.evaluate.measure import measure
+from fss.evaluate.record import EpisodeResult
+from fss.evaluate.scoring import Scoring
+from fss.methods.prototype import Prototype, PrototypeConfig
 from shards.read import ShardSet
 from shards.synthetic import synthetic
 from shards.write import pack
@@ -49,7 +49,7 @@ class Work:
 class Run:
     """What one run took, on the rank that asks."""
 
-    results: list[Result]
+    results: list[EpisodeResult]
     wall: float
     cpu: float
 
@@ -61,16 +61,16 @@ class Run:
 def run(work: Work, cache: float) -> Run:
     """Evaluate on this process's rank, all ranks from the same moment to the same moment."""
     torch.set_num_threads(1)
-    world = World(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=60)
+    context = DistributedContext(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=60)
     torch.manual_seed(0)
     method = Prototype(PrototypeConfig(size=work.size, backbone=work.backbone))
     how, shards = Scoring(size=work.size), ShardSet(work.shards)
-    measure(method, shards, work.episodes[:1], how, world)  # the first pass of a process is slower
-    world.wait()
+    measure(method, shards, work.episodes[:1], how, context)  # the first pass of a process is slower
+    context.wait()
     wall, cpu = time.perf_counter(), time.process_time()
-    results = measure(method, shards, work.episodes, how, world, cache=cache)
+    results = measure(method, shards, work.episodes, how, context, cache=cache)
     took = time.perf_counter() - wall, time.process_time() - cpu
-    world.close()
+    context.close()
     return Run(results, *took)
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss.nn.alignment import Alignment, align, describe, prompts, unit_features
+from fss.nn.alignment import Alignment, align, encode_support, prompts, unit_features
 from fss.nn.gfsam_rules import Rules
 from fss.nn.pointgraph import Outcome, segment
 
@@ -86,7 +86,7 @@ class Scene:
     def cache(self) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """What the evaluation stores: features of the target, and descriptions of the references."""
         target, *supports = (unit_features(tokens, self.rules) for tokens in self.tokens)
-        return target, [describe(f, m[None], self.rules) for f, m in zip(supports, self.masks, strict=True)]
+        return target, [encode_support(f, m[None], self.rules) for f, m in zip(supports, self.masks, strict=True)]
 
     def align(self) -> Alignment:
         target, references = self.cache()
@@ -174,7 +174,7 @@ def main() -> None:
         cached = total["ours"] - found["ms"]["ours"]["features, references"]
         print(f"{shots}-shot: {found['agreed']}")
         for name, stages in found["ms"].items():
-            each = ", ".join(f"{stage} {spent:.0f}" for stage, spent in stages.items())
+            each = ", ".join(f"{stage} {hours_of:.0f}" for stage, hours_of in stages.items())
             print(f"  {name:5} {total[name]:6.0f} ms CPU ({each}); {memory[name]:.0f} MiB extra")
         print(
             f"  ratio {total['plain'] / total['ours']:.1f} in time, {total['plain'] / cached:.1f} from cache; "

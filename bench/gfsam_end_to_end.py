@@ -30,8 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss.data.transforms import Frame, fit_image
-from fss.methods.gfsam import GFSAM
-from fss.methods.gfsam_config import GFSAMConfig
+from fss.methods.gfsam import GFSAM, GFSAMConfig
 from fss.nn.alignment import align, prompts
 from fss.nn.pointgraph import segment
 
@@ -69,12 +68,12 @@ def class_mask(path: Path, class_id: int) -> Tensor:
     return torch.from_numpy(Frame.fit(*labels.shape, SIZE, "squash").mask((labels == class_id).astype(np.uint8)))[None]
 
 
-class Watch:
+class Watchdog:
     """Seconds by stage of one episode."""
 
     def __init__(self, device: str):
         self._gpu = device != "cpu"
-        self.spent: Spent = defaultdict(float)
+        self.hours_of: Spent = defaultdict(float)
 
     def _now(self) -> float:
         if self._gpu:
@@ -85,19 +84,19 @@ class Watch:
     def __call__(self, name: str) -> Iterator[None]:
         start = self._now()
         yield
-        self.spent[name] += self._now() - start
+        self.hours_of[name] += self._now() - start
 
 
-def ours(method: GFSAM, episode: Episode, stage: Watch) -> tuple[Tensor, Tensor]:
+def ours(method: GFSAM, episode: Episode, stage: Watchdog) -> tuple[Tensor, Tensor]:
     """The final mask bool [S, S], and SAM's embedding of the query."""
-    rules, sam = method.config, method.replica["sam"]
+    rules, sam = method.config, method.non_trainable["sam"]
     with stage("DINOv2"):
         encoded = [method.encode(image) for image in episode.images]
     with stage("SAM encoder"):
         embedding = sam.encode(episode.images[0])
     with stage("rest"):
         target = encoded[0]["features"][0]
-        shots = [method.describe(shot, mask) for shot, mask in zip(encoded[1:], episode.masks, strict=True)]
+        shots = [method.encode_support(shot, mask) for shot, mask in zip(encoded[1:], episode.masks, strict=True)]
         found = align(target, shots, rules)
         pixels = prompts(found.points, found.grid, SIZE, rules)
     with stage("SAM decoder"):
@@ -106,11 +105,11 @@ def ours(method: GFSAM, episode: Episode, stage: Watch) -> tuple[Tensor, Tensor]
         return segment(target, found, logits, SIZE, rules).mask, embedding
 
 
-def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Watch) -> None:
+def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Watchdog) -> None:
     """Decoder and the rest in the straightforward way; on a GPU the published code, too, does the rest on it."""
-    rules, sam = method.config, method.replica["sam"]
+    rules, sam = method.config, method.non_trainable["sam"]
     small = [F.interpolate(x, (rules.dino_size,) * 2, mode="bilinear", antialias=False) for x in episode.images]
-    tokens = torch.cat([method.replica["dino"](image).float() for image in small])
+    tokens = torch.cat([method.non_trainable["dino"](image).float() for image in small])
 
     def decode(pixels: Tensor) -> Tensor:
         with stage("SAM decoder"):
@@ -124,7 +123,7 @@ def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Watch) -> N
 
     with stage("decoder and rest"):
         plain_gfsam.segment(tokens[0], tokens[1:], torch.cat(episode.masks), decode, SIZE)
-    stage.spent["rest"] = stage.spent.pop("decoder and rest") - stage.spent["SAM decoder"]
+    stage.hours_of["rest"] = stage.hours_of.pop("decoder and rest") - stage.hours_of["SAM decoder"]
 
 
 def line(name: str, rows: list[Spent]) -> str:
@@ -154,42 +153,42 @@ def main() -> None:
     method = GFSAM(
         GFSAMConfig(dino=args.dino, dino_weights=args.dino_weights, sam=args.sam, sam_weights=args.sam_weights)
     )
-    method.replica.to(args.device)
+    method.non_trainable.to(args.device)
     as_recorded = (args.dino, args.sam) == ("vits14", "vit_t")
     rows, results = (read(args.golden / f"{name}.tsv") for name in ("episodes", "results"))
     pairs = list(zip(rows, results, strict=True))
     taken = [pairs[i * len(pairs) // args.episodes] for i in range(min(args.episodes, len(pairs)))]
-    spent: dict[tuple[int, str], list[Spent]] = defaultdict(list)
+    hours_of: dict[tuple[int, str], list[Spent]] = defaultdict(list)
     alike = 0
     with torch.inference_mode():
         for number, (row, result) in enumerate([taken[0], *taken]):  # the first once more: to warm up
             episode = Episode(row, result, args.golden, args.photographs, args.device)
-            watch, start = Watch(args.device), time.perf_counter()
+            watch, start = Watchdog(args.device), time.perf_counter()
             mask, embedding = ours(method, episode, watch)
-            watch.spent["clock"] = time.perf_counter() - start
-            versions = {"ours": watch.spent}
+            watch.hours_of["clock"] = time.perf_counter() - start
+            versions = {"ours": watch.hours_of}
             if as_recorded:
                 versions["recorded"] = episode.recorded
             if args.plain:
-                other, start = Watch(args.device), time.perf_counter()
+                other, start = Watchdog(args.device), time.perf_counter()
                 plain(method, episode, embedding, other)
-                encoders = {stage: watch.spent[stage] for stage in STAGES[:2]}  # the same for both
+                encoders = {stage: watch.hours_of[stage] for stage in STAGES[:2]}  # the same for both
                 clock = time.perf_counter() - start
-                versions["plain"] = {**other.spent, **encoders, "clock": clock}
+                versions["plain"] = {**other.hours_of, **encoders, "clock": clock}
             if number:
                 union = (mask.cpu() | episode.mask).sum().clamp(min=1)
                 alike += bool((mask.cpu() & episode.mask).sum() / union >= ALIKE)
                 for name, seconds in versions.items():
-                    spent[episode.shots, name].append(seconds)
+                    hours_of[episode.shots, name].append(seconds)
     print(f"{len(taken)} episodes, {args.threads} threads, {args.device}; seconds an episode")
     if as_recorded:
         print(f"{alike} final masks agree with the recorded ones to an IoU of {ALIKE}")
-    for shots in sorted({shots for shots, _ in spent}):
-        names = [name for known, name in spent if known == shots]
-        print(f"{shots}-shot, {len(spent[shots, 'ours'])} episodes")
+    for shots in sorted({shots for shots, _ in hours_of}):
+        names = [name for known, name in hours_of if known == shots]
+        print(f"{shots}-shot, {len(hours_of[shots, 'ours'])} episodes")
         print(" " * 11 + "".join(f"{stage:>13}" for stage in (*STAGES, "all", "by the clock")))
         for name in names:
-            print(line(name, spent[shots, name]))
+            print(line(name, hours_of[shots, name]))
 
 
 def read(path: Path) -> list[Row]:

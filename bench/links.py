@@ -40,29 +40,29 @@ class Cluster:
     node: int = 8
     trees: bool = True
 
-    def seconds(self, call: Call, world: int) -> float:
-        """Of one collective between `world` ranks that nothing else disturbs."""
-        if world == 1:
+    def seconds(self, call: Call, world_size: int) -> float:
+        """Of one collective between `world_size` ranks that nothing else disturbs."""
+        if world_size == 1:
             return 0.0
-        link = self.between if world > self.node else self.inside
+        link = self.between if world_size > self.node else self.inside
         match call.kind:
             case "all_reduce":
-                return self._all_reduce(call.bytes, world, link)
+                return self._all_reduce(call.bytes, world_size, link)
             case "all_gather":
-                return (world - 1) * (link.hop + call.bytes / link.rate)
+                return (world_size - 1) * (link.hop + call.bytes / link.rate)
             case "all_to_all":
-                here = min(world, self.node)
-                leaving = here * call.bytes * (world - here) / world / self.between.rate
-                staying = call.bytes * (here - 1) / world / self.inside.rate
-                return min(call.rows, world - 1) * link.hop + max(leaving, staying)
+                here = min(world_size, self.node)
+                leaving = here * call.bytes * (world_size - here) / world_size / self.between.rate
+                staying = call.bytes * (here - 1) / world_size / self.inside.rate
+                return min(call.rows, world_size - 1) * link.hop + max(leaving, staying)
 
-    def _all_reduce(self, size: int, world: int, link: Link) -> float:
-        hops = 2 * (world - 1) * link.hop
+    def _all_reduce(self, size: int, world_size: int, link: Link) -> float:
+        hops = 2 * (world_size - 1) * link.hop
         if self.trees:
-            here = min(world, self.node)
-            tree = 2 * (math.ceil(math.log2(world / here)) * self.between.hop + (here - 1) * self.inside.hop)
+            here = min(world_size, self.node)
+            tree = 2 * (math.ceil(math.log2(world_size / here)) * self.between.hop + (here - 1) * self.inside.hop)
             hops = min(hops, tree)
-        return hops + 2 * (world - 1) / world * size / link.rate
+        return hops + 2 * (world_size - 1) / world_size * size / link.rate
 
 
 def network(gbit_s: float, node: int) -> Cluster:

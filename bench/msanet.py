@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone
-from fss.methods.msanet import MSANet
-from fss.methods.msanet_config import MSANetConfig
+from fss.methods.base import StepContext
+from fss.methods.msanet.config import MSANetConfig
+from fss.methods.msanet.method import MSANet
 from fss.nn.ensemble import cosine_gram, psi
+from fss.nn.exports import save_export
 from fss.nn.multisim import class_share, compared_layers, layer_similarity
 from fss.nn.pspnet import PSPNet
 from fss.nn.region import guided_region_map, small_mask
 from fss.nn.resnet import PointwiseConv2d
-from fss.nn.weights import save_export
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
@@ -63,32 +63,32 @@ class Shipped:
 
     def __init__(self, method: MSANet):
         self.method = method
-        self.trained = method.trained
+        self.trainable = method.trainable
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         return self.method.forward(batch)
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
-        return self.method.loss(batch, Alone(), 0)[0]
+        return self.method.loss(batch, StepContext())[0]
 
 
 class Plain:
     """The published shape, with the networks of a method, which are made plain for it."""
 
     def __init__(self, method: MSANet):
-        self.trained, self.frozen = method.trained, method.replica
-        for module in (self.trained, self.frozen):
+        self.trainable, self.frozen = method.trainable, method.non_trainable
+        for module in (self.trainable, self.frozen):
             module.to(memory_format=torch.contiguous_format)
             for layer in module.modules():
                 if type(layer) is PointwiseConv2d:
                     layer.__class__ = nn.Conv2d
         self.classes = torch.tensor(list(method.classes))
-        self.spent: dict[str, float] = defaultdict(float)
+        self.hours_of: dict[str, float] = defaultdict(float)
         self.plain = PlainMSANet(
-            self.trained["learner"],
-            self.trained["reduce_query"],
-            self.trained["reduce_support"],
-            self.trained["attention"],
+            self.trainable["learner"],
+            self.trainable["reduce_query"],
+            self.trainable["reduce_support"],
+            self.trainable["attention"],
             self.stage,
         )
 
@@ -96,7 +96,7 @@ class Plain:
     def stage(self, name: str):
         began = time.process_time()
         yield
-        self.spent[name] += time.process_time() - began
+        self.hours_of[name] += time.process_time() - began
 
     def base(self, block4: Tensor) -> Tensor:
         """The base learner's head, its pyramid concatenated."""
@@ -146,25 +146,25 @@ def episodes(size: int, shots: int, share: float) -> EpisodeBatch:
 
 
 def median(action: Callable, variants: dict[str, Plain | Shipped], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of `action(variant)`, in turns, after one to warm up."""
+    """Median CPU seconds of `action(ablation)`, in turns, after one to warm up."""
     seen: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats + 1):
-        for name, variant in variants.items():
+        for name, ablation in variants.items():
             began = time.process_time()
-            action(variant)
+            action(ablation)
             seen[name].append(time.process_time() - began)
     return {name: statistics.median(row[1:]) for name, row in seen.items()}
 
 
-def step(variant: Plain | Shipped, batch: EpisodeBatch) -> None:
-    variant.loss(batch).backward()
-    torch.optim.SGD(variant.trained.parameters(), **SGD).step()
-    variant.trained.zero_grad()
+def step(ablation: Plain | Shipped, batch: EpisodeBatch) -> None:
+    ablation.loss(batch).backward()
+    torch.optim.SGD(ablation.trainable.parameters(), **SGD).step()
+    ablation.trainable.zero_grad()
 
 
-def forward(variant: Plain | Shipped, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def forward(ablation: Plain | Shipped, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return variant.forward(batch)
+        return ablation.forward(batch)
 
 
 def extra_mib(name: str, case: str, threads: int) -> float:
@@ -175,17 +175,17 @@ def extra_mib(name: str, case: str, threads: int) -> float:
 
 
 def alone(name: str, batch: EpisodeBatch) -> float:
-    variant = VARIANTS[name](build())
+    ablation = VARIANTS[name](build())
     before = psutil.Process().memory_info().rss
-    step(variant, batch)
+    step(ablation, batch)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / (1 << 20)
 
 
 @torch.no_grad()
 def stages(method: MSANet, batch: EpisodeBatch, repeats: int) -> dict[str, float]:
     """Median CPU seconds of the parts of the shipped forward pass, by the functions that it calls."""
-    backbone, shots, b = method.replica["backbone"], batch.support.shape[1], len(batch)
-    images = method.replica["standardise"](torch.cat([batch.query, batch.support.flatten(0, 1)]))
+    backbone, shots, b = method.non_trainable["backbone"], batch.support.shape[1], len(batch)
+    images = method.non_trainable["standardise"](torch.cat([batch.query, batch.support.flatten(0, 1)]))
     masks = batch.support_mask.flatten(0, 1)
     seen = [(block, list(layers)) for _, block, layers in compared_layers(backbone, images)]
     (block2, _), (block3, _), (block4, _) = seen
@@ -203,7 +203,7 @@ def stages(method: MSANet, batch: EpisodeBatch, repeats: int) -> dict[str, float
     parts = {
         "backbone": lambda: [len(layers) for _, _, layers in compared_layers(backbone, images)],
         "multi-similarity": lambda: [layer_similarity(layer, share, "mask") for layer in layers],
-        "base learner": lambda: method.replica["base"](block4[:b]),
+        "base learner": lambda: method.non_trainable["base"](block4[:b]),
         "prior mask": prior,
         "Gram": gram,
     }
@@ -235,7 +235,7 @@ def main() -> None:
     memory = {case: {name: extra_mib(name, case, args.threads) for name in VARIANTS} for case in args.cases}
     large = extra_mib("shipped", args.large, args.threads)
     method = build()
-    variants = {name: variant(copy.deepcopy(method)) for name, variant in VARIANTS.items()}
+    variants = {name: ablation(copy.deepcopy(method)) for name, ablation in VARIANTS.items()}
     figures: dict[str, dict] = {}
     heads = ("forward: s", "step: s", "extra MiB")
     print(" " * 21 + "".join(f"{head:>12} {'ratio':>6}" for head in heads))
@@ -243,21 +243,21 @@ def main() -> None:
         batch = episodes(*parsed(case))
         for ours, theirs in zip(forward(variants["shipped"], batch), forward(variants["plain"], batch), strict=True):
             torch.testing.assert_close(ours, theirs, **CLOSE)
-        spent = {
+        hours_of = {
             "forward": median(lambda v, batch=batch: forward(v, batch), variants, args.repeats),
             "step": median(lambda v, batch=batch: step(v, batch), variants, args.repeats),
             "extra": extra,
         }
-        figures[case] = spent
+        figures[case] = hours_of
         for name in VARIANTS:
-            cells = "".join(f"{row[name]:>12.2f} {row[name] / row['plain']:>6.2f}" for row in spent.values())
+            cells = "".join(f"{row[name]:>12.2f} {row[name] / row['plain']:>6.2f}" for row in hours_of.values())
             print(f"{case:>12} {name:>8}{cells}", flush=True)
     print(f"{args.large:>12}  shipped: a step adds {large:.0f} MiB")
     batch = episodes(*parsed(args.cases[0]))
-    variants["plain"].spent.clear()
+    variants["plain"].hours_of.clear()
     for _ in range(args.repeats):
         forward(variants["plain"], batch)
-    plain = {name: spent / args.repeats for name, spent in variants["plain"].spent.items()}
+    plain = {name: hours_of / args.repeats for name, hours_of in variants["plain"].hours_of.items()}
     shipped = stages(method, batch, args.repeats)
     print(f"\n{'stage, CPU s':>18} {'plain':>7} {'shipped':>8} {'ratio':>6}   published, wall s on 2 threads elsewhere")
     for name, published in PUBLISHED.items():

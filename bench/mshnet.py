@@ -23,9 +23,8 @@ from plain_mshnet import Plain, similarities
 from torch import Tensor
 
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone
-from fss.methods.mshnet import MSHNet
-from fss.methods.mshnet_config import MSHNetConfig
+from fss.methods.base import StepContext
+from fss.methods.mshnet import MSHNet, MSHNetConfig
 from fss.nn.hyperrelation import object_pixels, object_positions, relate
 
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
@@ -70,7 +69,7 @@ def features(weight: Tensor, side: int, shots: int, layout: torch.memory_format)
 
 def similarity_part(size: int, shots: int, shape: str) -> Callable[[], list[dict[str, Tensor]]]:
     """The similarities alone, of all layers and shots."""
-    generatives = build().trained["generative"]
+    generatives = build().trainable["generative"]
     mask = episode(size, shots).support_mask[0]
     layout = torch.contiguous_format if shape == "plain" else torch.channels_last
     blocks = []
@@ -104,7 +103,7 @@ def similarity_part(size: int, shots: int, shape: str) -> Callable[[], list[dict
 def forward_pass(size: int, shots: int, shape: str) -> Callable[[], Tensor]:
     """The whole forward pass of an episode."""
     method, batch = build(), episode(size, shots)
-    method.trained.eval()
+    method.trainable.eval()
     if shape == "plain":
         plain = Plain(method)
         return lambda: plain.forward(batch)
@@ -114,10 +113,10 @@ def forward_pass(size: int, shots: int, shape: str) -> Callable[[], Tensor]:
 def training_step(size: int, shots: int, shape: str) -> Callable[[], None]:
     """Forward pass, backward pass and optimizer; there is no plain one."""
     method, batch = build(), episode(size, shots)
-    optimizer = torch.optim.SGD(method.trained.parameters(), **SGD, fused=True)
+    optimizer = torch.optim.SGD(method.trainable.parameters(), **SGD, fused=True)
 
     def step() -> None:
-        method.loss(batch, Alone(), 0)[0].backward()
+        method.loss(batch, StepContext())[0].backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -152,17 +151,17 @@ def extra_mib(part: str, shape: str, size: int, shots: int, threads: int) -> flo
 def evaluation(size: int, shots: int, repeats: int) -> str:
     """What an image costs, what a support costs beside it, what a prediction costs, and what is kept of the former."""
     method, batch = build(), episode(size, shots)
-    image, mask = method.replica["standardise"](batch.query), batch.support_mask[0, :1]
+    image, mask = method.non_trainable["standardise"](batch.query), batch.support_mask[0, :1]
     seen = method.encode(image)
-    supports = [method.describe(seen, mask)] * shots
+    supports = [method.encode_support(seen, mask)] * shots
     actions = {
         "encode": lambda: method.encode(image),
-        "describe": lambda: method.describe(seen, mask),
+        "describe": lambda: method.encode_support(seen, mask),
         "predict": lambda: method.predict(seen, supports),
     }
     kept = [sum(t.nbytes for t in tensors.values()) / (1 << 20) for tensors in (seen, supports[0])]
-    spent = ", ".join(f"{name} {taken:.2f} s" for name, taken in in_turns(actions, repeats).items())
-    return f"evaluation, {shots} shots: {spent}; kept of an image {kept[0]:.1f} MiB, of a support {kept[1]:.1f} MiB"
+    hours_of = ", ".join(f"{name} {taken:.2f} s" for name, taken in in_turns(actions, repeats).items())
+    return f"evaluation, {shots} shots: {hours_of}; kept of an image {kept[0]:.1f} MiB, of a support {kept[1]:.1f} MiB"
 
 
 def main() -> None:

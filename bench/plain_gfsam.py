@@ -77,9 +77,9 @@ def normalised(tokens: Tensor) -> Tensor:
 def maps(unit: Tensor, references: Tensor, ref_masks: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
     """S+ mean, S- mean and S p [g g]."""
     if not (ref_masks == 1).any():
-        middle = slice(ref_masks.shape[1] // 2 - 7, ref_masks.shape[1] // 2 + 7)
+        blocks_2_3 = slice(ref_masks.shape[1] // 2 - 7, ref_masks.shape[1] // 2 + 7)
         ref_masks = ref_masks.clone()
-        ref_masks[:, middle, middle] = 1
+        ref_masks[:, blocks_2_3, blocks_2_3] = 1
     rows = []
     for tokens, mask in zip(references, ref_masks, strict=True):
         full = (mask == 1).float()[None, None]
@@ -89,7 +89,7 @@ def maps(unit: Tensor, references: Tensor, ref_masks: Tensor, grid: int) -> tupl
         negative, _ = similarity(unit, other, 1 - weight)
         rows.append(torch.stack([mean, largest, negative]))
     mean, largest, negative = torch.stack(rows).mean(0)
-    select, against = stretched(mean * largest), stretched(negative)
+    select, against = min_max_scaled(mean * largest), min_max_scaled(negative)
     return mean, negative, select * (against <= select)
 
 
@@ -99,7 +99,7 @@ def similarity(unit: Tensor, other: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     return correlation.sum(1) / (weight.sum() + 1e-7 * len(weight)), correlation.max(1).values
 
 
-def stretched(x: Tensor) -> Tensor:
+def min_max_scaled(x: Tensor) -> Tensor:
     span = x.max() - x.min()
     return (x - x.min()) / (span + 1e-6) if span > 1e-6 else torch.zeros_like(x)
 

@@ -54,7 +54,7 @@ class Plain:
 
     def __init__(self, method: MSHNet):
         self.method = method
-        for module in (method.trained, method.replica):
+        for module in (method.trainable, method.non_trainable):
             module.to(memory_format=torch.contiguous_format)
             for layer in module.modules():
                 if type(layer) is PointwiseConv2d:
@@ -69,13 +69,13 @@ class Plain:
         for i, block in enumerate(BLOCKS):
             support = [torch.cat(layers) for layers in zip(*(shot[block] for shot in shots), strict=True)]
             positions = object_positions(batch.support_mask[0], query[block][0].shape[2:])
-            weight = self.method.trained["generative"][i].weight
+            weight = self.method.trainable["generative"][i].weight
             found.append(similarities(query[block], support, positions, weight))
-        return self.method.trained["pyramid"](found)[0]
+        return self.method.trainable["pyramid"](found)[0]
 
     def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
         """What the residual blocks of one image sum up to before their ReLU, by block of the backbone, NCHW."""
-        frozen = self.method.replica
+        frozen = self.method.non_trainable
         x = frozen["backbone"].stage(0, frozen["standardise"](image))
         x = frozen["backbone"].stage(1, x)
         found = {}

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from traffic import episodes
 
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
+from fss.methods.base import StepContext
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
 from fss.nn.resnet import PointwiseConv2d
 
 SGD = {"lr": 0.025, "momentum": 0.9, "weight_decay": 1e-4}
@@ -51,13 +51,13 @@ class Plain:
     """The step as the published code shapes it, with the networks of a QGNet, which are made plain for it."""
 
     def __init__(self, method: QGNet):
-        self.trained, frozen = method.trained, method.replica
-        for module in (self.trained, frozen):
+        self.trainable, frozen = method.trainable, method.non_trainable
+        for module in (self.trainable, frozen):
             module.to(memory_format=torch.contiguous_format)
             for layer in module.modules():
                 if type(layer) is PointwiseConv2d:
                     layer.__class__ = nn.Conv2d
-        self.backbone, self.prior, self.standardise = frozen["backbone"], frozen["prior"], frozen["standardise"]
+        self.backbone, self.prior, self.normalize = frozen["backbone"], frozen["prior"], frozen["standardise"]
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         logits, inner = self.forward(batch)
@@ -67,20 +67,20 @@ class Plain:
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
-            query2, query3, query4 = self._blocks(self.backbone, self.standardise(batch.query))
-            *_, prior4 = self._blocks(self.prior, self.standardise(batch.query))
+            query2, query3, query4 = self._blocks(self.backbone, self.normalize(batch.query))
+            *_, prior4 = self._blocks(self.prior, self.normalize(batch.query))
             maps, prototypes = [self._similarity(query4, prior4)], []
         guided = []
         for shot in range(batch.support.shape[1]):
             with torch.no_grad():
-                support2, support3 = self._middle(self.backbone, self.standardise(batch.support[:, shot]))
+                support2, support3 = self._middle(self.backbone, self.normalize(batch.support[:, shot]))
                 mask = up((batch.support_mask[:, shot] == 1).float()[:, None], support3.shape[-1])
                 guided.append(self._similarity(query4, self.backbone.stage(4, support3 * mask) * mask))
-            x = self.trained["reduce_support"](torch.cat([support3, support2], 1)) * mask
+            x = self.trainable["reduce_support"](torch.cat([support3, support2], 1)) * mask
             area = mask.mean((2, 3), keepdim=True) * mask[0].numel() + 0.0005
             prototypes.append(x.mean((2, 3), keepdim=True) * mask[0].numel() / area)
         maps.append(torch.stack(guided).mean(0))
-        query = self.trained["reduce_query"](torch.cat([query3, query2], 1))
+        query = self.trainable["reduce_query"](torch.cat([query3, query2], 1))
         return self._decode(query, torch.stack(prototypes).mean(0), torch.cat(maps, 1))
 
     @staticmethod
@@ -102,7 +102,7 @@ class Plain:
         return ((best - low) / (high - low + 1e-7)).view(b, 1, h, w)
 
     def _decode(self, query: Tensor, prototype: Tensor, maps: Tensor) -> tuple[Tensor, list[Tensor]]:
-        fem, side = self.trained["decoder"], query.shape[-1]
+        fem, side = self.trainable["decoder"], query.shape[-1]
         levels, inner = [], []
         for i, scale in enumerate(fem.bins):
             cells = int(side * scale)
@@ -123,12 +123,12 @@ class Shipped:
     def __init__(self, method: QGNet, bf16: bool = False):
         self.method = method
         self.bf16 = bf16
-        self.trained = method.trained
+        self.trainable = method.trainable
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            loss, _ = self.method.loss(batch, Alone(), 0)
-        self.method.after_step(Alone())
+            loss, _ = self.method.loss(batch, StepContext())
+        self.method.after_step(StepContext())
         return loss
 
 
@@ -146,13 +146,13 @@ def check(method: QGNet, size: int) -> None:
 
 def seconds(variants: dict[str, Plain | Shipped], size: int, batch: int, steps: int) -> dict[str, float]:
     """Median CPU seconds of a step by variant, after one to warm up."""
-    optimizers = {name: torch.optim.SGD(v.trained.parameters(), **SGD) for name, v in variants.items()}
+    optimizers = {name: torch.optim.SGD(v.trainable.parameters(), **SGD) for name, v in variants.items()}
     seen: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(steps + 1):
         drawn = episodes(batch, size)
-        for name, variant in variants.items():
+        for name, ablation in variants.items():
             start = time.process_time()
-            variant.loss(drawn).backward()
+            ablation.loss(drawn).backward()
             optimizers[name].step()
             optimizers[name].zero_grad()
             seen[name].append(time.process_time() - start)
@@ -187,9 +187,9 @@ def main() -> None:
     print(f"{'px':>4} {'batch':>5}" + "".join(f"{f'{name}: CPU s':>17} {'ratio':>5} {'MiB':>5}" for name in VARIANTS))
     for (size, batch), peak in memory.items():
         check(method, size)
-        variants = {name: variant(copy.deepcopy(method)) for name, variant in VARIANTS.items()}
+        variants = {name: ablation(copy.deepcopy(method)) for name, ablation in VARIANTS.items()}
         taken = seconds(variants, size, batch, args.steps)
-        ratio = {name: spent / taken["plain"] for name, spent in taken.items()}
+        ratio = {name: hours_of / taken["plain"] for name, hours_of in taken.items()}
         rows.append({"size": size, "batch": batch, "cpu_s": taken, "ratio": ratio, "peak_mib": peak})
         cells = (f"{taken[name]:>17.2f} {ratio[name]:>5.2f} {peak[name]:>5.0f}" for name in VARIANTS)
         print(f"{size:>4} {batch:>5}" + "".join(cells), flush=True)

@@ -68,7 +68,7 @@ def launch(given: argparse.Namespace, launcher: str, folder: Path, *options: str
         str(ROOT / "launch" / launcher),
         "--run.dir",
         str(folder),
-        "--run.world",
+        "--run.world_size",
         str(given.ranks),
         "--run.device",
         "cpu",

@@ -25,9 +25,9 @@ from links import Cluster, control, network
 from traffic import CONTROL, GRADIENTS, META, SHUFFLES, Call, Pretraining, episodes, meta_training, received, views
 
 from fss.data.batch import EpisodeBatch, ViewBatch
-from fss.methods.base import Alone, Method
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
+from fss.methods.base import Method, StepContext
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 NETWORKS = (100, 400, 3200)
@@ -57,31 +57,31 @@ class Job:
     cost: Cost
     calls: list[Call]
 
-    def exposed(self, cluster: Cluster, world: int) -> dict[str, float]:
-        """Seconds by collective that a rank of `world` waits and does not compute, the longest first."""
+    def exposed(self, cluster: Cluster, world_size: int) -> dict[str, float]:
+        """Seconds by collective that a rank of `world_size` waits and does not compute, the longest first."""
         waits: Counter[str] = Counter()
         for call in self.calls:
             if call.what == GRADIENTS:
-                waits[call.what] += self._behind_backward(call, cluster, world)
+                waits[call.what] += self._behind_backward(call, cluster, world_size)
             else:
                 links = control(cluster.node) if call.what == CONTROL else cluster
-                waits[call.what] += links.seconds(call, world)
+                waits[call.what] += links.seconds(call, world_size)
         return dict(waits.most_common())
 
-    def _behind_backward(self, gradients: Call, cluster: Cluster, world: int) -> float:
+    def _behind_backward(self, gradients: Call, cluster: Cluster, world_size: int) -> float:
         """What is left of the gradients' all-reduce when the backward pass of b seconds has ended.
 
         k equal buckets, the i-th full at i b / k, are reduced one after the other in T / k each. Either the first waits
         for the others, T - b (1 - 1 / k), or only the last is late, T / k.
         """
         k = 1 + math.ceil(max(0, gradients.bytes - FIRST_BUCKET) / BUCKET)
-        whole = k * cluster.seconds(replace(gradients, bytes=gradients.bytes // k), world)
+        whole = k * cluster.seconds(replace(gradients, bytes=gradients.bytes // k), world_size)
         backward = self.cost.seconds * self.cost.backward
         return max(whole / k, whole - backward * (1 - 1 / k))
 
-    def efficiency(self, cluster: Cluster, world: int) -> float:
-        """Of a rank of `world`, against one that is alone."""
-        return self.cost.seconds / (self.cost.seconds + sum(self.exposed(cluster, world).values()))
+    def efficiency(self, cluster: Cluster, world_size: int) -> float:
+        """Of a rank of `world_size`, against one that is alone."""
+        return self.cost.seconds / (self.cost.seconds + sum(self.exposed(cluster, world_size).values()))
 
 
 def timed(method: Method, batch: ViewBatch | EpisodeBatch, repeats: int) -> Cost:
@@ -90,13 +90,13 @@ def timed(method: Method, batch: ViewBatch | EpisodeBatch, repeats: int) -> Cost
     steps, shares = [], []
     for step in range(repeats + 1):
         began = time.process_time()
-        loss, _ = method.loss(batch, Alone(), step)
+        loss, _ = method.loss(batch, StepContext(step=step))
         forward = time.process_time()
         loss.backward()
         backward = time.process_time() - forward
         optimizer.step()
         optimizer.zero_grad()
-        method.after_step(Alone())
+        method.after_step(StepContext())
         steps.append(time.process_time() - began)
         shares.append(backward / steps[-1])
     return Cost(statistics.median(steps[1:]), statistics.median(shares[1:]))
@@ -137,11 +137,13 @@ def weak(jobs: list[Job], worlds: list[int], networks: list[float], node: int, f
     for gbit in networks:
         cluster = network(gbit, node)
         print(f"\nefficiency, {gbit:g} Gbit/s for a node of {node}; each rank keeps its batch")
-        print(f"{'':20} {'step, s':>8}" + "".join(f"{world:>6}" for world in worlds) + f"   below {floor:.0%}")
+        print(
+            f"{'':20} {'step, s':>8}" + "".join(f"{world_size:>6}" for world_size in worlds) + f"   below {floor:.0%}"
+        )
         for job in jobs:
-            found = {world: job.efficiency(cluster, world) for world in worlds}
+            found = {world_size: job.efficiency(cluster, world_size) for world_size in worlds}
             cells = "".join(f"{value:>6.0%}" for value in found.values())
-            low = next((world for world, value in found.items() if value < floor), None)
+            low = next((world_size for world_size, value in found.items() if value < floor), None)
             why = f"from {low}: {next(iter(job.exposed(cluster, low)))}" if low else "-"
             print(f"{job.name:20} {job.cost.seconds:8.3f}{cells}   {why}")
 
@@ -150,18 +152,18 @@ def strong(jobs: list[Job], worlds: list[int], gbit: float, node: int) -> None:
     """Print what is gained where the papers' batch is shared among ever more ranks, to where it cannot be."""
     cluster = network(gbit, node)
     print(f"\nspeed against {worlds[0]} GPUs, {gbit:g} Gbit/s for a node; all ranks share the papers' batch")
-    print(f"{'':20} {'batch':>8}" + "".join(f"{world:>6}" for world in worlds))
+    print(f"{'':20} {'batch':>8}" + "".join(f"{world_size:>6}" for world_size in worlds))
     pretraining = Pretraining()
     for job in jobs:
         batch, least = PAPER[job.name in META]
         took = {}
-        for world in worlds:
-            if batch // world < least:
+        for world_size in worlds:
+            if batch // world_size < least:
                 break
-            each = batch // world
+            each = batch // world_size
             cost = replace(job.cost, seconds=job.cost.seconds * each / job.samples)
             here = Job(job.name, each, cost, job.calls if job.name in META else pretraining.calls(each))
-            took[world] = cost.seconds / here.efficiency(cluster, world)
+            took[world_size] = cost.seconds / here.efficiency(cluster, world_size)
         cells = "".join(f"{took[worlds[0]] / seconds:>6.2f}" for seconds in took.values())
         print(f"{job.name:20} {batch:>8}{cells}" + f"{'-':>6}" * (len(worlds) - len(took)))
 
@@ -171,12 +173,14 @@ def breakdown(jobs: list[Job], worlds: list[int], gbit: float, node: int) -> Non
     cluster = network(gbit, node)
     ends = (worlds[0], worlds[-1])
     print(f"\nMB that a rank receives in a step, and ms that it waits, {gbit:g} Gbit/s for a node of {node}")
-    print(f"{'':20} {'':20}" + "".join(f"{f'{world} ranks: MB':>16}{'ms':>9}" for world in ends))
+    print(f"{'':20} {'':20}" + "".join(f"{f'{world_size} ranks: MB':>16}{'ms':>9}" for world_size in ends))
     for job in jobs:
-        waits = {world: job.exposed(cluster, world) for world in ends}
-        sizes = {world: received(job.calls, world) for world in ends}
+        waits = {world_size: job.exposed(cluster, world_size) for world_size in ends}
+        sizes = {world_size: received(job.calls, world_size) for world_size in ends}
         for what in waits[ends[-1]]:
-            cells = (f"{sizes[world][what] / 1e6:16.2f}{1e3 * waits[world][what]:9.2f}" for world in ends)
+            cells = (
+                f"{sizes[world_size][what] / 1e6:16.2f}{1e3 * waits[world_size][what]:9.2f}" for world_size in ends
+            )
             print(f"{job.name:20} {what:20}" + "".join(cells))
 
 

@@ -24,11 +24,11 @@ from plain_moco import PlainMoCo
 from torch import Tensor
 
 from fss.data.batch import ViewBatch
-from fss.methods import prior
-from fss.methods.base import Alone
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
-from fss.nn.norm import Standardise
+from fss.methods.base import StepContext
+from fss.methods.prior import method as prior
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from fss.nn.norm import Normalize
 from fss.nn.resnet import BACKBONES, mlp_head
 
 BATCH = 8
@@ -89,10 +89,10 @@ class Plain:
         encoder.fc = mlp_head(encoder.fc.in_features, 128)
         self.model = PlainMoCo(encoder, dim=128, queue=QUEUE, momentum=0.999, temperature=0.2, stage=self.stages)
         self.optimizer = torch.optim.SGD(self.model.encoder_q.parameters(), **SGD)
-        self.standardise = Standardise()
+        self.normalize = Normalize()
 
     def prepare(self, batch: ViewBatch) -> tuple[Tensor, Tensor]:
-        return self.standardise(batch.query), self.standardise(batch.key)
+        return self.normalize(batch.query), self.normalize(batch.key)
 
     def step(self, views: tuple[Tensor, Tensor]) -> None:
         loss = self.model(*views)
@@ -112,11 +112,11 @@ class Shipped:
         self.method = PriorExtractor(
             PriorConfig(backbone=backbone, queue=QUEUE, local_queue=QUEUE, local=local, bn_split=split)
         )
-        self.optimizer = torch.optim.SGD(self.method.trained.parameters(), fused=True, **SGD)
+        self.optimizer = torch.optim.SGD(self.method.trainable.parameters(), fused=True, **SGD)
         self.count = 0
         embed = self.method._embed
         self.method._embed = lambda towers, *rest: self.stages.timed(
-            "q forward" if towers is self.method.trained else "k forward", embed
+            "q forward" if towers is self.method.trainable else "k forward", embed
         )(towers, *rest)
         self.method._contrast = self.stages.timed("logits, loss", self.method._contrast)
 
@@ -126,7 +126,7 @@ class Shipped:
     def step(self, batch: ViewBatch) -> None:
         precision = torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext()
         with precision:
-            loss, _ = self.method.loss(batch, Alone(), self.count)
+            loss, _ = self.method.loss(batch, StepContext(step=self.count))
         with self.stages("backward"):
             loss.backward()
         with self.stages("optimizer"):
@@ -135,7 +135,7 @@ class Shipped:
         update = prior.momentum_update
         prior.momentum_update = self.stages.timed("momentum update", update)
         try:
-            self.method.after_step(Alone())
+            self.method.after_step(StepContext())
         finally:
             prior.momentum_update = update
         self.count += 1
@@ -169,12 +169,12 @@ def measure(backbone: str, steps: int) -> dict[str, dict[str, float]]:
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for _ in range(steps + 1):
         batch = random_batch()
-        for name, variant in variants.items():
-            ready = variant.prepare(batch)
+        for name, ablation in variants.items():
+            ready = ablation.prepare(batch)
             start = time.process_time()
-            variant.step(ready)
+            ablation.step(ready)
             total = 1000 * (time.process_time() - start)
-            seen[name].append(variant.stages.take() | {"total": total})
+            seen[name].append(ablation.stages.take() | {"total": total})
     return {
         name: {stage: statistics.median(row[stage] for row in rows[1:]) for stage in rows[0]}
         for name, rows in seen.items()

@@ -1,6 +1,6 @@
 """What a training step sends between its ranks: asked of the shipped methods, not written down by hand.
 
-A method is given a `Ledger` for its peers, which answers every collective with a tensor of the right shape and notes
+A method is given a `CallLog` for its peers, which answers every collective with a tensor of the right shape and notes
 what it was asked for. The prior extractor runs on meta tensors, whose shapes are real and whose contents do not exist.
 What methods that learn from episodes send depends on neither image size nor batch: they run on one small episode. To it
 comes what the engine sends: gradients and control words. What a rank hands in does not depend on the number of ranks.
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from fss.data.batch import EpisodeBatch, ViewBatch
-from fss.methods.base import Method
-from fss.methods.msanet import MSANet
-from fss.methods.msanet_config import MSANetConfig
-from fss.methods.mshnet import MSHNet
-from fss.methods.mshnet_config import MSHNetConfig
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
+from fss.methods.base import Method, StepContext
+from fss.methods.msanet.config import MSANetConfig
+from fss.methods.msanet.method import MSANet
+from fss.methods.mshnet import MSHNet, MSHNetConfig
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
 
 Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 CONTROL = "control words"
@@ -45,25 +44,25 @@ class Call:
     rows: int = 0
     """Of an all-to-all: it has messages for at most so many ranks."""
 
-    def received(self, world: int) -> float:
+    def received(self, world_size: int) -> float:
         """Bytes that a rank receives: rings for the first two kinds, 2 (n - 1) / n and n - 1 times what it hands in;
         (n - 1) / n of it, on average over permutations, for an all-to-all."""
-        share = {"all_reduce": 2 / world, "all_gather": 1, "all_to_all": 1 / world}
-        return self.bytes * (world - 1) * share[self.kind]
+        share = {"all_reduce": 2 / world_size, "all_gather": 1, "all_to_all": 1 / world_size}
+        return self.bytes * (world_size - 1) * share[self.kind]
 
 
-class Ledger:
-    """`fss.methods.base.Peers` of rank 0 of `world`, alone on this process: right shapes, wrong contents."""
+class CallLog:
+    """`fss.methods.base.Collectives` of rank 0 of `world_size`, alone on this process: right shapes, wrong contents."""
 
     rank = 0
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
         self.calls: list[Call] = []
 
     def gather(self, x: Tensor) -> Tensor:
         self.calls.append(Call("keys", "all_gather", x.nbytes))
-        return x.detach().repeat(self.world, *[1] * (x.dim() - 1))
+        return x.detach().repeat(self.world_size, *[1] * (x.dim() - 1))
 
     def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         self.calls.append(Call("shuffled images", "all_to_all", x.nbytes, rows=len(x)))
@@ -71,7 +70,7 @@ class Ledger:
 
     def sum(self, x: Tensor) -> Tensor:
         self.calls.append(Call("sums in the loss", "all_reduce", x.nbytes))
-        return x.detach() * self.world
+        return x.detach() * self.world_size
 
     def mean_(self, tensors: list[Tensor]) -> None:
         if tensors:
@@ -81,8 +80,8 @@ class Ledger:
 
 
 def engine_calls(method: Method) -> list[Call]:
-    """What DDP and the loop send at every step, whatever the method: see `World.wrap` and `Trainer._step`."""
-    parameters = list(method.trained.parameters())
+    """What DDP and the loop send at every step, whatever the method: see `DistributedContext.wrap` and `Trainer._step`."""
+    parameters = list(method.trainable.parameters())
     return [
         Call(GRADIENTS, "all_reduce", sum(4 * p.numel() for p in parameters)),
         Call(UNUSED, "all_reduce", 4 * len(parameters)),  # an int32 for each: was it used on any rank?
@@ -91,12 +90,12 @@ def engine_calls(method: Method) -> list[Call]:
     ]
 
 
-def calls_of(method: Method, batch: ViewBatch | EpisodeBatch, world: int) -> list[Call]:
+def calls_of(method: Method, batch: ViewBatch | EpisodeBatch, world_size: int) -> list[Call]:
     """Every collective of one optimizer step of `method` on a rank's `batch`, the engine's among them."""
-    ledger = Ledger(world)
-    loss, _ = method.loss(batch, ledger, 0)
+    ledger = CallLog(world_size)
+    loss, _ = method.loss(batch, StepContext(ledger))
     loss.backward()
-    method.after_step(ledger)
+    method.after_step(StepContext(ledger))
     return ledger.calls + engine_calls(method)
 
 
@@ -165,8 +164,8 @@ class Pretraining:
         self._published = shuffle == "published"
         self.config = PriorConfig(bn="shuffle" if self._published else shuffle, **config)
         self._method = PriorExtractor(self.config)
-        self._method.trained.to("meta")
-        self._method.replica.to("meta")
+        self._method.trainable.to("meta")
+        self._method.non_trainable.to("meta")
 
     def calls(self, images: int) -> list[Call]:
         calls = calls_of(self._method, views(images, self.config, "meta"), ANY_WORLD)
@@ -185,9 +184,9 @@ def meta_training(name: str) -> list[Call]:
     return calls_of(META[name](), episodes(1, 33), ANY_WORLD)
 
 
-def received(calls: list[Call], world: int) -> dict[str, float]:
+def received(calls: list[Call], world_size: int) -> dict[str, float]:
     """Bytes that a rank receives in a step, by name, the largest first."""
     total: Counter[str] = Counter()
     for call in calls:
-        total[call.what] += call.received(world)
+        total[call.what] += call.received(world_size)
     return dict(total.most_common())

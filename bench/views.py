@@ -31,7 +31,7 @@ from torchvision import transforms
 from fss.data.augment import BACKENDS, Augmentation, Box
 from fss.data.batch import ViewSpec
 from fss.data.loader import load
-from fss.data.view_feed import ViewDataConfig
+from fss.data.view_dataset import ViewDataConfig
 from shards.read import ShardSet
 from shards.sources.folder import folder
 from shards.write import pack

@@ -2,15 +2,15 @@
 
 import os
 
-# DDP warns on every rank that a flag we set on purpose is set (see fss.engine.dist); torch reads this at import.
+# DDP warns on every rank that a flag we set on purpose is set (see fss.distributed.context); torch reads this at import.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def load(weights=None, **options):
-    """A `fss.engine.predict.Segmenter` of the method in an export, or of one that needs no training, by its options.
+    """A `fss.inference.segmenter.Segmenter` of the method in an export, or of one that needs no training, by its options.
 
     fss.load("runs/demo/qgnet/best.safetensors"), fss.load(method="gfsam", dino_weights=FILE, sam_weights=FILE).
     """
-    from fss.engine.predict import load
+    from fss.inference.segmenter import load
 
     return load(weights, **options)

@@ -1,7 +1,6 @@
 """The configuration: one typed schema a job, composed of what each room declares. The only file with jsonargparse."""
 
 import difflib
-import json
 import re
 import sys
 from argparse import ArgumentError
@@ -11,31 +10,35 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader, set_parsing_settings
 
+from fss.compat import current_argument, current_configuration
+from fss.data.dataset import DataConfig
 from fss.data.episodes import EpisodeConfig, SplitConfig
-from fss.data.feed import DataConfig
-from fss.data.joint import AugmentConfig
-from fss.data.view_feed import ViewDataConfig
-from fss.engine.checkpoint import CheckpointConfig
-from fss.engine.evaluation.plan import EvalConfig, FoldConfig
-from fss.engine.log import LogConfig
-from fss.engine.optim import OptimConfig, base_optim, meta_optim
-from fss.engine.run import PlaceConfig, RunConfig, read_header
-from fss.engine.validation.episodes import ValidateConfig
-from fss.engine.validation.labels import LabelValidateConfig
-from fss.engine.validation.views import ProbeConfig
+from fss.data.paired_transforms import AugmentConfig
+from fss.data.view_dataset import ViewDataConfig
+from fss.distributed.runtime import RunConfig, RuntimeConfig
 from fss.errors import ConfigError
+from fss.evaluate.plan import EvalConfig, FoldConfig
 from fss.methods import METHODS
-from fss.methods.base import Method
-from fss.methods.base_learner_config import BaseLearnerConfig
-from fss.methods.prior_config import PriorConfig
+from fss.methods.base import EpisodeMethod
+from fss.methods.base_learner import BaseLearnerConfig
+from fss.methods.prior.config import PriorConfig
+from fss.nn.exports import read_header
+from fss.tracking.log import LogConfig
+from fss.train.checkpoint import CheckpointConfig
+from fss.train.optim import OptimConfig, base_optim, meta_optim
+from fss.train.validation.episode_validation import ValidateConfig
+from fss.train.validation.knn_probe import ProbeConfig
+from fss.train.validation.label_validation import LabelValidateConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-EPISODIC = [name for name, method in METHODS.items() if method.predict is not Method.predict]
+EPISODIC = [name for name, method in METHODS.items() if issubclass(method, EpisodeMethod)]
 Job = TypeVar("Job")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: current_configuration(_load_yaml(text)), (yaml.YAMLError,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class BaseJob:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=partial(DataConfig, batch=12))
     episodes: SplitConfig = field(default_factory=SplitConfig)
-    augment: AugmentConfig = field(default_factory=partial(AugmentConfig, scale=(0.5, 2.0), keep=0.0))
+    augment: AugmentConfig = field(default_factory=partial(AugmentConfig, scale=(0.5, 2.0), min_foreground=0.0))
     method: BaseLearnerConfig = field(default_factory=BaseLearnerConfig)
     optim: OptimConfig = field(default_factory=base_optim)
     log: LogConfig = field(default_factory=LogConfig)
@@ -76,7 +79,7 @@ class BaseJob:
 class MetaTrainJob:
     """Train a method from episodes of base classes."""
 
-    methods: ClassVar = [name for name in EPISODIC if METHODS[name].learns]
+    methods: ClassVar = [name for name in EPISODIC if METHODS[name].requires_training]
     run_prefix: ClassVar = "meta_"
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -97,7 +100,7 @@ class EvalJob:
     methods: ClassVar = EPISODIC
     run_prefix: ClassVar = "evaluate_"
 
-    run: PlaceConfig = field(default_factory=PlaceConfig)
+    run: RuntimeConfig = field(default_factory=RuntimeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     episodes: FoldConfig = field(default_factory=FoldConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -116,7 +119,7 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str 
     default: the file under configs/ that stands in where argv names no --config; without, the schema's own defaults.
     Raises ConfigError, one sentence with key, value and remedy; exits with 0 on --help and --print_config.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = [current_argument(word) for word in (sys.argv[1:] if argv is None else argv)]
     if default and _on_command_line(argv, "--config") is None:
         argv = ["--config", str(CONFIGS / default), *argv]
     argv = [re.sub(r"^--method(?==|$)", "--method.name", word) for word in argv]
@@ -143,13 +146,13 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str 
         if "run" in namespace and namespace.run.dir is None:
             weights = namespace.get("weights") and Path(namespace.weights)
             of = f"{weights.parent.name}_{weights.stem}" if weights else Path(str(files[-1])).stem
-            namespace.run.dir = f"runs/{schema.run_prefix}{of}{_variant(namespace)}"
+            namespace.run.dir = f"runs/{schema.run_prefix}{of}{_run_suffix(namespace)}"
         return schema(**vars(parser.instantiate(namespace)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(_sentence(str(error), _keys(parser))) from None
 
 
-def _variant(namespace: Any) -> str:
+def _run_suffix(namespace: Any) -> str:
     """What tells runs of one recipe apart in the default run.dir: fold, shots and protocol, where not the usual."""
     episodes, evaluation = namespace.get("episodes"), namespace.get("eval")
     words = [f"_fold{episodes.fold}"] if episodes and episodes.fold else []
@@ -173,9 +176,9 @@ def _method_name(schema: type, argv: list[str], trained: dict, prog: str) -> str
     said = {place: name for place, name in places.items() if name is not None}
     for name in said.values():
         if name not in schema.methods:
-            learns = name not in METHODS or METHODS[name].learns
+            requires_training = name not in METHODS or METHODS[name].requires_training
             remedy = f"is not for {prog}: give {' or '.join(schema.methods)}"
-            remedy = remedy if learns else "learns nothing: evaluate it with launch/evaluate.py"
+            remedy = remedy if requires_training else "learns nothing: evaluate it with launch/evaluate.py"
             raise ConfigError(f"method.name {name} {remedy}")
     if len(set(said.values())) > 1:
         claims = " but ".join(f"{place} says {name}" for place, name in said.items())
@@ -191,10 +194,10 @@ def _trained_with(schema: type, argv: list[str]) -> dict[str, Any]:
     if path is None:
         return {}
     header = read_header(Path(path))
-    if "config" not in header:
-        held = header.get("method", "no method")
+    if header.config is None:
+        held = header.method or "no method"
         raise ConfigError(f"weights {path} holds {held}: give what a run of launch/meta_train.py exported")
-    return json.loads(header["config"])
+    return header.config
 
 
 def _on_command_line(argv: list[str], option: str) -> str | None:

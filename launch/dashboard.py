@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from fss.command import command
-from fss.engine.viewers.dashboard import markdown, publish
+from fss.tracking.dashboard import markdown, publish
 
 
 @command

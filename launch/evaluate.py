@@ -9,7 +9,7 @@ import sys
 
 from fss.command import command
 from fss.config import EvalJob, parse, snapshot
-from fss.engine.evaluate import evaluate
+from fss.jobs.evaluate import evaluate
 
 
 @command

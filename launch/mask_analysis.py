@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fss.command import command
 from fss.config import EvalJob, parse
-from fss.engine.studies.mask_analysis import analyse
+from fss.jobs.mask_analysis import analyse
 
 
 @dataclass(frozen=True, kw_only=True)

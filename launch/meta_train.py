@@ -14,7 +14,7 @@ from fss.command import command
 def main(argv: list[str] | None = None) -> int:
     # Here, because every data worker imports this file, and needs none of it.
     from fss.config import MetaTrainJob, parse, snapshot
-    from fss.engine.fit import fit
+    from fss.jobs.fit import fit
 
     job = parse(MetaTrainJob, argv, prog="launch/meta_train.py", default="meta/embedded.yaml")
     return fit(job, snapshot(job))

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from fss.command import command
 from fss.config import EPISODIC, parse
-from fss.engine.predict import segmenter_of
 from fss.errors import ConfigError
+from fss.inference.segmenter import load_segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class PageJob:
 @command
 def main(argv: list[str] | None = None) -> int:
     job = parse(PageJob, argv, prog="launch/page.py")
-    from fss.engine.web_page import serve  # gradio is an extra, which --help does without
+    from fss.inference.web_page import serve  # gradio is an extra, which --help does without
 
-    segmenter, notes = segmenter_of(job)
+    segmenter, notes = load_segmenter(job)
     serve(segmenter, notes, host=job.host, port=job.port)
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from fss.command import command
 from fss.config import EPISODIC, parse
-from fss.engine.predict import segment_files
+from fss.inference.segmenter import segment_files
 
 
 @dataclass(frozen=True, kw_only=True)

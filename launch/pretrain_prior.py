@@ -13,7 +13,7 @@ from fss.command import command
 def main(argv: list[str] | None = None) -> int:
     # Here, because every data worker imports this file, and needs none of it.
     from fss.config import PretrainJob, parse, snapshot
-    from fss.engine.fit import fit
+    from fss.jobs.fit import fit
 
     job = parse(PretrainJob, argv, prog="launch/pretrain_prior.py", default="pretrain/embedded.yaml")
     return fit(job, snapshot(job))

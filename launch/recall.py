@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fss.command import command
 from fss.config import EvalJob, parse
-from fss.engine.studies.recall import recall
+from fss.jobs.recall import recall
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fss.command import command
-from fss.engine.reports.comparison import compare
+from fss.report.comparison_page import compare
 
 
 @command

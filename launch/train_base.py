@@ -14,7 +14,7 @@ from fss.command import command
 def main(argv: list[str] | None = None) -> int:
     # Here, because every data worker imports this file, and needs none of it.
     from fss.config import BaseJob, parse, snapshot
-    from fss.engine.fit import fit
+    from fss.jobs.fit import fit
 
     job = parse(BaseJob, argv, prog="launch/train_base.py", default="base/embedded.yaml")
     return fit(job, snapshot(job))

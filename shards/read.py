@@ -22,7 +22,7 @@ import webdataset
 
 from shards.codec import split_members
 from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, temporary_name, write_whole
-from shards.hold import locked
+from shards.lock import locked
 
 OPEN_FILES = 64  # descriptors a process keeps; an epoch's window is 16 shards by default
 SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # a manifest comes from elsewhere: no path, nothing for a shell

@@ -43,7 +43,7 @@ def felzenszwalb(image: np.ndarray) -> np.ndarray:
 ALGORITHMS = {"slic": slic, "felzenszwalb": felzenszwalb}
 
 
-def describe(algorithm: str) -> dict:
+def encode_support(algorithm: str) -> dict:
     """What decides a label map, for the manifest."""
     return {**PARAMETERS[algorithm], "stride": SUPERPIXEL_STRIDE, "library": f"scikit-image {version('scikit-image')}"}
 

@@ -129,10 +129,10 @@ def _shape(rng: np.random.Generator, size: tuple, shape: Callable, radius: float
     rows = slice(max(0, top - reach), min(size[0], top + reach))
     columns = slice(max(0, left - reach), min(size[1], left + reach))
     y, x = np.mgrid[rows, columns].astype(np.float32)
-    angle, stretch = rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.25)
+    angle, min_max = rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.25)
     x, y = (x - left) / radius, (y - top) / radius
-    u = (np.cos(angle) * x + np.sin(angle) * y) * stretch
-    v = (np.cos(angle) * y - np.sin(angle) * x) / stretch
+    u = (np.cos(angle) * x + np.sin(angle) * y) * min_max
+    v = (np.cos(angle) * y - np.sin(angle) * x) / min_max
     bend = rng.uniform(-0.12, 0.12, 2)
     inside = shape(u + bend[0] * np.sin(3 * v), v + bend[1] * np.sin(3 * u)) & (np.hypot(u, v) < 1.15)
     return rows, columns, inside, u, v

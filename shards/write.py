@@ -36,9 +36,9 @@ from shards.format import (
     temporary_name,
     write_whole,
 )
-from shards.hold import hold
+from shards.lock import lock
 from shards.sources import Item, Source
-from shards.superpixels import describe
+from shards.superpixels import encode_support
 from shards.workers import ordered_map
 
 SAMPLES_PER_SHARD = 256
@@ -98,7 +98,7 @@ def pack(
     encode = partial(encode_item, superpixels=superpixels)
 
     parts: dict[int, Part] = {}
-    with _trouble(folder, lambda: f"{len(parts)} of {count} shards are finished and stay"), hold(folder):
+    with _trouble(folder, lambda: f"{len(parts)} of {count} shards are finished and stay"), lock(folder):
         parts |= _finished(folder, names, fingerprint)
         for index in _mended(parts, shares, encode, processes):
             del parts[index]
@@ -120,7 +120,7 @@ def pack(
         manifest = Manifest(
             name=source.name,
             classes=source.classes,
-            superpixels={algorithm: describe(algorithm) for algorithm in superpixels},
+            superpixels={algorithm: encode_support(algorithm) for algorithm in superpixels},
             shards=[part.shard for part in ordered],
             samples=[row for part in ordered for row in part.samples],
             bad=[row for part in ordered for row in part.bad],
@@ -141,7 +141,7 @@ def _fingerprint(source: Source, superpixels: Sequence[str], samples_per_shard: 
         "name": source.name,
         "classes": source.classes,
         "arguments": source.arguments,
-        "superpixels": {algorithm: describe(algorithm) for algorithm in superpixels},
+        "superpixels": {algorithm: encode_support(algorithm) for algorithm in superpixels},
         "samples_per_shard": samples_per_shard,
         "items": [(item.key, item.source) for item in source.items],
     }

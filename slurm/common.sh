@@ -79,7 +79,7 @@ complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ran
         [[ -z $asked ]] || again "asked to stop"
         rm -f "$dir/status.json"    # what the file says afterwards, this attempt said: exit codes do not survive srun
         attend srun --nodes="$NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1 \
-            bash slurm/node.sh "$@" --run.dir "$dir" --run.world "$((NODES * RANKS))" "${device[@]}" ${PRECISION:+--run.precision "$PRECISION"} || true
+            bash slurm/node.sh "$@" --run.dir "$dir" --run.world_size "$((NODES * RANKS))" "${device[@]}" ${PRECISION:+--run.precision "$PRECISION"} || true
         case $(status "$dir") in
             finished) return ;;
             interrupted) again "saved as asked" ;;

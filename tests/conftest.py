@@ -30,3 +30,13 @@ def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
     yield mounted
     if folder.is_mount():
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def context():
+    """The distributed context of one process by itself."""
+    from tests.support.contexts import joined  # not for every test: it imports torch
+
+    one = joined()
+    yield one
+    one.close()

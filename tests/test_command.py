@@ -8,7 +8,7 @@ import pytest
 
 from fss.command import command
 from fss.errors import UserError
-from tests.places import ROOT
+from tests.support.places import ROOT
 
 
 def test_a_users_error_is_one_line_and_exit_code_2(capsys):

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from fss.config import CONFIGS, BaseJob, EvalJob, MetaTrainJob, PretrainJob, parse, snapshot
 from fss.errors import ConfigError, WeightsError
-from fss.methods.prototype_config import PrototypeConfig
-from fss.methods.qgnet_config import QGNetConfig
+from fss.methods.prototype import PrototypeConfig
+from fss.methods.qgnet.config import QGNetConfig
 
 JOBS = {
     "pretrain": (PretrainJob, "launch/pretrain_prior.py", "embedded.yaml"),
@@ -68,7 +68,7 @@ def test_options_come_over_files_and_files_over_defaults(tmp_path):
         (["--run.precision", "fp8"], ["run.precision", "'fp8'", "bf16"]),
         (["--data.batch", "0"], ["data.batch is 0", "at least 1"]),
         (["--optim.accumulate", "0"], ["optim.accumulate is 0", "at least 1"]),
-        (["--checkpoint.keep", "0"], ["checkpoint.keep is 0", "at least 1"]),
+        (["--checkpoint.keep_last", "0"], ["checkpoint.keep_last is 0", "at least 1"]),
         (["--method.global_loss", "false", "--method.local", "none"], ["method.global_loss", "method.local"]),
         (["--config", "absent.yaml"], ["absent.yaml", "does not exist"]),
     ],

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import ROOT
+from tests.support.places import ROOT
 
 ROOMS = ("fss", "shards", "launch", "bench")
 SOURCES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 # Where a package may be imported; nowhere else.
 ONLY_IN = {
-    "accelerate": {"fss/engine/dist.py"},
-    "torch.distributed": {"fss/engine/dist.py", "fss/engine/ranks.py"},
-    "wandb": {"fss/engine/viewers/wandb_run.py"},
-    "wandb_workspaces": {"fss/engine/viewers/dashboard.py"},
+    "accelerate": {"fss/distributed/context.py"},
+    "torch.distributed": {"fss/distributed/context.py", "fss/distributed/process_group.py"},
+    "wandb": {"fss/tracking/wandb_tracker.py"},
+    "wandb_workspaces": {"fss/tracking/dashboard.py"},
     "jsonargparse": {"fss/config.py"},
-    "gradio": {"fss/engine/web_page.py"},
+    "gradio": {"fss/inference/web_page.py"},
     "segment_anything": {"fss/nn/sam.py"},
     "timm": {"fss/nn/dino.py"},
     "deepspeed": set(),
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "fss/engine": {"fss.engine", "fss.methods", "fss.nn", "fss.data", "fss.errors", "shards"},
     "fss/command.py": {"fss.errors", "shards"},
     "fss/config.py": {"fss.engine", "fss.methods", "fss.data", "fss.errors", "shards"},
-    "fss/__init__.py": {"fss.engine.predict"},
+    "fss/__init__.py": {"fss.inference.segmenter"},
     "launch": {"fss.command", "fss.config", "fss.engine", "fss.errors", "shards"},
     "bench": {"bench", "fss", "shards", "launch.report", "plain_moco"},
 }

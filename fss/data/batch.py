@@ -119,3 +119,7 @@ class EpisodeBatch(Batch):
     """[B, K, S, S] uint8."""
     class_id: Tensor
     """[B] int64, the class of each episode as the manifest numbers it."""
+
+
+BatchSpec = ViewSpec | LabelSpec | EpisodeSpec
+"""What a method asks for; the type decides what its batches are made of."""

@@ -1,4 +1,4 @@
-"""Episodes: which class, which query, which supports; drawn by a policy, or read from a list (fss/data/lists.py).
+"""Episodes: which class, which query, which supports; drawn by a policy, or read from a list (fss/data/episode_lists.py).
 
 A drawn episode is a pure function of the samples, the policy, a seed and its number: it does not depend on workers,
 ranks, the order of calls, or how the samples were dealt to shards.

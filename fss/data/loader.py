@@ -1,6 +1,6 @@
 """Batches for the method that asked for them: `load` looks at the spec and feeds any method on any number of ranks.
 
-A batch is a pure function of the data, the seed and its own number (see `fss.data.feed.Feed`), so workers only share
+A batch is a pure function of the data, the seed and its own number (see `fss.data.dataset.BatchSource`), so workers only share
 out batches: their number changes nothing, and neither does a restart.
 """
 
@@ -19,10 +19,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fss.data.batch import Batch, EpisodeSpec, LabelSpec, ViewSpec
-from fss.data.episode_feed import EpisodeData, EpisodeFeed
-from fss.data.feed import DataConfig, Feed
-from fss.data.label_feed import LabelData, LabelFeed
-from fss.data.view_feed import ViewFeed
+from fss.data.dataset import BatchSource, DataConfig
+from fss.data.episode_dataset import EpisodeDataset, EpisodeSources
+from fss.data.label_dataset import LabelDataset, LabelSources
+from fss.data.view_dataset import ViewDataset
 from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import ShardSet
@@ -31,38 +31,42 @@ GRACE = 10  # unreadable samples before their share is judged
 NAMED = 20  # unreadable samples that are named one by one
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # meant for the trainer, but sent to all its process group
 
-FEEDS: dict[type, Callable[..., Feed]] = {ViewSpec: ViewFeed, EpisodeSpec: EpisodeFeed, LabelSpec: LabelFeed}
+DATASETS: dict[type, Callable[..., BatchSource]] = {
+    ViewSpec: ViewDataset,
+    EpisodeSpec: EpisodeDataset,
+    LabelSpec: LabelDataset,
+}
 """What a method consumes -> what makes it of (spec, data, config, seed)."""
 
 
 def load(
     spec: ViewSpec | EpisodeSpec | LabelSpec,
-    data: ShardSet | EpisodeData | LabelData,
+    data: ShardSet | EpisodeSources | LabelSources,
     config: DataConfig,
     *,
     seed: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     accumulate: int = 1,
     start: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
 
-    `spec` is what a method `consumes`. Views are made of a ShardSet with a ViewDataConfig, episodes of an
+    `spec` is what a method `batch_spec`. Views are made of a ShardSet with a ViewDataConfig, episodes of an
     EpisodeData, label maps of a LabelData.
     The samples of a step are cut in order into micro-batches, and each of these into the ranks' shares: a step has the
-    same samples whatever `world` and `accumulate` are, a micro-batch whatever `world` is. The workers start at once.
+    same samples whatever `world_size` and `accumulate` are, a micro-batch whatever `world_size` is. The workers start at once.
     pin: whether batches lie in memory that a CUDA device can fetch from while it computes.
 
     Raises ConfigError where the batch cannot be dealt evenly, ShardError where the data lack what the spec needs,
     and while iterating where too many samples in a row, or a whole shard, cannot be read.
     """
     batches = Batches(
-        feed=FEEDS[type(spec)](spec, data, config, seed),
-        share=even_share(config.batch, world, accumulate),
+        dataset=DATASETS[type(spec)](spec, data, config, seed),
+        share=per_rank_batch_size(config.batch, world_size, accumulate),
         rank=rank,
-        world=world,
+        world_size=world_size,
     )
     workers = {}
     if config.workers:
@@ -86,14 +90,14 @@ def load(
     return raising(iterator)
 
 
-def even_share(batch: int, world: int, accumulate: int) -> int:
+def per_rank_batch_size(batch: int, world_size: int, accumulate: int) -> int:
     """Samples of one micro-batch on one rank. Raises ConfigError, naming what would fit, where they come out uneven."""
-    parts = world * accumulate
+    parts = world_size * accumulate
     share, rest = divmod(batch, parts)
     if rest:
         fitting = [str(n * parts) for n in (share, share + 1) if n]
         raise ConfigError(
-            f"data.batch {batch} cannot be dealt evenly to {world} rank(s) x {accumulate} micro-batch(es): "
+            f"data.batch {batch} cannot be dealt evenly to {world_size} rank(s) x {accumulate} micro-batch(es): "
             f"give {' or '.join(fitting)}"
         )
     return share
@@ -103,16 +107,16 @@ def even_share(batch: int, world: int, accumulate: int) -> int:
 class Batches(Dataset):
     """This rank's share of micro-batches by number: step * accumulate + a is micro-batch a of that optimizer step."""
 
-    feed: Feed
+    dataset: BatchSource
     share: int
     rank: int
-    world: int
+    world_size: int
 
     def __getitem__(self, number: int) -> Batch | ShardError:
         """The batch; or the error that the trainer has to raise, which would lose its one sentence on the way."""
-        start = (number * self.world + self.rank) * self.share
+        start = (number * self.world_size + self.rank) * self.share
         try:
-            return self.feed.batch(start, start + self.share)
+            return self.dataset.batch(start, start + self.share)
         except ShardError as error:
             return error
 

@@ -167,14 +167,13 @@ class Frame:
         fitted[: self.valid_h, : self.valid_w] = cv2.resize(mask, (self.valid_w, self.valid_h), interpolation=nearest)
         return fitted
 
-    def margin(self, logits: Tensor, resolution: Resolution) -> Tensor:
-        """By how much the class has the larger of logits [1, 2, S, S] (background, class), float32 [h, w].
+    def resize_margin(self, margin: Tensor, resolution: Resolution) -> Tensor:
+        """Bring a margin of class over background, float32 [1, 1, S, S], to where it is scored: [h, w].
 
         'compat' at original resolution stretches the square to max(H, W) pixels and cuts the image's size from it, as
         its originals do, though rounding to 8 has moved the image by up to some percent. Everything else stretches
         the valid region alone.
         """
-        margin = (logits[:, 1:] - logits[:, :1]).float()  # [1, 1, S, S]: interpolation and argmax of two maps in one
         height, width = self._scored(resolution)
         if self.rule == "compat" and resolution == "original":
             side = max(height, width)
@@ -184,9 +183,9 @@ class Frame:
             margin = interpolate(margin, (height, width), mode="bilinear", align_corners=False)
         return margin[0, 0]
 
-    def restore(self, logits: Tensor, resolution: Resolution) -> np.ndarray:
-        """The prediction uint8 [h, w] of logits [1, 2, S, S]: 1 where the `margin` is above 0."""
-        return (self.margin(logits, resolution) > 0).to(torch.uint8).cpu().numpy()
+    def restore(self, margin: Tensor, resolution: Resolution) -> np.ndarray:
+        """The prediction uint8 [h, w] of a margin [1, 1, S, S]: 1 where it is above 0 once resized."""
+        return (self.resize_margin(margin, resolution) > 0).to(torch.uint8).cpu().numpy()
 
     def truth(self, mask: np.ndarray, resolution: Resolution) -> np.ndarray:
         """The mask uint8 [H, W] where `restore` puts the prediction: [h, w]. Raises ShardError as `mask` does."""

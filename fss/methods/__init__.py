@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from fss.errors import WeightsError
-from fss.methods.bam import BAM
-from fss.methods.base import Method
+from fss.methods.base import EpisodeMethod, Method
 from fss.methods.base_learner import BaseLearner
 from fss.methods.gfsam import GFSAM
-from fss.methods.msanet import MSANet
+from fss.methods.msanet.bam import BAM
+from fss.methods.msanet.method import MSANet
 from fss.methods.mshnet import MSHNet
-from fss.methods.prior import PriorExtractor
+from fss.methods.prior.method import PriorExtractor
 from fss.methods.prototype import Prototype
-from fss.methods.qgnet import QGNet
-from fss.nn.weights import load_export
+from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import ExportHeader, load_export
 
 METHODS: dict[str, type[Method]] = {
     "prior": PriorExtractor,
@@ -26,15 +26,17 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def load_method(path: Path) -> tuple[Method, dict[str, str]]:
+def load_method(path: Path) -> tuple[EpisodeMethod, ExportHeader]:
     """The method that a run exported to `path`, with its weights, and the header of the file.
 
     Raises WeightsError where the file is damaged, holds none of METHODS that can be evaluated, or does not fit this
     version.
     """
     tensors, header = load_export(path)
-    name = header.get("method")
-    able = [known for known, method in METHODS.items() if method.predict is not Method.predict and method.learns]
+    name = header.method
+    able = [
+        known for known, method in METHODS.items() if issubclass(method, EpisodeMethod) and method.requires_training
+    ]
     if name not in able:
         raise WeightsError(
             f"{path} holds {name or 'weights without the name of a method'}, which is not evaluated on episodes: give "

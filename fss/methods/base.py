@@ -1,217 +1,277 @@
-"""The contract between a method and everything that runs it.
+"""The contract between a method and everything that trains, evaluates and saves it.
 
-A method is pure torch: it receives its collectives (`Peers`), never imports them, and does not care whether it runs on
-one process or on a thousand.
+A method is pure torch. It receives its collectives (`fss.collectives`) and never imports them, so it runs unchanged on
+one process or on many. There are three kinds, by what they are trained on or asked for: `ViewMethod` (augmented views
+of images), `LabelMethod` (label maps of known classes) and `EpisodeMethod` (episodes of a query and K supports).
 """
 
 import abc
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+from fss.collectives import Collectives, SingleProcess
+from fss.data.batch import BatchSpec
+from fss.nn.exports import ExportHeader
 
 Features = dict[str, Tensor]
 """What a method keeps of an image, or of a support image and its mask: tensors by name, each with a batch dimension of
-1. The evaluation stores them and hands them back as they are."""
+1. The evaluation caches them and passes them back unchanged."""
 
 Report = dict[str, Tensor]
-"""Scalars to log, detached, still on the device: reading one is a synchronisation, so only the logger does it."""
+"""Scalars to log, detached, still on the device: reading one waits for the device, so only the logger does it."""
 
 
-class Peers(Protocol):
-    """The other ranks, as far as a method may know them. Every call is collective, in one order on all ranks."""
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The options that every method has."""
 
-    rank: int
-    world: int
-
-    def gather(self, x: Tensor) -> Tensor:
-        """[n, ...] -> [world * n, ...] in rank order; same n on every rank; carries no gradient."""
-
-    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        """Rows of x [sum(send), ...]: send[r] consecutive rows go to rank r; gives [sum(receive), ...] by rank."""
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The element-wise sum over ranks, as a new tensor; carries no gradient."""
-
-    def mean_(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by its mean over ranks, in place, in one collective."""
-
-    def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by rank 0's, in place, in one collective."""
+    name: str
+    """The method."""
 
 
-class Alone:
-    """`Peers` of a single process."""
+@dataclass(frozen=True)
+class StepContext:
+    """Where a call stands in a training run."""
 
-    rank = 0
-    world = 1
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x.detach()
-
-    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        return x
-
-    def sum(self, x: Tensor) -> Tensor:
-        return x.detach().clone()
-
-    def mean_(self, tensors: list[Tensor]) -> None:
-        pass
-
-    def broadcast_(self, tensors: list[Tensor]) -> None:
-        pass
+    collectives: Collectives = field(default_factory=SingleProcess)
+    """Communication with the other ranks."""
+    step: int = 0
+    """The optimizer step, from 0."""
+    total_steps: int = 1
+    """Optimizer steps of the whole run."""
 
 
-class Method(abc.ABC):
-    """What the engine trains, saves, exports and evaluates without knowing which one it is.
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a method finds in a query, over the square of S x S pixels that it sees. Either `logits` or `mask` is given.
 
-    `trained` holds everything that has gradients and nothing else; it is all that DDP or DeepSpeed wraps. `replica`
-    holds what must survive a restart and be equal on all ranks but has no gradient (momentum encoders, queues).
+    Raises ValueError if both or none are given.
     """
 
-    Config: ClassVar[type]
-    """Frozen dataclass; every field has a docstring and becomes a command line option."""
-    learns: ClassVar[bool] = True
-    """Whether there is anything to train; without, `trained` is empty and `loss` raises TypeError."""
-    encodes_queries: ClassVar[bool] = False
-    """Whether a query needs more than `encode` gives: then `encode_query` is called, too."""
-    probable: ClassVar[bool] = True
-    """Whether the logits of `predict` are those of probabilities; else only their sign means the class."""
-    ablations: ClassVar[tuple[str, ...]] = ()
-    """Options which, where they are not what they are by default, make another system than the paper's main one."""
+    logits: Tensor | None = None
+    """Float [1, 2, S, S]: background, class."""
+    mask: Tensor | None = None
+    """Bool [S, S]: where the class is, from a method that decides without logits."""
+    score: Tensor | None = None
+    """With `mask`: how similar the query is to the supports, a scalar above 0, to choose between several classes."""
+    flags: tuple[str, ...] = ()
+    """What was unusual about this prediction, a few words each; an evaluation counts equal ones."""
 
-    trained: nn.Module
-    replica: nn.Module
+    def __post_init__(self) -> None:
+        if (self.logits is None) == (self.mask is None):
+            raise ValueError("a Prediction takes either logits or a mask")
+
+    @property
+    def margin(self) -> Tensor:
+        """By how much the class outweighs the background, float32 [1, 1, S, S]; above 0 where the class is predicted.
+
+        The difference of the logits; of a mask plus or minus its `score`, 1 if there is none.
+        """
+        if self.logits is not None:
+            return (self.logits[:, 1:] - self.logits[:, :1]).float()
+        assert self.mask is not None
+        margin = 2.0 * self.mask - 1
+        return (margin if self.score is None else self.score * margin)[None, None]
+
+    @property
+    def finite(self) -> bool:
+        """Whether no logit is NaN or infinite. Waits for the device."""
+        return self.logits is None or bool(torch.isfinite(self.logits).all())
+
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class Method(abc.ABC, Generic[ConfigT]):
+    """What is trained, saved, exported and evaluated without knowing which method it is.
+
+    `trainable` holds everything that has gradients and nothing else; it is all that DDP or DeepSpeed wraps.
+    `non_trainable` holds what has no gradient but must survive a restart and be equal on all ranks: momentum encoders,
+    queues, frozen networks.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    """Frozen dataclass; every field has a docstring and becomes a command line option."""
+    requires_training: ClassVar[bool] = True
+    """Whether there is anything to train. If not, `trainable` is empty and `loss` raises TypeError."""
+    ablations: ClassVar[tuple[str, ...]] = ()
+    """Options that, unless they have their default value, make another system than the paper's main one."""
+
+    config: ConfigT
+    trainable: nn.ModuleDict
+    non_trainable: nn.ModuleDict
+
+    @abc.abstractmethod
+    def __init__(self, config: ConfigT) -> None:
+        """Build the networks. Raises ConfigError or WeightsError if a file of weights is missing or does not fit."""
 
     @property
     @abc.abstractmethod
-    def consumes(self) -> Any:
-        """The spec of the batches that `loss` takes (see fss.data.batch); its type decides which loader feeds it."""
+    def batch_spec(self) -> BatchSpec:
+        """What `loss` takes (see fss.data.batch); its type decides which data set makes the batches."""
 
     @abc.abstractmethod
-    def loss(self, batch: Any, peers: Peers, step: int) -> tuple[Tensor, Report]:
-        """Scalar loss of one (micro-)batch at optimizer step `step`, with gradient to `trained`, and what to log."""
+    def loss(self, batch: Any, context: StepContext) -> tuple[Tensor, Report]:
+        """Compute the scalar loss of one (micro-)batch, with gradient to `trainable`, and the scalars to log.
 
-    @abc.abstractmethod
-    def after_step(self, peers: Peers) -> None:
-        """Called once after every optimizer step: momentum update, enqueue, running statistics.
-
-        Leaves `trained` (buffers included) and `replica` equal on all ranks.
+        batch: of the type that belongs to `batch_spec`. Collective. Raises TypeError if there is nothing to train.
         """
 
-    def param_groups(self) -> list[dict]:
-        """Optimizer parameter groups; a group may carry 'lr_scale'."""
-        return [{"params": [p for p in self.trained.parameters() if p.requires_grad]}]
+    def after_step(self, context: StepContext) -> None:
+        """Update what has no gradient after an optimizer step: momentum encoder, queues, running statistics.
 
-    def briefing(self, images: int, global_batch: int) -> list[str]:
-        """Sentences for the start of a run: the band where the loss should lie, and what of this set-up is unwise."""
+        Leaves `trainable` (buffers included) and `non_trainable` equal on all ranks. Collective.
+        """
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups; a group may have an 'lr_scale', a factor on the learning rate."""
+        return [{"params": [p for p in self.trainable.parameters() if p.requires_grad]}]
+
+    def startup_messages(self, images: int, batch: int) -> list[str]:
+        """Sentences for the start of a run over `images` images, `batch` an optimizer step over all ranks.
+
+        They name the range in which the loss should lie, and settings that are unwise for this set.
+        """
         return []
 
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
-        """Sentences about what looks wrong in a logged report."""
+        """Sentences about what looks wrong in the logged report of a step."""
         return []
 
-    def chance(self) -> dict[str, float]:
-        """Name of a logged value -> what guessing gives."""
+    def chance_levels(self) -> dict[str, float]:
+        """Name of a logged value -> the value that guessing gives."""
         return {}
 
     def distributions(self) -> dict[str, Tensor]:
-        """What to look at as histograms, values [n] by name. Asked for on one rank, after a step that is logged."""
+        """Values [n] by name, to be logged as histograms. Called on one rank, after a step that is logged."""
         return {}
 
-    def variant(self) -> str:
-        """What makes this another system than the paper's main one: options and values, "" where nothing does."""
+    def ablation(self) -> str:
+        """The options that make this another system than the paper's main one, with their values; "" if none do."""
         given = [(option.name, getattr(self.config, option.name), option.default) for option in fields(self.Config)]
         return ", ".join(f"{name} {value}" for name, value, usual in given if name in self.ablations and value != usual)
 
-    def cautions(self, images_seen: int) -> list[str]:
-        """Sentences on what keeps a run over `images_seen` images from being compared with the paper's figures."""
+    def caveats(self, images_seen: int) -> list[str]:
+        """Sentences on why a run over `images_seen` images must not be compared with the paper's figures."""
         return []
 
-    def teach(self, classes: Mapping[int, str], peers: Peers) -> None:
-        """Called once, before anything is trained on label maps: the classes to learn, id -> name by ascending id.
+    def seen_classes(self) -> dict[int, str]:
+        """Class id -> name of the classes on whose labels a part of this method was trained before.
 
-        peers: those that every batch will be shared with.
-        """
-        raise TypeError(f"{type(self).__name__} learns no classes by name")
-
-    def segment(self, image: Tensor) -> Tensor:
-        """Logits [B, 1 + n, h, w] of the background and the n classes that were taught, for standardised images."""
-        raise TypeError(f"{type(self).__name__} knows no classes by name")
-
-    def learnt(self) -> dict[int, str]:
-        """Class id -> name of the classes that a part of this method was trained on beforehand, with their labels.
-
-        None of them may be novel; where there are any, they must be the base classes that training may learn from.
+        None of them may be novel. If there are any, they must be the base classes that training may learn from.
         """
         return {}
 
-    def start_from(self, path: Path) -> list[str]:
-        """Warm start: take over the weights in a file; gives sentences that say what was taken and what starts anew.
+    def init_from(self, path: Path) -> list[str]:
+        """Warm start: load the weights in a file. Returns sentences on what was loaded and what starts anew.
 
-        Raises WeightsError where the file does not fit.
+        Raises WeightsError if the file does not fit, TypeError if this method cannot start from a file.
         """
         raise TypeError(f"{type(self).__name__} starts from no file")
 
     def compile(self) -> None:
-        """Have torch.compile work on what takes the time."""
+        """Compile the parts that take the time with torch.compile. Raises TypeError if there are none."""
         raise TypeError(f"{type(self).__name__} has nothing to compile")
 
-    def embed(self, image: Tensor) -> Tensor:
-        """One descriptor per image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method computes it."""
-        raise TypeError(f"{type(self).__name__} has no descriptor for a whole image")
+    def export(self) -> tuple[dict[str, Tensor], ExportHeader]:
+        """The weights that other jobs start from, under public names, and what is known about them.
 
+        Raises TypeError if this method exports nothing.
+        """
+        raise TypeError(f"{type(self).__name__} exports nothing")
+
+
+class ViewMethod(Method[ConfigT]):
+    """A method that is pretrained on augmented views and used as a frozen feature extractor."""
+
+    @abc.abstractmethod
+    def embed(self, image: Tensor) -> Tensor:
+        """One descriptor an image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method computes it."""
+
+    @abc.abstractmethod
     def dense(self, image: Tensor) -> Tensor:
         """The feature map that a frozen use of this method works with, uint8 [B, 3, H, W] -> [B, C, h, w]."""
-        raise TypeError(f"{type(self).__name__} has no feature maps")
 
-    def encode(self, image: Tensor) -> Features:
-        """What is needed of an image in an episode, as query or as support, whatever the class.
 
-        image: float32 [1, 3, S, S], standardised, S such that `Config(size=S)` takes it. Computed once per image and
-        stored by the evaluation, so it holds nothing that `describe` and `predict` do not need.
+class LabelMethod(Method[ConfigT]):
+    """A method that segments classes known by name and is trained on their label maps."""
+
+    @abc.abstractmethod
+    def set_classes(self, classes: Mapping[int, str], collectives: Collectives) -> None:
+        """Set the classes to learn, id -> name by ascending id. Called once, before training.
+
+        collectives: those of the ranks that share every batch.
         """
-        raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
+
+    @abc.abstractmethod
+    def segment(self, image: Tensor) -> Tensor:
+        """Logits [B, 1 + n, h, w] of the background and the n classes that were set, for normalized images."""
+
+
+class EpisodeMethodConfig(MethodConfig):
+    """The options of a method that is evaluated on episodes."""
+
+    size: int
+    """Side of the images that the method sees, pixels."""
+
+
+EpisodeConfigT = TypeVar("EpisodeConfigT", bound=EpisodeMethodConfig)
+
+
+class EpisodeMethod(Method[EpisodeConfigT]):
+    """A method that segments a query, given K support images with masks of a class.
+
+    The order of calls is that of `fss.evaluate.predictor.EpisodePredictor`: `encode` for every image, `encode_query`
+    for the query if `needs_query_encoding`, `encode_support` for every support, then `predict`.
+    """
+
+    needs_query_encoding: bool = False
+    """Whether a query needs more than `encode` gives: then `encode_query` is called, too."""
+    has_probabilities: ClassVar[bool] = True
+    """Whether the logits of a prediction are those of probabilities; if not, only their sign has a meaning."""
+
+    @abc.abstractmethod
+    def encode(self, image: Tensor) -> Features:
+        """Compute what an episode needs of an image, as query or as support, whatever the class.
+
+        image: float32 [1, 3, S, S], normalized, S such that `Config(size=S)` takes it. Computed once an image and
+        cached by the evaluation, so it holds nothing that `encode_support` and `predict` do not need.
+        """
 
     def encode_query(self, image: Tensor) -> Features:
-        """What is needed of an image only where it is the query; `predict` gets it together with what `encode` gave.
+        """Compute what is needed of an image only as the query; `predict` gets it together with `encode`'s.
 
-        Stored like that. Only called of a method that `encodes_queries`.
+        image: as for `encode`. Cached likewise. Called only if `needs_query_encoding`.
         """
         raise TypeError(f"{type(self).__name__} needs no more of a query than of a support")
 
-    def describe(self, features: Features, mask: Tensor) -> Features:
-        """What a support image says about the class of its mask: uint8 [1, S, S], 1 the class, 0 not, 255 unknown.
+    @abc.abstractmethod
+    def encode_support(self, features: Features, mask: Tensor) -> Features:
+        """Describe the class that a support shows, from `encode`'s features and its mask.
 
-        Stored by the evaluation per image and class.
+        mask: uint8 [1, S, S], 1 the class, 0 not, 255 unknown. Cached by image and class.
         """
-        raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
 
-    def predict(self, query: Features, supports: list[Features]) -> Tensor:
-        """Logits [1, 2, S, S] (background, class) of a query given K >= 1 descriptions from `describe`."""
-        raise TypeError(f"{type(self).__name__} cannot be evaluated on episodes")
-
-    def remarks(self) -> tuple[str, ...]:
-        """What was unusual about the last prediction, a few words each; an evaluation counts equal ones."""
-        return ()
+    @abc.abstractmethod
+    def predict(self, query: Features, supports: list[Features]) -> Prediction:
+        """Segment a query, given K >= 1 descriptions from `encode_support`."""
 
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        """Maps [h, w] in 0..1 by name that show people how a prediction came about; for the report and for recall.
+        """Maps [h, w] in 0..1 by name that show how a prediction came about; for reports and for recall.
 
         query: from `encode`.
         """
         return {}
 
-    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The weights that other jobs start from (public names), and what is known of them."""
-        raise TypeError(f"{type(self).__name__} exports nothing")
-
     @classmethod
-    def restore(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Self:
-        """The method whose `export` this is, ready to be evaluated; no other file is needed.
+    def restore(cls, tensors: Mapping[str, Tensor], header: ExportHeader) -> Self:
+        """Rebuild the method from its export, ready to be evaluated; no other file is needed.
 
-        Raises WeightsError or ConfigError where tensors and header do not fit each other or this version.
+        Raises WeightsError or ConfigError if tensors and header do not fit each other or this version.
         """
         raise TypeError(f"{cls.__name__} cannot be restored from a file")

@@ -1,63 +1,90 @@
 """What all methods over a frozen backbone have in common: how they are evaluated, exported and restored."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from fss.collectives import Collectives
 from fss.data.batch import EpisodeSpec
-from fss.errors import WeightsError
-from fss.methods.base import Method, Peers
-from fss.methods.episodic_config import EpisodicConfig, ImageNetConfig
-from fss.nn.backbones import Backbone, BatchNorm, make_backbone
+from fss.errors import WeightsError, at_least, feature_size
+from fss.methods.base import EpisodeMethod, EpisodeMethodConfig
+from fss.nn.backbones import Backbone, BackboneName, BatchNorm, Stem, make_backbone
+from fss.nn.exports import ExportHeader, load_export
 from fss.nn.fem import IGNORE
 from fss.nn.region import resize
-from fss.nn.weights import load_backbone, load_export
+from fss.nn.weights import load_backbone
 
 
-class Episodic(Method):
-    """A method that looks at episodes through networks that stay as they are (`replica`).
+@dataclass(frozen=True, kw_only=True)
+class EpisodicConfig(EpisodeMethodConfig):
+    """Which frozen backbone looks at the images, and at what size."""
+
+    size: int = 473
+    """Side of the training crops and, unless another is asked for, of evaluated images, pixels: 8k + 1."""
+    backbone: BackboneName = "resnet50"
+    """The frozen feature extractor."""
+    stem: Stem = "torchvision"
+    """How a ResNet begins and where it strides; published few-shot results use 'deep'."""
+
+    def __post_init__(self) -> None:
+        at_least("method", self, size=33)
+        feature_size("method.size", self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetConfig(EpisodicConfig):
+    """A backbone with weights of its own file, as ImageNet trained them."""
+
+    backbone_weights: str | None = None
+    """File of the backbone's weights, of its `stem`; none: random weights."""
+
+    def random_weights_caveat(self) -> list[str]:
+        """The caution that belongs to a backbone without weights."""
+        if self.backbone_weights:
+            return []
+        return ["The backbone has random weights: its scores show that the parts fit together and no more."]
+
+
+BackboneConfigT = TypeVar("BackboneConfigT", bound=EpisodicConfig)
+
+
+class FrozenBackboneMethod(EpisodeMethod[BackboneConfigT]):
+    """A method that looks at episodes through networks that stay as they are (`non_trainable`).
 
     The constructor of one that learns takes the config and, from `restore`, the `header` of an export: then it reads no
     file that the config names.
     """
 
-    config: EpisodicConfig
-
     @property
-    def consumes(self) -> EpisodeSpec:
+    def batch_spec(self) -> EpisodeSpec:
         return EpisodeSpec(size=self.config.size)
 
-    def after_step(self, peers: Peers) -> None:
-        pass
-
-    def facts(self) -> dict[str, Any]:
-        """What an export says beside the config and the weights, as JSON, for the constructor to find in its header."""
+    def export_metadata(self) -> dict[str, Any]:
+        """Fields of the export's header beside method and config, which the constructor finds there when restored."""
         return {}
 
-    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def export(self) -> tuple[dict[str, Tensor], ExportHeader]:
         """All that an evaluation needs, frozen networks included, and the configuration."""
-        known = {"config": asdict(self.config), **self.facts()}
-        header = {"format": "pt", "method": self.config.name}
-        return self._state(), header | {key: json.dumps(value, sort_keys=True) for key, value in known.items()}
+        header = ExportHeader(format="pt", method=self.config.name, config=asdict(self.config))
+        return self._state(), replace(header, **self.export_metadata())
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Self:
-        method = cls(cls.Config(**json.loads(header["config"])), header=header)
+    def restore(cls, tensors: Mapping[str, Tensor], header: ExportHeader) -> Self:
+        method = cls(cls.Config(**(header.config or {})), header=header)
         method._load(tensors)
         return method
 
-    def start_from(self, path: Path) -> list[str]:
+    def init_from(self, path: Path) -> list[str]:
         """Begin from an export of the same method and shape, its frozen networks included."""
         tensors, header = load_export(path)
         name = self.config.name
-        if header.get("method") != name:
-            held = header.get("method", "something else")
+        if header.method != name:
+            held = header.method or "something else"
             raise WeightsError(f"{path} holds {held}, not {name}: start from the export of a run of meta_train.py")
         try:
             self._load(tensors)
@@ -66,7 +93,7 @@ class Episodic(Method):
         return [f"all weights, those of the frozen networks included, start from {path}"]
 
     def _state(self) -> dict[str, Tensor]:
-        parts = {"trained": self.trained, "replica": self.replica}
+        parts = {"trained": self.trainable, "replica": self.non_trainable}
         return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -77,13 +104,13 @@ class Episodic(Method):
                 f"{odd[0]} and {len(odd) - 1} other tensors are missing, unknown or of another shape: take the options "
                 "of method from the run that wrote it"
             )
-        for part, module in (("trained.", self.trained), ("replica.", self.replica)):
+        for part, module in (("trained.", self.trainable), ("replica.", self.non_trainable)):
             module.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
         """Without dropout and batch statistics, whatever mode the training left."""
-        parts = [part for part in (self.trained, self.replica) if part.training]
+        parts = [part for part in (self.trainable, self.non_trainable) if part.training]
         for part in parts:
             part.eval()
         try:
@@ -95,7 +122,7 @@ class Episodic(Method):
 
 
 def imagenet_backbone(
-    config: ImageNetConfig, header: Mapping[str, str] | None = None, *, dilated: bool = True, bn: BatchNorm = "frozen"
+    config: ImageNetConfig, header: ExportHeader | None = None, *, dilated: bool = True, bn: BatchNorm = "frozen"
 ) -> Backbone:
     """The backbone that `config` asks for, with the weights of its file unless `header` says that others will come.
 
@@ -108,7 +135,7 @@ def imagenet_backbone(
 
 
 @torch.no_grad()
-def tally(logits: Tensor, mask: Tensor, peers: Peers) -> tuple[Tensor, Tensor]:
+def tally(logits: Tensor, mask: Tensor, collectives: Collectives) -> tuple[Tensor, Tensor]:
     """How many pixels are known in a rank's part of the batch, on average over ranks, and the batch's IoU of the class.
 
     logits: [B, 2, h, w]; mask: uint8 [B, S, S] of 0, 1 and 255. Divided by that number, a loss that sums over known
@@ -119,6 +146,6 @@ def tally(logits: Tensor, mask: Tensor, peers: Peers) -> tuple[Tensor, Tensor]:
     truth, known = mask == 1, mask != IGNORE
     found = (resize(logits.float(), mask.shape[1:]).argmax(1) == 1) & known  # [B, S, S]
     shared, either = (found & truth).sum(), (found | truth).sum()
-    totals = peers.sum(torch.stack([known.sum(), either]))
-    pixels, union = totals.clamp(min=1) / peers.world
+    totals = collectives.all_reduce(torch.stack([known.sum(), either]))
+    pixels, union = totals.clamp(min=1) / collectives.world_size
     return pixels, shared / union

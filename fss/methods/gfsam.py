@@ -5,94 +5,136 @@ mask covers which point makes a graph, whose clusters decide what is merged (4.2
 in fss.nn.alignment and fss.nn.pointgraph, decision by decision.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss.data.batch import EpisodeBatch, EpisodeSpec
-from fss.methods.base import Features, Method, Peers, Report
-from fss.methods.gfsam_config import GFSAMConfig
+from fss.errors import ConfigError, at_least
+from fss.methods.base import EpisodeMethod, EpisodeMethodConfig, Features, Prediction, Report, StepContext
 from fss.nn import alignment
-from fss.nn.alignment import Alignment, align, prompts, stretched, unit_features
-from fss.nn.dino import load_dino
+from fss.nn.alignment import Alignment, align, min_max_scaled, prompts, unit_features
+from fss.nn.dino import PATCH, DinoName, load_dino
 from fss.nn.gfsam_rules import Rules
 from fss.nn.pointgraph import segment
-from fss.nn.sam import STRIDE, load_sam
+from fss.nn.sam import NATIVE, STRIDE, SamName, load_sam
+
+
+@dataclass(frozen=True, kw_only=True)
+class GFSAMConfig(Rules, EpisodeMethodConfig):
+    """GF-SAM: the defaults are the published code with the paper's networks."""
+
+    name: Literal["gfsam"] = "gfsam"
+    """The method."""
+    size: int = 1024
+    """Side of the images, pixels: what SAM sees. 1024, but for vit_t any multiple of 16."""
+    dino: DinoName = "vitl14"
+    """The DINOv2 whose features are compared."""
+    dino_weights: str | None = None
+    """File of its weights, official (.pth) or safetensors; none: random weights."""
+    dino_size: int = 518
+    """Side of the images that DINOv2 sees, pixels: a multiple of 14. 518 is what its positions were trained for."""
+    antialias: bool = False
+    """Whether pixels are averaged where the image shrinks to that size; the published figures were made without."""
+    sam: SamName = "vit_h"
+    """The SAM that makes the masks; vit_t is MobileSAM."""
+    sam_weights: str | None = None
+    """File of its weights, official (.pth) or safetensors; none: random weights."""
+    features: Literal["dino", "sam"] = "dino"
+    """Whose features are compared. 'sam', an ablation (A.5.1): the embeddings that SAM makes its masks of."""
+    compile: bool = False
+    """Have torch.compile work on the image encoders: minutes at first, then faster on a GPU."""
+
+    @property
+    def backbone(self) -> str:
+        """What makes the features, as configs/published.yaml names it; the paper's main figures are with SAM vit_h."""
+        if self.features == "sam":
+            return f"SAM {self.sam}"
+        return f"dinov2_{self.dino}" + ("" if self.sam == "vit_h" else f", SAM {self.sam}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("method", self, size=4 * STRIDE, dino_size=PATCH)
+        if self.sam != "vit_t" and self.size != NATIVE:
+            raise ConfigError(f"method.size is {self.size} but SAM {self.sam} takes {NATIVE} alone: give that")
+        if self.size % STRIDE:
+            near = round(self.size / STRIDE) * STRIDE
+            raise ConfigError(f"method.size is {self.size}: give a multiple of {STRIDE}, such as {near}")
+        if self.dino_size % PATCH:
+            near = round(self.dino_size / PATCH) * PATCH
+            raise ConfigError(f"method.dino_size is {self.dino_size}: give a multiple of {PATCH}, such as {near}")
+
 
 NO_POINT = "no point was found, so nothing was segmented"
-STEPS = 1024  # of the margin: with few digits, what interpolates to 0 at a mask's edge does so whatever its size
+STEPS = 1024  # of a score: with few digits, a margin that interpolates to 0 at a mask's edge does so at any score
 FALLBACK = "no mask passed both gates, so the best one alone was taken"
 
 
-class GFSAM(Method):
-    """See the module. `trained` is empty, `replica` has both networks.
+class GFSAM(EpisodeMethod[GFSAMConfig]):
+    """See the module. `trainable` is empty, `non_trainable` has both networks.
 
     All images go through DINOv2, queries alone through SAM's encoder.
     """
 
     Config = GFSAMConfig
     ablations = ("features", *(f.name for f in fields(Rules) if f.default is not None and f.name != "reading"))
-    learns = False
-    probable = False
+    requires_training = False
+    has_probabilities = False
 
     def __init__(self, config: GFSAMConfig):
         """Raises WeightsError where a file of weights does not fit."""
         self.config = c = config
-        self.encodes_queries = c.features == "dino"  # else `encode` has SAM's embedding already
-        self.trained = nn.ModuleDict()
-        self.replica = nn.ModuleDict({"sam": load_sam(c.sam, c.sam_weights and Path(c.sam_weights))})
+        self.needs_query_encoding = c.features == "dino"  # else `encode` has SAM's embedding already
+        self.trainable = nn.ModuleDict()
+        self.non_trainable = nn.ModuleDict({"sam": load_sam(c.sam, c.sam_weights and Path(c.sam_weights))})
         if c.features == "dino":
-            self.replica["dino"] = load_dino(c.dino, c.dino_weights and Path(c.dino_weights))
-        self.replica.requires_grad_(False).eval()
+            self.non_trainable["dino"] = load_dino(c.dino, c.dino_weights and Path(c.dino_weights))
+        self.non_trainable.requires_grad_(False).eval()
         if c.compile:
             self.compile()
-        self._remarks: tuple[str, ...] = ()
 
     def compile(self) -> None:
-        self.replica["sam"].image_encoder.compile()
-        if "dino" in self.replica:
-            self.replica["dino"].compile()
+        self.non_trainable["sam"].image_encoder.compile()
+        if "dino" in self.non_trainable:
+            self.non_trainable["dino"].compile()
 
     @property
-    def consumes(self) -> EpisodeSpec:
+    def batch_spec(self) -> EpisodeSpec:
         return EpisodeSpec(size=self.config.size)
 
-    def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
+    def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
         raise TypeError("GF-SAM learns nothing: evaluate it with launch/evaluate.py")
-
-    def after_step(self, peers: Peers) -> None:
-        pass
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Features:
         """Unit features of the patches, [1, g g, C]: of DINOv2 L 6 MB."""
         c = self.config
         if c.features == "sam":
-            embedding = self.replica["sam"].encode(image)  # [1, 256, S/16, S/16]
+            embedding = self.non_trainable["sam"].encode(image)  # [1, 256, S/16, S/16]
             tokens = embedding.flatten(2).mT
             return {"features": unit_features(tokens[0], c)[None], "embedding": embedding}
         small = F.interpolate(image, (c.dino_size,) * 2, mode="bilinear", antialias=c.antialias)
-        return {"features": unit_features(self.replica["dino"](small)[0], c)[None]}
+        return {"features": unit_features(self.non_trainable["dino"](small)[0], c)[None]}
 
     @torch.no_grad()
     def encode_query(self, image: Tensor) -> Features:
         """SAM's embedding, [1, 256, S/16, S/16]: at 1024 px 4 MB."""
-        return {"embedding": self.replica["sam"].encode(image)}
+        return {"embedding": self.non_trainable["sam"].encode(image)}
 
     @torch.no_grad()
-    def describe(self, features: Features, mask: Tensor) -> Features:
+    def encode_support(self, features: Features, mask: Tensor) -> Features:
         with _exact(mask):
-            return alignment.describe(features["features"][0], mask, self.config)
+            return alignment.encode_support(features["features"][0], mask, self.config)
 
     @torch.no_grad()
-    def predict(self, query: Features, supports: list[Features]) -> Tensor:
-        """The class above 0 and the background below; how far says how alike the query and the supports are.
+    def predict(self, query: Features, supports: list[Features]) -> Prediction:
+        """Predict a mask; its score is the largest mean similarity of the query to the supports, in 0..1.
 
-        It is the same all over the image, and of use where several classes claim a place: the one whose supports are
-        the most like some position of the query, by the mean similarity, has the largest margin.
+        If several classes claim a pixel, the one whose supports are most similar to some position of the query wins.
         """
         return self.merge(query, *self.candidates(query, supports))
 
@@ -101,35 +143,31 @@ class GFSAM(Method):
         """The points that are chosen in a query, and the mask of each, logits [N, S/4, S/4]."""
         found = self._align(query, supports)
         pixels = prompts(found.points, found.grid, _size(query), self.config)
-        return found, self.replica["sam"].masks(query["embedding"], pixels)
+        return found, self.non_trainable["sam"].masks(query["embedding"], pixels)
 
     @torch.no_grad()
-    def merge(self, query: Features, found: Alignment, logits: Tensor) -> Tensor:
+    def merge(self, query: Features, found: Alignment, logits: Tensor) -> Prediction:
         """The second half of `predict`, of what `candidates` gives."""
         with _exact(logits):
             outcome = segment(query["features"][0], found, logits, _size(query), self.config)
         unusual = {NO_POINT: len(logits) == 0, FALLBACK: outcome.fallback}
-        self._remarks = tuple(remark for remark, applies in unusual.items() if applies)
-        alike = (1 + found.mean.max()) / 2  # in 0..1
-        alike = (alike * STEPS).ceil().clamp(1, STEPS) / STEPS
-        margin = alike * (2.0 * outcome.mask - 1)  # [S, S]
-        return torch.stack([-margin, margin])[None]
-
-    def remarks(self) -> tuple[str, ...]:
-        return self._remarks
+        flags = tuple(flag for flag, applies in unusual.items() if applies)
+        similarity = (1 + found.mean.max()) / 2  # in 0..1
+        score = (similarity * STEPS).ceil().clamp(1, STEPS) / STEPS
+        return Prediction(mask=outcome.mask, score=score, flags=flags)
 
     @torch.no_grad()
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
         found = self._align(query, supports)
         named = {"mean similarity": found.mean, "max similarity": found.max, "background similarity": found.negative}
-        stretched_maps = {name: stretched(x.flatten()).view_as(x) for name, x in named.items()}
+        stretched_maps = {name: min_max_scaled(x.flatten()).view_as(x) for name, x in named.items()}
         return stretched_maps | {"points are chosen by": found.select}
 
     def _align(self, query: Features, supports: list[Features]) -> Alignment:
         with _exact(query["features"]):
             return align(query["features"][0], supports, self.config)
 
-    def cautions(self, images_seen: int) -> list[str]:
+    def caveats(self, images_seen: int) -> list[str]:
         c = self.config
         given = {"SAM": c.sam_weights, "DINOv2": c.dino_weights or c.features == "sam"}
         said = [

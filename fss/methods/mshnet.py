@@ -4,28 +4,76 @@ At every layer of a frozen ResNet's last three stages a query is compared with t
 by its prototype and pixel by pixel. What is learned sees only how similar they are, never the features themselves: the
 symmetric merging blocks join layers, shots and similarities, and an inverted pyramid joins the scales.
 
-Training and evaluation compute the same function in two orders: `loss` compares a whole batch, `encode`, `describe` and
+Training and evaluation compute the same function in two orders: `loss` compares a whole batch, `encode`, `encode_support` and
 `predict` go image by image, so that an evaluation can keep what belongs to an image. docs/mshnet.md says what the paper
 leaves open and what is done about it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from fss.collectives import Collectives, SingleProcess
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone, Features, Peers, Report
-from fss.methods.episodic import Episodic, imagenet_backbone, tally
-from fss.methods.mshnet_config import MSHNetConfig
+from fss.errors import ConfigError, at_least
+from fss.methods.base import Features, Prediction, Report, StepContext
+from fss.methods.episodic import FrozenBackboneMethod, ImageNetConfig, imagenet_backbone, tally
+from fss.nn.exports import ExportHeader
 from fss.nn.fem import inner_loss, segmentation_loss
 from fss.nn.hyperrelation import GenerativeSimilarity, ObjectPixels, object_pixels, object_positions, relate
 from fss.nn.merging import InvertedPyramid
-from fss.nn.norm import Standardise, synchronise
-from fss.nn.region import resize, stretch, unit_rows
+from fss.nn.norm import Normalize, synchronise
+from fss.nn.region import flatten_normalize, min_max, resize
 from fss.nn.resnet import LAYOUTS
 from fss.nn.similarity import averages, relu_cosine_mean
+
+Similarity = Literal["prototype", "cosine"]
+
+WIDTH = 128  # gives the paper's numbers of parameters (docs/mshnet.md)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSHNetConfig(ImageNetConfig):
+    """MSHNet: the defaults are the paper's network as docs/mshnet.md completes it (473 px, ResNet-50)."""
+
+    name: Literal["mshnet"] = "mshnet"
+    """The method."""
+    backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
+    """The frozen feature extractor, not dilated; every residual block of its last three stages is a layer."""
+    similarities: Literal["both", "cosine", "prototype"] = "both"
+    """What relates a query to its supports (the paper's Table 4)."""
+    width: int = WIDTH
+    """Channels of the finest of three scales, a multiple of 4; each coarser one has twice as many."""
+    dilations: list[int] = field(default_factory=lambda: [2, 4, 6])
+    """Rates of the atrous convolutions that follow the shots, in positions of a map."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("method", self, width=4)
+        if self.width % 4:
+            raise ConfigError(f"method.width is {self.width}: give a multiple of 4, such as {WIDTH}")
+        if not self.dilations or min(self.dilations) < 1:
+            raise ConfigError(f"method.dilations is {self.dilations}: give rates that are each at least 1")
+
+    @property
+    def names(self) -> tuple[Similarity, ...]:
+        """The similarities, in the order in which their branches are merged."""
+        return ("prototype", "cosine") if self.similarities == "both" else (self.similarities,)
+
+    def deviations_from_paper(self) -> list[str]:
+        """What keeps a run from the paper's figures."""
+        said = self.random_weights_caveat()
+        if self.width != WIDTH:
+            said.append(
+                f"method.width is {self.width}: the network has {(self.width / WIDTH) ** 2:.2g} times the parameters "
+                "of the paper's, not to be compared with its figures."
+            )
+        return said
+
 
 BLOCKS = (2, 3, 4)  # of the backbone, fine to coarse: conv3_x to conv5_x of He et al.
 
@@ -33,47 +81,47 @@ Similarities = dict[str, Tensor]
 """Maps [B, K, L, h, w] of a block's L layers by the name of the similarity."""
 
 
-class MSHNet(Episodic):
-    """See the module. `trained` has the W of Eq. 4 and all that merges similarities, `replica` the backbone."""
+class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
+    """See the module. `trainable` has the W of Eq. 4 and all that merges similarities, `non_trainable` the backbone."""
 
     Config = MSHNetConfig
     ablations = ("similarities",)
 
-    def __init__(self, config: MSHNetConfig, *, header: Mapping[str, str] | None = None):
+    def __init__(self, config: MSHNetConfig, *, header: ExportHeader | None = None):
         """With the `header` of an export, no file that `config` names is read: `restore` loads the weights.
 
         Raises ConfigError or WeightsError where a file is missing or does not fit.
         """
         self.config = c = config
-        self._peers: Peers = Alone()
+        self._collectives: Collectives = SingleProcess()
         backbone = imagenet_backbone(c, header, dilated=False)
-        self.replica = nn.ModuleDict({"standardise": Standardise(), "backbone": backbone})
+        self.non_trainable = nn.ModuleDict({"standardise": Normalize(), "backbone": backbone})
         _, depths = LAYOUTS[c.backbone]
         layers = depths[1:]  # of blocks 2, 3 and 4
-        self.trained = nn.ModuleDict()
+        self.trainable = nn.ModuleDict()
         if "prototype" in c.names:
-            self.trained["generative"] = nn.ModuleList(
+            self.trainable["generative"] = nn.ModuleList(
                 GenerativeSimilarity(n, backbone.channels[block]) for n, block in zip(layers, BLOCKS, strict=True)
             )
-        self.trained["pyramid"] = InvertedPyramid(c.names, layers, c.width, c.dilations)
-        synchronise(self.trained, lambda: self._peers)
+        self.trainable["pyramid"] = InvertedPyramid(c.names, layers, c.width, c.dilations)
+        synchronise(self.trainable, lambda: self._collectives)
 
-    def loss(self, batch: EpisodeBatch, peers: Peers, step: int) -> tuple[Tensor, Report]:
+    def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
         """Cross-entropy of the prediction plus the mean of the three levels' (Eq. 1), nats, at the size of the mask.
 
         Every known pixel of the batch of all ranks weighs the same, and batch norm takes its statistics over all ranks:
         the mean over ranks of a rank's loss, gradient and report is what one rank with all their episodes would have.
         """
-        self._peers = peers
+        self._collectives = context.collectives
         mask = batch.query_mask
         logits, inner = self.forward(batch)
-        pixels, iou = tally(logits, mask, peers)
+        pixels, iou = tally(logits, mask, context.collectives)
         main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
         return main + levels, {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
         """Logits [B, 2, h, w] of the queries and those of the levels, fine to coarse."""
-        return self.trained["pyramid"](self.similarities(batch))
+        return self.trainable["pyramid"](self.similarities(batch))
 
     def similarities(self, batch: EpisodeBatch) -> list[Similarities]:
         """For each block what all its layers say of a batch; W of Eq. 4 has a gradient."""
@@ -87,7 +135,7 @@ class MSHNet(Episodic):
             relation = relate(query[block], [shot.pop(block) for shot in shots], cosine="cosine" in names)
             maps = {}
             if "prototype" in names:
-                generative = self.trained["generative"][i]
+                generative = self.trainable["generative"][i]
                 queries = generative.of_queries(query[block])  # [B, L, h, w]
                 maps["prototype"] = generative(generative.of_prototypes(relation.prototypes), queries)
             if relation.cosine is not None:
@@ -97,15 +145,12 @@ class MSHNet(Episodic):
 
     def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
         """Block -> its L layers of images [B, 3, S, S], before their ReLU: [B, C, h, w] each."""
-        return self.replica["backbone"].layers(self.replica["standardise"](image)).inner
+        return self.non_trainable["backbone"].layers(self.non_trainable["standardise"](image)).inner
 
     def _objects(self, support: Tensor, mask: Tensor) -> dict[int, ObjectPixels]:
         """Block -> what its layers show of the object in supports [B, 3, S, S] with masks [B, S, S]."""
         layers = self._layers(support)
         return {block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()}
-
-    def after_step(self, peers: Peers) -> None:
-        """Nothing: batch norm is synchronised in the forward pass."""
 
     def encode(self, image: Tensor) -> Features:
         """At 473 px 57 MB with a ResNet-50 and 120 MB with a ResNet-101, all but 0.3 MB of them the unit vectors that
@@ -117,15 +162,15 @@ class MSHNet(Episodic):
                 layers = inner.pop(block)
                 h, w = layers[0].shape[2:]
                 if "prototype" in self.config.names:
-                    generative = self.trained["generative"][i]
+                    generative = self.trainable["generative"][i]
                     features[f"query {block}"] = generative.of_queries(layers)  # [1, L, h, w]
                     features[f"support {block}"] = generative.of_supports(layers)  # [1, L, h, w]
                 if "cosine" in self.config.names:
-                    pixels = torch.stack([unit_rows(x) for x in layers], 1)  # [1, L, h w, C]
+                    pixels = torch.stack([flatten_normalize(x) for x in layers], 1)  # [1, L, h w, C]
                     features[f"pixels {block}"] = pixels.unflatten(2, (h, w))
             return features
 
-    def describe(self, features: Features, mask: Tensor) -> Features:
+    def encode_support(self, features: Features, mask: Tensor) -> Features:
         """The unit vectors at the n positions of the object, and what W of Eq. 4 says of their prototype."""
         description = {}
         for block in BLOCKS:
@@ -140,18 +185,18 @@ class MSHNet(Episodic):
                 description[f"columns {block}"] = pixels.flatten(2, 3)[:, :, index]  # [1, L, n, C]
         return description
 
-    def predict(self, query: Features, supports: list[Features]) -> Tensor:
+    def predict(self, query: Features, supports: list[Features]) -> Prediction:
         size = int(query["size"])
         with self._evaluation():
-            logits, _ = self.trained["pyramid"](self._compare(query, supports))
-            return resize(logits.float(), (size, size))
+            logits, _ = self.trainable["pyramid"](self._compare(query, supports))
+            return Prediction(logits=resize(logits.float(), (size, size)))
 
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
         """The energy maps of section 6.1: for each similarity and block the mean over layers and shots, stretched."""
         with self._evaluation():
             found = self._compare(query, supports)
         return {
-            f"{name} similarity, block {block}": stretch(maps[name].mean((1, 2)).flatten(1)).view(maps[name].shape[3:])
+            f"{name} similarity, block {block}": min_max(maps[name].mean((1, 2)).flatten(1)).view(maps[name].shape[3:])
             for name in self.config.names
             for block, maps in zip(BLOCKS, found, strict=True)
         }
@@ -163,7 +208,7 @@ class MSHNet(Episodic):
             maps = {}
             if "prototype" in self.config.names:
                 halves = torch.stack([s[f"prototype {block}"] for s in supports], 1)  # [1, K, L]
-                maps["prototype"] = self.trained["generative"][i](halves, query[f"query {block}"])
+                maps["prototype"] = self.trainable["generative"][i](halves, query[f"query {block}"])
             if "cosine" in self.config.names:
                 pixels = query[f"pixels {block}"]  # [1, L, h, w, C]
                 columns = [s[f"columns {block}"][0] for s in supports]  # K of [L, n, C]
@@ -173,11 +218,11 @@ class MSHNet(Episodic):
             found.append(maps)
         return found
 
-    def briefing(self, images: int, global_batch: int) -> list[str]:
+    def startup_messages(self, images: int, batch: int) -> list[str]:
         return ["loss/main and loss/inner start near 0.69 = ln 2, that of a coin: staying there, nothing is learned"]
 
-    def chance(self) -> dict[str, float]:
+    def chance_levels(self) -> dict[str, float]:
         return {"loss/main": math.log(2), "loss/inner": math.log(2)}
 
-    def cautions(self, images_seen: int) -> list[str]:
-        return self.config.far_from_paper()
+    def caveats(self, images_seen: int) -> list[str]:
+        return self.config.deviations_from_paper()

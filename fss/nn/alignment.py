@@ -2,7 +2,7 @@
 
 Everything here is a function of patch features and masks; no network is involved. Means over a reference are linear in
 the target's features, so that one vector a side stands for all of its positions, and the maximum needs only those that
-the object touches: `describe` keeps that much of a reference.
+the object touches: `encode_support` keeps that much of a reference.
 """
 
 import math
@@ -54,7 +54,7 @@ def unit_features(tokens: Tensor, rules: Rules) -> Tensor:
     return features
 
 
-def describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
+def encode_support(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
     """What `align` needs of a reference: its unit features [g g, C] under a mask uint8 [1, S, S] (1 the object).
 
     Every tensor has a leading dimension of 1. Anything but 1 in the mask is background. An empty mask also gets, under
@@ -88,7 +88,7 @@ def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]
 
 
 def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> Alignment:
-    """The maps and points of a target, unit features [g g, C], given K >= 1 descriptions from `describe`.
+    """The maps and points of a target, unit features [g g, C], given K >= 1 descriptions from `encode_support`.
 
     The maps of the references are averaged. No point is chosen where nothing stands out, or where `rules.presence`
     says that the object is not there.
@@ -115,15 +115,15 @@ def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> 
 
 def aligned(positive: Tensor, negative: Tensor, rules: Rules) -> Tensor:
     """S p of Eq. 3 from similarity maps [n]: M(positive), and 0 where M(negative) outweighs it."""
-    positive = stretched(positive)
+    positive = min_max_scaled(positive)
     if not rules.negative:
         return positive
-    negative = stretched(negative)
+    negative = min_max_scaled(negative)
     outweighed = negative > positive if rules.keep_ties else negative >= positive
     return positive.masked_fill(outweighed, 0)
 
 
-def stretched(x: Tensor) -> Tensor:
+def min_max_scaled(x: Tensor) -> Tensor:
     """M of Eq. 3: values [n] shifted and scaled to 0..1; zeros where all are equal but for rounding."""
     low, high = x.aminmax()
     span = high - low

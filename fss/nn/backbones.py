@@ -61,7 +61,7 @@ class Backbone(nn.Module, abc.ABC):
         """
 
     @torch.no_grad()
-    def middle(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def blocks_2_3(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks 2 and 3 of an image, for methods that run `block4` on something else than all of block 3."""
         x = image.contiguous(memory_format=torch.channels_last)
         block2 = self.stage(2, self.stage(1, self.stage(0, x)))
@@ -74,7 +74,7 @@ class Backbone(nn.Module, abc.ABC):
 
     def blocks(self, image: Tensor) -> Blocks:
         """All three maps of an image."""
-        block2, block3 = self.middle(image)
+        block2, block3 = self.blocks_2_3(image)
         return Blocks(block2, block3, self.block4(block3))
 
     @torch.no_grad()

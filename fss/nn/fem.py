@@ -12,7 +12,7 @@ from fss.nn.resnet import PointwiseConv2d
 IGNORE = 255
 
 
-def middle_feature(block2: Tensor, block3: Tensor) -> Tensor:
+def concat_middle_blocks(block2: Tensor, block3: Tensor) -> Tensor:
     """Blocks 3 and 2 [B, C, h, w] side by side, in this order, the latter resized to the former (VGG's are larger)."""
     return torch.cat([block3, resize(block2, block3.shape[2:])], 1)
 

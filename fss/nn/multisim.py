@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fss.collectives import Collectives
 from fss.nn.backbones import Backbone, BackboneName, VGGBackbone
-from fss.nn.norm import Ranks, synchronise
+from fss.nn.norm import synchronise
 from fss.nn.region import resize
 from fss.nn.resnet import LAYOUTS
 from fss.nn.similarity import averages, relu_cosine_mean
@@ -119,16 +120,16 @@ def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0)
 class SimilarityEmbedding(nn.Module):
     """Similarity maps [B, layers, h, w] -> [B, WIDTH, h, w]: 1x1 convolution, batch norm, ReLU.
 
-    ranks: over whose batches batch norm takes its statistics; None: these stay mean 0 and variance 1, so that it only
+    collectives: over whose batches batch norm takes its statistics; None: these stay mean 0 and variance 1, so that it only
     scales and shifts.
     """
 
-    def __init__(self, layers: int, ranks: Callable[[], Ranks] | None):
+    def __init__(self, layers: int, collectives: Callable[[], Collectives] | None):
         super().__init__()
-        self.learns_statistics = ranks is not None
+        self.learns_statistics = collectives is not None
         self.layers = nn.Sequential(nn.Conv2d(layers, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
-        if ranks is not None:
-            synchronise(self, ranks)
+        if collectives is not None:
+            synchronise(self, collectives)
         self.train()
 
     def train(self, mode: bool = True) -> Self:

@@ -1,21 +1,13 @@
 """Batch normalisation whose statistics are taken over all ranks, on any device, and what BN layers remember."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-
-class Ranks(Protocol):
-    """The ranks that a batch is spread over."""
-
-    world: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The element-wise sum over ranks, as a new tensor."""
+from fss.collectives import Collectives
 
 
 class _Normalise(torch.autograd.Function):
@@ -30,10 +22,10 @@ class _Normalise(torch.autograd.Function):
         mean: Tensor,
         scale: Tensor,
         count: Tensor,
-        ranks: Ranks,
+        collectives: Collectives,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, scale, count)
-        ctx.ranks = ranks
+        ctx.collectives = collectives
         gain = scale * weight  # [C]
         return torch.addcmul(_channel(bias - mean * gain), x.float(), _channel(gain)).to(x.dtype)
 
@@ -44,7 +36,9 @@ class _Normalise(torch.autograd.Function):
         g = grad.float()
         centred = (x.float() - _channel(mean)) * _channel(scale)  # [N, C, H, W]
         grad_bias, grad_weight = g.sum((0, 2, 3)), (g * centred).sum((0, 2, 3))  # [C] each, of this rank
-        mean_g, mean_gx = (ctx.ranks.sum(torch.stack([grad_bias, grad_weight])) / count).float()  # of all ranks
+        mean_g, mean_gx = (
+            ctx.collectives.all_reduce(torch.stack([grad_bias, grad_weight])) / count
+        ).float()  # of all ranks
         grad_x = (g - _channel(mean_g) - centred * _channel(mean_gx)) * _channel(scale * weight)
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None
 
@@ -56,21 +50,21 @@ def _channel(vector: Tensor) -> Tensor:
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d with the statistics of the batches of all ranks together, forward and backward.
 
-    Like torch's SyncBatchNorm, but on every device that `ranks` sum on (torch's refuses CPU); alone it is torch's plain
-    layer. The gradients of weight and bias are this rank's share; DDP averages them. Ranks may have batches of
+    Like torch's SyncBatchNorm, but on every device that `collectives` sum on (torch's refuses CPU); alone it is torch's plain
+    layer. The gradients of weight and bias are this rank's share; DDP averages them. Collectives may have batches of
     different sizes.
     """
 
-    ranks: Callable[[], Ranks]
+    collectives: Callable[[], Collectives]
     """Asked at every step: a module is built before its peers are known."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or (ranks := self.ranks()).world == 1:
+        if not self.training or (collectives := self.collectives()).world_size == 1:
             return super().forward(x)
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)  # [C] each
         var, mean = var.double(), mean.double()  # moments about zero cancel in float32
         here = var.new_full((1,), x.numel() / x.shape[1])
-        count, first, second = ranks.sum(torch.cat([here, here * mean, here * (var + mean**2)])).split(
+        count, first, second = collectives.all_reduce(torch.cat([here, here * mean, here * (var + mean**2)])).split(
             [1, self.num_features, self.num_features]
         )
         mean = first / count
@@ -79,19 +73,21 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.float(), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
-        return _Normalise.apply(x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, ranks)
+        return _Normalise.apply(
+            x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, collectives
+        )
 
 
-def synchronise(module: nn.Module, ranks: Callable[[], Ranks]) -> None:
-    """Replace every BatchNorm2d inside `module`, in place, by a SyncBatchNorm2d over `ranks` with the same state."""
+def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> None:
+    """Replace every BatchNorm2d inside `module`, in place, by a SyncBatchNorm2d over `collectives` with the same state."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             sync.load_state_dict(child.state_dict())
-            sync.ranks = ranks
+            sync.collectives = collectives
             setattr(module, name, sync)
         else:
-            synchronise(child, ranks)
+            synchronise(child, collectives)
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -105,7 +101,7 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
 
 
-class Standardise(nn.Module):
+class Normalize(nn.Module):
     """uint8 RGB -> float32 with ImageNet's channel means and deviations removed; float images pass as they are."""
 
     def __init__(self) -> None:

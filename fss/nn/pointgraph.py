@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss.nn.alignment import AREA, Alignment, prompts, stretched
+from fss.nn.alignment import AREA, Alignment, min_max_scaled, prompts
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import at_pixels, on_grid, shares, union
 
@@ -95,18 +95,18 @@ def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
 def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
     """The positive and the negative score of every position, float32 [g g]: the sides of the comparison in Eq. 4."""
     positive, negative = alignment.mean.flatten().float().cpu(), alignment.negative.flatten().float().cpu()
-    middle = sum(positive.aminmax()) / 2
+    blocks_2_3 = sum(positive.aminmax()) / 2
     match rules.pivot:
         case "product":
-            return positive**2, negative * middle
+            return positive**2, negative * blocks_2_3
         case "sum":
-            return positive * 2, negative + middle
+            return positive * 2, negative + blocks_2_3
         case "middle":
-            return positive, middle.expand_as(positive)
+            return positive, blocks_2_3.expand_as(positive)
         case "negative":
             return positive, negative
         case "aligned":
-            return alignment.select.flatten().float().cpu(), stretched(negative)
+            return alignment.select.flatten().float().cpu(), min_max_scaled(negative)
 
 
 def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fss.errors import WeightsError
-from fss.nn.weights import load_export
+from fss.nn.exports import load_export
 
 
 def read_published(path: Path) -> dict[str, Tensor]:

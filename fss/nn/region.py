@@ -9,7 +9,7 @@ AREA = 0.0005  # added to the area of a mask, as PFENet does
 COLUMNS = 1024  # similarities are computed for so many columns at a time: at 641 px 27 MB instead of 172
 
 
-def unit_rows(features: Tensor) -> Tensor:
+def flatten_normalize(features: Tensor) -> Tensor:
     """Feature maps [B, C, h, w] -> one unit vector per position, float32 [B, h w, C]; zero vectors stay zero."""
     return F.normalize(features.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=-1)
 
@@ -28,7 +28,7 @@ def max_cosine(query: Tensor, columns: Tensor) -> Tensor:
     return torch.stack(found).amax(0) if len(found) > 1 else found[0]
 
 
-def stretch(similarity: Tensor) -> Tensor:
+def min_max(similarity: Tensor) -> Tensor:
     """Every row of [B, N] shifted and scaled to 0..1 (Eq. 12); a constant row becomes zeros."""
     low, high = similarity.aminmax(dim=1, keepdim=True)
     return (similarity - low) / (high - low + EPSILON)
@@ -40,24 +40,24 @@ def prior_region_map(query: Tensor, prior: Tensor) -> Tensor:
     query [B, C, h, w] are block-4 features of the backbone, prior [B, C, h', w'] of the prior extractor, both of the
     query image. Gives [B, 1, h, w] in 0..1.
     """
-    similarity = stretch(max_cosine(unit_rows(query), unit_rows(prior)))
+    similarity = min_max(max_cosine(flatten_normalize(query), flatten_normalize(prior)))
     return similarity.unflatten(1, query.shape[2:])[:, None]
 
 
-def object_columns(support: Tensor, mask: Tensor) -> Tensor:
+def foreground_vectors(support: Tensor, mask: Tensor) -> Tensor:
     """Unit vectors of the positions of one support map [1, C, h, w] where its mask [1, 1, h, w] is not 0: [n, C]."""
-    return unit_rows(support)[0, mask.flatten() > 0]
+    return flatten_normalize(support)[0, mask.flatten() > 0]
 
 
 def guided_similarity(query: Tensor, columns: Tensor) -> Tensor:
-    """The map of one query, unit rows [1, N, C], guided by `object_columns` of a support map of N positions: [1, N].
+    """The map of one query, unit rows [1, N, C], guided by `foreground_vectors` of a support map of N positions: [1, N].
 
     Positions outside the mask count with the cosine of an empty vector, 0: no query position falls below it.
     """
     similarity = max_cosine(query, columns)
     if len(columns) < query.shape[1]:
         similarity = similarity.clamp(min=0)
-    return stretch(similarity)
+    return min_max(similarity)
 
 
 def guided_region_map(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def guided_region_map(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
     least 0. This is PFENet's prior mask. Gives [B, 1, h, w] in 0..1; zeros for an empty mask.
     """
     rows = [
-        guided_similarity(unit_rows(q), object_columns(s, m))
+        guided_similarity(flatten_normalize(q), foreground_vectors(s, m))
         for q, s, m in zip(query.split(1), support.split(1), mask.split(1), strict=True)
     ]
     return torch.cat(rows).unflatten(1, query.shape[2:])[:, None]

@@ -1,22 +1,19 @@
 """Files of network weights: ours to write, and every published layout that a network may start from."""
 
 import functools
-import json
-import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fss.errors import WeightsError
 from fss.nn.backbones import BACKBONES, Backbone, Stem, make_backbone
+from fss.nn.exports import ExportHeader, load_export
 from fss.nn.pspnet import PSPNet
 from fss.nn.resnet import HEAD, LAYOUTS
 
@@ -62,27 +59,6 @@ class Start:
     """The slot of `queue` that is written next."""
 
 
-def save_export(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write tensors and a header of strings as safetensors; through a temporary name, so that no half file is left."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(header))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_export(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header of a safetensors file; raises WeightsError where it is missing or damaged."""
-    _must_exist(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors ({error}): copy it again") from None
-
-
 def load_start(path: Path, backbone: str) -> Start:
     """Read weights for an encoder of `backbone` from an official MoCo checkpoint, a torchvision ResNet or our export.
 
@@ -99,7 +75,7 @@ def load_start(path: Path, backbone: str) -> Start:
             f"{path} holds the weights of {kind} but the method's backbone is {backbone}: give weights of a {backbone} "
             f"with a 7x7 stem{other}"
         )
-    moco, ours = "" not in encoders, header.get("method") == "prior"
+    moco, ours = "" not in encoders, header.method == "prior"
     # Any other file's fc is a classifier.
     states = {side: trunk | (head if moco or ours else {}) for side, (_, trunk, head) in parts.items()}
     queue = tensors.get("module.queue")  # [D, K] in the official layout
@@ -123,7 +99,7 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
     Raises WeightsError where the file does not hold that.
     """
     tensors, header = _read(path)
-    method = header.get("method", "prior")
+    method = header.method or "prior"
     if method != "prior":
         raise WeightsError(
             f"{path} is an export of the method {method}, not of a backbone: give a state dict of {name} itself"
@@ -137,9 +113,9 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
         )
     if kind.deep:
         fitting = ["deep"]
-    elif "stem" in header:
-        fitting = [header["stem"]]
-    elif "" not in encoders or "method" in header:
+    elif header.stem is not None:
+        fitting = [header.stem]
+    elif "" not in encoders or header.method is not None:
         fitting = ["torchvision"]  # what MoCo, and this program, train
     else:
         fitting = ["torchvision", "original"]
@@ -151,8 +127,8 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
     return trunk
 
 
-def load_prior(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A pretrained prior extractor: the state dict of `make_backbone(header["backbone"])`, and the header.
+def load_prior(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
+    """A pretrained prior extractor: the state dict of `make_backbone(header.backbone)`, and the header.
 
     Read are the exports of launch/pretrain_prior.py, whose header, which tells of their training, is handed on; and
     official MoCo checkpoints (the momentum encoder where there is one), which are a prior extractor of global contrast
@@ -162,8 +138,8 @@ def load_prior(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, header = _read(path)
     encoders = _encoders(tensors)
     moco = "" not in encoders
-    if not moco and header.get("method") != "prior":
-        what = f"an export of the method {header['method']}" if "method" in header else "no export of a prior extractor"
+    if not moco and header.method != "prior":
+        what = f"an export of the method {header.method}" if header.method else "no export of a prior extractor"
         raise WeightsError(
             f"{path} is {what}: give the prior.safetensors that launch/pretrain_prior.py leaves in its run directory, "
             "or an official MoCo checkpoint"
@@ -171,36 +147,37 @@ def load_prior(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     kind, trunk = _checked(path, encoders["k"] if "k" in encoders else next(iter(encoders.values())))
     if kind.deep or kind.name not in LAYOUTS:
         raise WeightsError(f"{path} holds the weights of {kind}, but a prior extractor is a ResNet with a 7x7 stem")
-    return trunk, {"method": "moco", "backbone": kind.name} if moco else header | {"backbone": kind.name}
+    known = ExportHeader(method="moco") if moco else header
+    return trunk, replace(known, backbone=kind.name)
 
 
-def load_base(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_base(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
     """A trained base learner: the state dict of its PSPNet, and the header that tells of its training.
 
     The header has `backbone`, `stem` and `classes`, JSON {id: name} of what the outputs 1, 2, ... stand for.
     Raises WeightsError for a file of anything else, or whose tensors are not those that its header speaks of.
     """
     tensors, header = load_export(path)
-    if header.get("method") != "base":
-        what = f"an export of the method {header['method']}" if "method" in header else "no export of a base learner"
+    if header.method != "base":
+        what = f"an export of the method {header.method}" if header.method else "no export of a base learner"
         raise WeightsError(
             f"{path} is {what}: give the base.safetensors or best.safetensors that launch/train_base.py leaves in its "
             "run directory"
         )
     with torch.device("meta"):
-        expected = PSPNet(header["backbone"], header["stem"], len(json.loads(header["classes"])))
+        expected = PSPNet(header.backbone, header.stem, len(header.classes or ()))
     if odd := _shapes(tensors).items() ^ _shapes(expected.state_dict()).items():
         raise WeightsError(
             f"{path} has {len({name for name, _ in odd})} tensors that are missing, unknown or of another shape for "
-            f"the {header['backbone']} of its header, {min(odd)[0]} first: give a complete file"
+            f"the {header.backbone} of its header, {min(odd)[0]} first: give a complete file"
         )
     return tensors, header
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
     """All tensors of a file, floats as float32, and its header of strings, which only safetensors has."""
     path = Path(path)
-    tensors, header = load_export(path) if path.suffix == ".safetensors" else (_load_torch(path), {})
+    tensors, header = load_export(path) if path.suffix == ".safetensors" else (_load_torch(path), ExportHeader())
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, header
 
 

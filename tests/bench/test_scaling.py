@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.places import ROOT
+from fss.methods.base import StepContext
+from tests.support.places import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 
 from links import Cluster, Link, control, network
 from scaling import Cost, Job, main
-from traffic import CONTROL, GRADIENTS, Call, Ledger, Pretraining, calls_of, engine_calls, received, views
+from traffic import CONTROL, GRADIENTS, Call, CallLog, Pretraining, calls_of, engine_calls, received, views
 
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
-from tests.thread_ranks import run_ranks
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from tests.support.thread_ranks import run_ranks
 
 SMALL = {"backbone": "resnet18", "queue": 64, "local_queue": 64, "view_size": 32, "patch_size": 32}
 INSIDE, BETWEEN = Link(hop=1e-6, rate=100e9), Link(hop=10e-6, rate=10e9)
@@ -30,7 +31,7 @@ def test_what_a_pretraining_step_sends():
     assert [(call.bytes, call.rows) for call in moved] == [(images * views_of, images), (images * patches, images)]
     assert [call.bytes for call in calls if call.what == "keys"] == [images * 128 * 4] * 2
     (gradients,) = (call.bytes for call in calls if call.what == GRADIENTS)
-    assert gradients == 4 * sum(p.numel() for p in PriorExtractor(PriorConfig(**SMALL)).trained.parameters())
+    assert gradients == 4 * sum(p.numel() for p in PriorExtractor(PriorConfig(**SMALL)).trainable.parameters())
 
     published = Pretraining("published", **SMALL).calls(images)
     gathered = [call for call in published if call.what == "shuffled images"]
@@ -45,34 +46,34 @@ def test_what_a_pretraining_step_sends():
 def test_the_ledger_notes_what_real_ranks_ask_for(bn):
     config = PriorConfig(bn=bn, **SMALL)
 
-    class Noted(Ledger):
+    class Noted(CallLog):
         """A ledger that passes the calls on."""
 
-        def __init__(self, peers) -> None:
-            super().__init__(peers.world)
-            self.rank, self._peers = peers.rank, peers
+        def __init__(self, collectives) -> None:
+            super().__init__(collectives.world_size)
+            self.rank, self._collectives = collectives.rank, collectives
 
         def gather(self, x):
             super().gather(x)
-            return self._peers.gather(x)
+            return self._collectives.all_gather(x)
 
         def exchange(self, x, send, receive):
             super().exchange(x, send, receive)
-            return self._peers.exchange(x, send, receive)
+            return self._collectives.all_to_all(x, send, receive)
 
         def sum(self, x):
             super().sum(x)
-            return self._peers.sum(x)
+            return self._collectives.all_reduce(x)
 
         def mean_(self, tensors):
             super().mean_(tensors)
-            self._peers.mean_(tensors)
+            self._collectives.mean_(tensors)
 
-    def rank(peers) -> list[Call]:
-        method, noted = PriorExtractor(config), Noted(peers)
-        loss, _ = method.loss(views(4, config), noted, 0)
+    def rank(collectives) -> list[Call]:
+        method, noted = PriorExtractor(config), Noted(collectives)
+        loss, _ = method.loss(views(4, config), StepContext(noted))
         loss.backward()
-        method.after_step(noted)
+        method.after_step(StepContext(noted))
         return noted.calls + engine_calls(method)
 
     assert run_ranks(2, rank) == [calls_of(PriorExtractor(config), views(4, config), 2)] * 2
@@ -116,7 +117,9 @@ def test_gradients_hide_behind_the_backward_pass_but_for_the_last_bucket():
 
 def test_more_ranks_are_never_more_efficient_and_faster_networks_never_less():
     job = Job("pretrain", 4, Cost(seconds=0.05, backward=0.5), Pretraining(**SMALL).calls(4))
-    slow, fast = ([job.efficiency(network(gbit, 8), world) for world in (8, 16, 64, 1024)] for gbit in (10, 400))
+    slow, fast = (
+        [job.efficiency(network(gbit, 8), world_size) for world_size in (8, 16, 64, 1024)] for gbit in (10, 400)
+    )
     assert slow == sorted(slow, reverse=True) and fast == sorted(fast, reverse=True)
     assert all(one <= other for one, other in zip(slow, fast, strict=True))
 

@@ -11,7 +11,7 @@ from torchvision.transforms import functional as reference
 from fss.data.augment import BACKENDS, JITTER, Augmentation, Box, Fast, Strict, draw, draw_box
 from shards.codec import decode_image
 from shards.format import ShardError
-from tests.data.packed import jpeg, photo
+from tests.support.packed_sets import jpeg, photo
 
 IMAGE = photo(0, 240, 320)
 WHOLE = Box(0, 0, 240, 320)

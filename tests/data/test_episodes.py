@@ -12,7 +12,7 @@ from fss.data.episodes import Draw, Episode, EpisodeConfig, EpisodeSource, Polic
 from fss.data.folds import Fold
 from fss.errors import ConfigError
 from shards.format import Manifest, ShardError
-from tests.data.made import AREA, manifest
+from tests.support.manifests import AREA, manifest
 
 DRAWS = get_args(Draw)
 # Class 1 is in nearly every image, class 3 in few; class 9 is nobody's.

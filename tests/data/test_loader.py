@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from fss.data.batch import ViewBatch, ViewSpec
-from fss.data.feed import ATTEMPTS
+from fss.data.dataset import ATTEMPTS
 from fss.data.loader import GRACE, NAMED, BadSamples, load
-from fss.data.view_feed import ViewDataConfig
+from fss.data.view_dataset import ViewDataConfig
 from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
-from tests.data.packed import write_set
-from tests.places import shared
+from tests.support.packed_sets import write_set
+from tests.support.places import shared
 
 COUNTS = [9, 2, 14, 1, 6]  # 32 samples
 SPEC = ViewSpec(size=16, local="patch", patch_size=8)
@@ -53,7 +53,7 @@ def assert_same(a: dict, b: dict) -> None:
 
 def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch(shards):
     steps = 8  # two epochs of four steps
-    ranks = [batches(shards, steps, workers=2, rank=rank, world=2) for rank in range(2)]
+    ranks = [batches(shards, steps, workers=2, rank=rank, world_size=2) for rank in range(2)]
     assert [len(b) for rank in ranks for b in rank] == [4] * 2 * steps
     order = [key for step in zip(*ranks, strict=True) for batch in step for key in batch.keys]
     epochs = order[:32], order[32:]
@@ -67,9 +67,11 @@ def test_two_ranks_with_two_workers_see_every_sample_once_an_epoch(shards):
 
 def test_accumulation_and_ranks_share_out_the_same_steps(shards):
     whole = joined(batches(shards, 5))
-    for world, accumulate in [(1, 4), (2, 2), (4, 1)]:
-        ranks = [batches(shards, 5, rank=r, world=world, accumulate=accumulate) for r in range(world)]
-        dealt = [ranks[r][step * accumulate + a] for step in range(5) for a in range(accumulate) for r in range(world)]
+    for world_size, accumulate in [(1, 4), (2, 2), (4, 1)]:
+        ranks = [batches(shards, 5, rank=r, world_size=world_size, accumulate=accumulate) for r in range(world_size)]
+        dealt = [
+            ranks[r][step * accumulate + a] for step in range(5) for a in range(accumulate) for r in range(world_size)
+        ]
         assert_same(whole, joined(dealt))
 
 
@@ -78,7 +80,7 @@ def test_start_equals_skipping(shards, start):
     """Mid-epoch, at its end, in a later one; and on another number of ranks."""
     skipped = joined(batches(shards, start + 3)[start:])
     assert_same(joined(batches(shards, 3, start=start)), skipped)
-    ranks = [batches(shards, 3, start=start, rank=r, world=2, accumulate=2) for r in range(2)]
+    ranks = [batches(shards, 3, start=start, rank=r, world_size=2, accumulate=2) for r in range(2)]
     assert_same(joined([ranks[r][2 * s + a] for s in range(3) for a in range(2) for r in range(2)]), skipped)
 
 
@@ -103,12 +105,12 @@ def test_region_batches(shards):
 
 
 @pytest.mark.parametrize(
-    "batch, world, accumulate, remedy",
+    "batch, world_size, accumulate, remedy",
     [(30, 4, 2, "24 or 32"), (3, 4, 1, "give 4$"), (257, 1, 2, "256 or 258")],
 )
-def test_a_batch_that_cannot_be_dealt(shards, batch, world, accumulate, remedy):
-    with pytest.raises(ConfigError, match=rf"data.batch {batch} .* {world} rank.* {accumulate} micro.*{remedy}"):
-        batches(shards, 1, batch=batch, world=world, accumulate=accumulate)
+def test_a_batch_that_cannot_be_dealt(shards, batch, world_size, accumulate, remedy):
+    with pytest.raises(ConfigError, match=rf"data.batch {batch} .* {world_size} rank.* {accumulate} micro.*{remedy}"):
+        batches(shards, 1, batch=batch, world_size=world_size, accumulate=accumulate)
 
 
 @pytest.mark.parametrize("field, value", [("batch", 0), ("workers", -1), ("bad_fraction", 1.5), ("window", 0)])
@@ -148,7 +150,7 @@ def test_broken_samples_are_replaced_and_named(tmp_path):
         key for b in epoch for key in b.keys
     }
     assert all(shards.find(key) == index for b in epoch for key, index in zip(b.keys, b.image.tolist(), strict=True))
-    ranks = [batches(shards, 4, workers=2, rank=r, world=2) for r in range(2)]  # the same stand-ins everywhere
+    ranks = [batches(shards, 4, workers=2, rank=r, world_size=2) for r in range(2)]  # the same stand-ins everywhere
     assert_same(joined(epoch), joined([b for step in zip(*ranks, strict=True) for b in step]))
 
 
@@ -225,7 +227,7 @@ TRAINER = """
 import os, sys, psutil
 from fss.data.batch import ViewSpec
 from fss.data.loader import load
-from fss.data.view_feed import ViewDataConfig
+from fss.data.view_dataset import ViewDataConfig
 from shards.read import ShardSet
 
 if __name__ == "__main__":

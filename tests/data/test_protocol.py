@@ -7,7 +7,7 @@ import pytest
 from fss.data.episodes import evaluation_episodes
 from fss.data.protocol import PROTOCOLS, ProtocolName, protocol_of
 from fss.errors import ConfigError
-from tests.data.made import manifest
+from tests.support.manifests import manifest
 
 SEEDS = (510, 365, 382, 322, 988)
 

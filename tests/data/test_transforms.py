@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 from fss.data.transforms import Frame, class_mask, fit_image, read_labelled
 from shards.codec import encode_labels, encode_mask
 from shards.format import Meta, ShardError
-from tests.data.labelled import COLOURS, rectangles
-from tests.data.packed import photo
+from tests.support.labelled import COLOURS, rectangles
+from tests.support.packed_sets import photo
 
 SIZES = [(333, 500), (375, 500), (100, 640), (640, 100), (60, 60), (40, 31), (9, 600)]
 MEAN = 255 * np.array([0.485, 0.456, 0.406])
@@ -71,8 +71,8 @@ def test_compat_is_the_published_test_transform(height, width):
 
     logits = torch.randn(1, 2, size, size, generator=torch.Generator().manual_seed(0))
     side = max(height, width)
-    stretched = interpolate(logits, (side, side), mode="bilinear", align_corners=True)
-    assert (frame.restore(logits, "original") != stretched.argmax(1)[0, :height, :width].numpy()).mean() < 1e-4
+    min_max_scaled = interpolate(logits, (side, side), mode="bilinear", align_corners=True)
+    assert (frame.restore(logits, "original") != min_max_scaled.argmax(1)[0, :height, :width].numpy()).mean() < 1e-4
 
 
 @pytest.mark.parametrize("height, width", SIZES)

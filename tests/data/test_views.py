@@ -10,7 +10,7 @@ from fss.data.batch import ViewSpec
 from fss.data.views import GRID, ViewMaker, draw_patch, draw_regions
 from shards.codec import encode_labels
 from shards.format import ShardError
-from tests.data.packed import jpeg, photo, squares
+from tests.support.packed_sets import jpeg, photo, squares
 
 H, W = 97, 130  # odd, so that the label map is rounded up
 

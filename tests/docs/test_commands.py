@@ -12,12 +12,12 @@ from PIL import Image
 
 from fss.config import BaseJob, EvalJob, MetaTrainJob, PretrainJob
 from fss.methods import METHODS
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
-from fss.nn.weights import save_export
-from tests.docs.checker import MADE, OURS, Checker
-from tests.docs.pages import PAGES, SHELL, Page
-from tests.places import ROOT
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import save_export
+from tests.support.doc_checker import MADE, OURS, Checker
+from tests.support.doc_pages import PAGES, SHELL, Page
+from tests.support.places import ROOT
 
 SHOWN = ("text", "diff", "yaml")
 JOBS = (PretrainJob, BaseJob, MetaTrainJob, EvalJob)
@@ -54,7 +54,7 @@ def test_commands_inside_of_sentences_are_understood(checker, command):
         "python bench/step.py --no-such-option",
         "python -m shards.check",
         "accelerate launch --num_proceses 8 launch/meta_train.py",
-        "accelerate launch --num_processes 8 launch/meta_train.py --run.world 4",
+        "accelerate launch --num_processes 8 launch/meta_train.py --run.world_size 4",
         "accelerate launch launch/meta_train.py --config configs/meta/qgnet_cocoa.yaml",
         "accelerate launch launch/evaluate.py --weights runs/msanet/best.safetensors --method.prior_weights FILE",
         "cd fss && make everything",

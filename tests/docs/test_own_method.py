@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import Page, words
-from tests.places import ROOT
-from tests.ranks import forked
+from tests.support.doc_pages import Page, words
+from tests.support.places import ROOT
+from tests.support.ranks import forked
 
 PAGE = Page("docs/own_method.md")
 SOON = {  # options after those of the page, for a test that is over soon
@@ -73,7 +73,7 @@ def inside(checkout) -> Iterator[ProcessPoolExecutor]:
 def enter(checkout: Path) -> None:
     os.chdir(checkout)
     sys.path.insert(0, str(checkout))
-    importlib.import_module("fss.engine.fit")  # once for all ranks
+    importlib.import_module("fss.jobs.fit")  # once for all ranks
 
 
 def make_data(folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_method_written_by_the_page(checkout, inside):
         [command] = words(code.text)
         place = next(i for i, word in enumerate(command) if word.startswith("launch/"))
         launcher, *options = command[place:]
-        ranks = int(options[options.index("--run.world") + 1]) if "--run.world" in options else 1
+        ranks = int(options[options.index("--run.world_size") + 1]) if "--run.world_size" in options else 1
         if launcher in SOON:
             options += [*SOON[launcher], "--data.shards", "shards_of_test", "--data.workers", "0", "--log.wandb", "off"]
         options = [word for word in options if word != "runs/demo/evaluation"]  # no demo was run here

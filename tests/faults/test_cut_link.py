@@ -17,13 +17,13 @@ import pytest
 from launch.pretrain_prior import main
 from tests.launch.conftest import LAUNCHER, job
 from tests.launch.test_resume import LONG, assert_same
-from tests.places import ROOT
-from tests.ranks import on_ranks
+from tests.support.places import ROOT
+from tests.support.ranks import on_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LIMIT = 60  # seconds: on a busy machine a step takes some of them
 PORT = 29500  # of a namespace of its own
-WORDS = [*LONG, "--data.workers", "0", "--run.world", "2"]
+WORDS = [*LONG, "--data.workers", "0", "--run.world_size", "2"]
 
 
 class Nodes:

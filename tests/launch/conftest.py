@@ -13,12 +13,12 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from fss.engine import fit
-from fss.engine.validation.episodes import Validation
-from fss.engine.validation.labels import LabelValidation
+from fss.jobs import fit
+from fss.train.validation.episode_validation import Validation
+from fss.train.validation.label_validation import LabelValidation
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.places import ROOT
+from tests.support.places import ROOT
 
 LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
 PLACE = ["--run.device", "cpu", "--run.threads", "1", "--log.wandb", "off"]
@@ -90,12 +90,12 @@ def no_pictures(monkeypatch) -> None:
 class Launched:
     """A job started as a user starts it, in a process group of its own."""
 
-    def __init__(self, world: int, *words: str, launcher: Path = LAUNCHER, config: str = "cpu2") -> None:
+    def __init__(self, world_size: int, *words: str, launcher: Path = LAUNCHER, config: str = "cpu2") -> None:
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
-        if world > 1:
+        if world_size > 1:
             file = ROOT / "configs" / "accelerate" / f"{config}.yaml"
-            launch += ["--config_file", str(file), "--num_processes", str(world)]
-        command = [*launch, str(launcher), "--run.world", str(world), *words]
+            launch += ["--config_file", str(file), "--num_processes", str(world_size)]
+        command = [*launch, str(launcher), "--run.world_size", str(world_size), *words]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
         self._process = subprocess.Popen(
             command,
@@ -146,9 +146,9 @@ class Launched:
         return self._process.returncode, output
 
 
-def run(world: int, *words: str, launcher: Path = LAUNCHER, config: str = "cpu2") -> str:
+def run(world_size: int, *words: str, launcher: Path = LAUNCHER, config: str = "cpu2") -> str:
     """The output of a job that must succeed."""
-    code, output = Launched(world, *words, launcher=launcher, config=config).wait()
+    code, output = Launched(world_size, *words, launcher=launcher, config=config).wait()
     assert code == 0, output
     return output
 

@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from fss.config import CONFIGS
 from launch import evaluate, meta_train, report, train_base
-from tests.data.labelled import rectangles
 from tests.launch.conftest import PLACE, called, refusal
+from tests.support.labelled import rectangles
 
 TRAIN = [
     *PLACE,
@@ -46,7 +46,7 @@ def test_a_base_learner_bam_and_the_prototype_end_in_one_table(capsys, tmp_path)
     fold = ["--episodes.scheme", "interleaved", "--episodes.fold", "1"]
     base, bam = tmp_path / "base", tmp_path / "bam"
     recipes = [["--config", str(CONFIGS / path)] for path in ("base/small_cpu.yaml", "meta/bam_small_cpu.yaml")]
-    done(train_base.main, *recipes[0], *TRAIN, *data, *fold, "--run.dir", str(base), "--validate.share", "0")
+    done(train_base.main, *recipes[0], *TRAIN, *data, *fold, "--run.dir", str(base), "--validate.fraction", "0")
     learn = [*recipes[1], *TRAIN, *data, *fold, "--run.dir", str(bam), "--episodes.min_area", "50", "--method.dim", "8"]
     learn += ["--method.base_weights", str(base / "base.safetensors")]
     said = refusal(meta_train.main, capsys, *learn, "--episodes.fold", "0")

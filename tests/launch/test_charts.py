@@ -8,12 +8,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fss.config import CONFIGS
-from fss.engine.lineage import name_of
-from fss.engine.viewers.charts import PAGES
+from fss.tracking.catalogue import PAGES
+from fss.tracking.lineage import name_of
 from launch import evaluate, meta_train, pretrain_prior, train_base
-from tests.data.labelled import rectangles
 from tests.launch.conftest import SMALL
-from tests.wandb_file import artifacts, config, history, kinds, run, tables
+from tests.support.labelled import rectangles
+from tests.support.wandb_file import artifacts, config, history, kinds, run, tables
 
 # What wandb calls the things that a chart is drawn from.
 DRAWN_FROM = {
@@ -59,7 +59,7 @@ def run_of(packed, tmp_path_factory) -> Callable[[str], Path]:
                 "--config",
                 str(CONFIGS / "base/small_cpu.yaml"),
                 *learn,
-                "--validate.share",
+                "--validate.fraction",
                 "0.3",
             ],
         ),

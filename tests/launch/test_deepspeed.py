@@ -17,7 +17,7 @@ from tests.launch.conftest import Launched, rows, run
 from tests.launch.test_meta_train import LAUNCHER as META
 from tests.launch.test_meta_train import SMALL as META_SMALL
 from tests.launch.test_meta_train import coloured  # noqa: F401    # a fixture
-from tests.places import ROOT
+from tests.support.places import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -95,9 +95,9 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
     assert load_file(folder / "qgnet.safetensors").keys() == load_file(ddp / "qgnet.safetensors").keys()
 
     tensors = [name for name in whole if not name.startswith("rng/")]
-    for config, world in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):  # the same run, gone on with after step 2
+    for config, world_size in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):  # the same run, gone on with after step 2
         shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
-        assert "resumed at step 2" in run(world, *meta(coloured, folder), launcher=META, config=config)
+        assert "resumed at step 2" in run(world_size, *meta(coloured, folder), launcher=META, config=config)
         found = state(folder)
         assert all(found[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in tensors)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
 from fss.nn.backbones import make_backbone
-from fss.nn.weights import save_export
+from fss.nn.exports import save_export
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
 from tests.launch.conftest import Launched, refusal, run
-from tests.places import ROOT
+from tests.support.places import ROOT
 
 LAUNCHER = ROOT / "launch" / "evaluate.py"
 EPISODES = 60
@@ -132,7 +132,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, labelled, capsys):
     assert "eval.size is 100: give a multiple of 8 plus 1" in refused(capsys, *words, "--eval.size", "100")
     assert "cannot be read" in refused(capsys, *words, "--weights", str(tmp_path / "none.safetensors"))
     assert "qgnet learns" in refused(capsys, *job(labelled, tmp_path, QGNET))
-    assert "run.world promises 2 ranks but 1 started" in refused(capsys, *words, "--run.world", "2")
+    assert "run.world_size promises 2 ranks but 1 started" in refused(capsys, *words, "--run.world_size", "2")
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fss.engine import evaluate as engine
+from fss.jobs import evaluate as engine
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from fss.engine import evaluate as engine
-from fss.methods.msanet import MSANet
-from fss.methods.msanet_config import BAMConfig, MSANetConfig
-from fss.nn.weights import save_export
+from fss.jobs import evaluate as engine
+from fss.methods.msanet.config import BAMConfig, MSANetConfig
+from fss.methods.msanet.method import MSANet
+from fss.nn.exports import save_export
 from launch.evaluate import main
-from tests.data.labelled import rectangles
 from tests.launch.conftest import called
 from tests.launch.test_evaluate_command import SLOWLY, job, recorded, scores
-from tests.methods.made_msanet import build, save_base
-from tests.ranks import on_ranks
+from tests.support.labelled import rectangles
+from tests.support.made_msanet import build, save_base
+from tests.support.ranks import on_ranks
 
 EPISODES = 16
 FOLD = ["--episodes.scheme", "interleaved", "--episodes.fold", "1", "--episodes.shots", "2", "--eval.min_area", "50"]
@@ -20,7 +20,7 @@ FOLD = ["--episodes.scheme", "interleaved", "--episodes.fold", "1", "--episodes.
 
 def decided(method: MSANet) -> MSANet:
     """With predictions that differ between positions and episodes, which those of random weights do not."""
-    learner = method.trained["learner"]
+    learner = method.trainable["learner"]
     with torch.no_grad():
         learner.decoder.classify[-1].weight.mul_(1000)
         learner.ensemble.suppress.copy_(torch.tensor([1, 0.1]))
@@ -40,7 +40,7 @@ def test_one_rank_and_two_count_the_same(tmp_path, capsys, monkeypatch, kind):
     words = ["--eval.episodes", str(EPISODES), "--run.threads", "1"]
     code, _, err = called(main, capsys, *job(data, one, method), *words)
     assert code == 0, err
-    assert on_ranks(2, main, [*job(data, two, method), *words, *SLOWLY, "--run.world", "2"]) == [0, 0]
+    assert on_ranks(2, main, [*job(data, two, method), *words, *SLOWLY, "--run.world_size", "2"]) == [0, 0]
     assert len(list(two.glob("episodes/rank_*.jsonl"))) == 2
     assert recorded(one) == recorded(two) and scores(one) == scores(two)
     counts = recorded(one).values()

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fss.engine.run import RunDir
+from fss.tracking.run_dir import RunDir
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.data.labelled import rectangles
 from tests.launch import test_evaluate_command, test_meta_train, test_resume, test_train_base
 from tests.launch.conftest import LAUNCHER, Launched, job
 from tests.launch.test_resume import LONG, STEPS, assert_same
-from tests.ranks import on_ranks
+from tests.support.labelled import rectangles
+from tests.support.ranks import on_ranks
 
 PATIENCE = 1200  # seconds for what takes one or two minutes on a machine that does nothing else
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5 * PATIENCE)]
@@ -116,12 +116,12 @@ def shards(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def moments(kind: Kind, world: int, count: int, draw: random.Random) -> Iterator[tuple[int | str, float, int]]:
+def moments(kind: Kind, world_size: int, count: int, draw: random.Random) -> Iterator[tuple[int | str, float, int]]:
     """(how far, seconds later, who): `count` of them in order, the first of a training inside a save."""
     places = sorted(draw.sample(range(1, kind.end), count))
     for number, far in enumerate(places):
         inside = number == 0 and kind.same is same_run
-        yield SAVE if inside else far, 0 if inside else draw.random() * 0.3, draw.randint(0, world)
+        yield SAVE if inside else far, 0 if inside else draw.random() * 0.3, draw.randint(0, world_size)
 
 
 def killed(launched: Launched, kind: Kind, folder: Path, far: int | str, delay: float, who: int) -> None:
@@ -147,7 +147,7 @@ def killed(launched: Launched, kind: Kind, folder: Path, far: int | str, delay: 
 
 
 @pytest.mark.parametrize(
-    ("name", "world", "count"),
+    ("name", "world_size", "count"),
     [
         ("evaluate", 2, 3),
         ("evaluate", 4, 2),
@@ -159,18 +159,18 @@ def killed(launched: Launched, kind: Kind, folder: Path, far: int | str, delay: 
         ("pretrain", 4, 2),
     ],
 )
-def test_killed_at_random_moments(tmp_path, shards, name, world, count):
+def test_killed_at_random_moments(tmp_path, shards, name, world_size, count):
     kind, whole, cut = KINDS[name], tmp_path / "whole", tmp_path / "cut"
 
     def words(folder: Path) -> list[str]:
-        batch = [] if name == "evaluate" else ["--data.batch", "8" if world == 4 else "6"]
+        batch = [] if name == "evaluate" else ["--data.batch", "8" if world_size == 4 else "6"]
         return [*kind.words(shards[name], folder), *batch]
 
-    alone = ["--run.world", str(world), "--data.workers", "0"]  # ranks of a test have no children
-    on_ranks(world, kind.main, [*words(whole), *alone], timeout=PATIENCE)
-    for moment in moments(kind, world, count, random.Random(f"{name} {world}")):
-        print(f"{name} on {world} ranks, killed at (how far, seconds later, which process): {json.dumps(moment)}")
-        killed(Launched(world, *words(cut), launcher=kind.launcher), kind, cut, *moment)
-    code, output = Launched(world, *words(cut), launcher=kind.launcher).wait(PATIENCE)
+    alone = ["--run.world_size", str(world_size), "--data.workers", "0"]  # ranks of a test have no children
+    on_ranks(world_size, kind.main, [*words(whole), *alone], timeout=PATIENCE)
+    for moment in moments(kind, world_size, count, random.Random(f"{name} {world_size}")):
+        print(f"{name} on {world_size} ranks, killed at (how far, seconds later, which process): {json.dumps(moment)}")
+        killed(Launched(world_size, *words(cut), launcher=kind.launcher), kind, cut, *moment)
+    code, output = Launched(world_size, *words(cut), launcher=kind.launcher).wait(PATIENCE)
     assert code == 0, output
     kind.same(whole, cut)

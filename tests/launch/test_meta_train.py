@@ -11,19 +11,18 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fss.collectives import SingleProcess
 from fss.config import CONFIGS
-from fss.methods.base import Alone
-from fss.methods.base_learner import BaseLearner
-from fss.methods.base_learner_config import BaseLearnerConfig
-from fss.nn.weights import save_export
+from fss.methods.base_learner import BaseLearner, BaseLearnerConfig
+from fss.nn.exports import save_export
 from launch.meta_train import main
-from tests.data.labelled import rectangles
 from tests.launch import conftest
 from tests.launch.conftest import PLACE, Launched, assert_trained_alike, called, refusal, rows
 from tests.launch.test_resume import STEPS, assert_same_run, kill_inside_a_save
-from tests.places import ROOT
-from tests.ranks import on_ranks
-from tests.wandb_file import history
+from tests.support.labelled import rectangles
+from tests.support.places import ROOT
+from tests.support.ranks import on_ranks
+from tests.support.wandb_file import history
 
 LAUNCHER = ROOT / "launch" / "meta_train.py"
 RECIPES = sorted((CONFIGS / "meta").glob("*.yaml"))
@@ -69,7 +68,7 @@ def base_learner(tmp_path_factory) -> Callable[[str, str], Path]:
         if not path.exists():
             learner = BaseLearner(BaseLearnerConfig(backbone="resnet18", stem=stem))
             classes = {1: "red", 3: "blue", 4: "yellow"} if split == "novel" else {1: "red", 4: "yellow"}
-            learner.teach(classes, Alone())
+            learner.set_classes(classes, SingleProcess())
             save_export(path, *learner.export())
         return path
 
@@ -151,7 +150,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     assert again == 0 and "resumed at step 4" in out
     started = tmp_path / "warm"
     code, out, err = launch(
-        capsys, *words, "--run.dir", str(started), "--run.start_from", str(folder / "qgnet.safetensors")
+        capsys, *words, "--run.dir", str(started), "--run.init_from", str(folder / "qgnet.safetensors")
     )
     assert code == 0 and f"start from {folder / 'qgnet.safetensors'}" in out, err
 
@@ -178,7 +177,7 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     words = ["--method.reduction_dropout", "0", "--method.classifier_dropout", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
-    on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
+    on_ranks(2, main, job(coloured, two, *words, "--run.world_size", "2"), timeout=240)
     assert_trained_alike(one, two, "qgnet.safetensors", logged=(1e-4, 1e-5), weights=(1e-3, 1e-5))
 
 
@@ -199,7 +198,7 @@ def test_killed_inside_a_save_it_ends_where_it_would_have_ended(capsys, tmp_path
 @pytest.mark.usefixtures("no_pictures")
 def test_a_validation_that_a_signal_cut_is_made_up_for(capsys, tmp_path, coloured, monkeypatch):
     """Whoever asks to stop does not wait for a validation; the run that goes on makes it first."""
-    from fss.engine import loop
+    from fss.train import loop
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(capsys, *long(coloured, whole))[0] == 0
@@ -250,7 +249,7 @@ def test_weights_of_something_else_are_refused(capsys, tmp_path, coloured):
     def told(*words: str) -> str:
         return refused(capsys, *job(coloured, tmp_path / "run", *words))
 
-    assert "holds msanet, not qgnet" in told("--run.start_from", str(other))
+    assert "holds msanet, not qgnet" in told("--run.init_from", str(other))
     assert "other.safetensors" in told("--method.prior_map", "on", "--method.prior_weights", str(other))
     assert "pretrain" in told("--method.prior_map", "on")
     assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
@@ -259,8 +258,8 @@ def test_weights_of_something_else_are_refused(capsys, tmp_path, coloured):
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_knows_its_weights_by_what_they_hold(capsys, tmp_path, coloured):
     """The same file elsewhere is the same run; another file in its place is not."""
-    from fss.methods.prior import PriorExtractor
-    from fss.methods.prior_config import PriorConfig
+    from fss.methods.prior.config import PriorConfig
+    from fss.methods.prior.method import PriorExtractor
 
     tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", queue=8, local_queue=8)).export()
     here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 import fss
-from fss.engine.predict import Segmenter
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
-from fss.nn.weights import save_export
+from fss.inference.segmenter import Segmenter
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import save_export
 from launch.page import main
-from tests.browser import Browser, browser
 from tests.launch.conftest import refusal
-from tests.places import ROOT
+from tests.support.browser import Browser, browser
+from tests.support.places import ROOT
 
 PATIENCE = 120  # seconds that anything on the page may take
 
@@ -40,8 +40,8 @@ def weights(tmp_path_factory) -> Path:
     with torch.no_grad():
         features = method.encode(segmenter._fitted(query)[0])
         logits = method.predict(features, [known])  # [1, 2, S, S]
-        method.trained.eval()
-        method.trained["decoder"].classify[-1].bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+        method.trainable.eval()
+        method.trainable["decoder"].classify[-1].bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     path = tmp_path_factory.mktemp("weights") / "qgnet.safetensors"
     save_export(path, *method.export())
     return path
@@ -188,7 +188,7 @@ def test_upload_draw_segment_and_download(address, weights, pictures, tmp_path):
 
 def test_without_gradio_it_is_said_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "fss.engine.web_page", raising=False)
+    monkeypatch.delitem(sys.modules, "fss.inference.web_page", raising=False)
     said = refusal(main, capsys, "--method", "prototype")
     assert said == "error: the page needs gradio, which is not installed: pip install -e '.[page]'"
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from launch.predict import main
-from tests.engine.scenes import GREEN, HEIGHT, LEFT, RED, RIGHT, WIDTH, marked, saved, scene
-from tests.methods.tiny_gfsam import GRID, SIZE, STAND_INS
+from tests.support.scenes import GREEN, HEIGHT, LEFT, RED, RIGHT, WIDTH, marked, saved, scene
+from tests.support.tiny_gfsam import GRID, SIZE, STAND_INS
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_commands_that_are_refused(change, words, shots, photos, tmp_path, capsy
 
 
 def test_a_wrong_size_is_refused_before_weights_are_read(shots, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fss.engine.predict.method_of", lambda job: pytest.fail("the weights were read"))
+    monkeypatch.setattr("fss.inference.segmenter.method_of", lambda job: pytest.fail("the weights were read"))
     assert run(*shots, "--query", photos, "--size", "500", "--out", tmp_path / "out") != 0
     assert "size is 500: give a multiple of 16" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from launch.pretrain_prior import main
 from shards.format import MANIFEST, Manifest
 from tests.launch import conftest
 from tests.launch.conftest import PLACE, SMALL, Launched, called, refusal, rows, run
-from tests.wandb_file import config, history
+from tests.support.wandb_file import config, history
 
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
 
@@ -87,7 +87,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
         *words,
         "--run.dir",
         str(started),
-        "--run.start_from",
+        "--run.init_from",
         str(folder / "prior.safetensors"),
         "--log.wandb",
         "off",
@@ -104,10 +104,10 @@ def test_two_ranks_end_where_one_would_have_them_end(tmp_path, packed):
 
 
 def test_a_broken_promise_of_ranks_is_refused_by_the_launcher(tmp_path, packed):
-    words = conftest.job(SMALL, packed, tmp_path / "run", "--run.world", "3")
+    words = conftest.job(SMALL, packed, tmp_path / "run", "--run.world_size", "3")
     code, output = Launched(1, *words).wait()
     assert code != 0
-    assert "error: run.world promises 3 ranks but 1 started" in output
+    assert "error: run.world_size promises 3 ranks but 1 started" in output
     assert not (tmp_path / "run").exists()
 
 

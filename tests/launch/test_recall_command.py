@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fss.methods.qgnet import QGNet
-from fss.methods.qgnet_config import QGNetConfig
-from fss.nn.weights import save_export
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import save_export
 from launch.recall import main
 from shards.format import Manifest
 

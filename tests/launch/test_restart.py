@@ -15,8 +15,8 @@ import pytest
 from tests.launch import conftest
 from tests.launch.conftest import LAUNCHER, run
 from tests.launch.test_resume import LONG, assert_same
-from tests.places import ROOT
-from tests.ranks import free_port
+from tests.support.places import ROOT
+from tests.support.ranks import free_port
 
 pytestmark = pytest.mark.slow
 job = partial(conftest.job, LONG)
@@ -30,7 +30,7 @@ def start(*words: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE"))}
     environment |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
-        [*launch, str(LAUNCHER), "--run.world", "2", *words],
+        [*launch, str(LAUNCHER), "--run.world_size", "2", *words],
         cwd=ROOT,
         env=environment,
         text=True,

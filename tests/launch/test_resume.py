@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from launch.pretrain_prior import main
 from tests.launch import conftest
 from tests.launch.conftest import SMALL, Launched, rows, run
-from tests.ranks import on_ranks
+from tests.support.ranks import on_ranks
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes ten times as long as a quiet one
 STEPS = 8
 
 
 # 20 images in batches of 6: steps straddle epochs, and the queue of 40 wraps in the middle of a batch.
-LONG = [*SMALL, "--optim.steps", str(STEPS), "--checkpoint.every", "2", "--checkpoint.keep", "2"]
+LONG = [*SMALL, "--optim.steps", str(STEPS), "--checkpoint.every", "2", "--checkpoint.keep_last", "2"]
 
 job = partial(conftest.job, LONG)
 
@@ -54,13 +54,15 @@ def kill_inside_a_save(started: Launched, folder: Path) -> None:
     started.kill()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_inside_a_save_and_resumed(tmp_path, packed, world):
+@pytest.mark.parametrize("world_size", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_inside_a_save_and_resumed(tmp_path, packed, world_size):
     """Other moments and other jobs: test_kills.py."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    on_ranks(world, main, job(packed, whole, "--run.world", str(world), "--data.workers", "0"), timeout=240)
-    kill_inside_a_save(Launched(world, *job(packed, cut)), cut)
-    run(world, *job(packed, cut))
+    on_ranks(
+        world_size, main, job(packed, whole, "--run.world_size", str(world_size), "--data.workers", "0"), timeout=240
+    )
+    kill_inside_a_save(Launched(world_size, *job(packed, cut)), cut)
+    run(world_size, *job(packed, cut))
     assert any(name.startswith("replica/") for name in outcome(whole)[0]), "momentum encoders and queues"
     assert_same(whole, cut)
 

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from fss.config import CONFIGS
 from fss.nn.weights import load_base
 from launch.train_base import main
-from tests.data.labelled import rectangles
 from tests.launch import conftest
 from tests.launch.conftest import PLACE, assert_trained_alike, called, refusal, rows
-from tests.places import ROOT
-from tests.ranks import on_ranks
+from tests.support.labelled import rectangles
+from tests.support.places import ROOT
+from tests.support.ranks import on_ranks
 
 LAUNCHER = ROOT / "launch" / "train_base.py"
 RECIPES = sorted((CONFIGS / "base").glob("*.yaml"))
@@ -35,7 +35,7 @@ SMALL = [
     "1",
     "--run.check_every",
     "2",
-    "--validate.share",
+    "--validate.fraction",
     "0.3",
 ]
 
@@ -70,7 +70,7 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
         "0",
         "--data.batch",
         "2",
-        "--validate.share",
+        "--validate.fraction",
         "0.3",
     )
     assert code == 0, err
@@ -117,7 +117,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
         *words,
         "--run.dir",
         str(started),
-        "--run.start_from",
+        "--run.init_from",
         weights,
         "--optim.steps",
         "1",
@@ -129,7 +129,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
 
 def test_without_validation_it_learns_from_all_images_and_there_is_no_best(capsys, tmp_path, coloured):
     folder = tmp_path / "run"
-    words = ["--validate.share", "0", "--validate.split", "novel", "--optim.steps", "1"]
+    words = ["--validate.fraction", "0", "--validate.split", "novel", "--optim.steps", "1"]
     code, out, err = launch(capsys, *job(coloured, folder, *words))
     assert code == 0, err
     assert "3 base classes to learn on 20 images" in out
@@ -143,7 +143,7 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
     words = ["--method.dropout", "0", "--optim.steps", "3"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(capsys, *job(coloured, one, *words))[0] == 0
-    on_ranks(2, main, job(coloured, two, *words, "--run.world", "2"), timeout=240)
+    on_ranks(2, main, job(coloured, two, *words, "--run.world_size", "2"), timeout=240)
     assert_trained_alike(one, two, "base.safetensors", logged=(2e-2, 1e-3), weights=(1e-2, 1e-3))
 
 
@@ -154,8 +154,8 @@ def test_what_does_not_fit_is_refused(capsys, tmp_path, coloured):
     assert "episodes.fold is 4" in told("--episodes.fold", "4")
     assert "20 classes of PASCAL VOC" in told("--episodes.scheme", "pascal")
     assert "validate.classes is 3" in told("--validate.classes", "3")
-    assert "lower validate.share" in told("--validate.share", "0.99")
-    assert "keeps none of the 20 images" in told("--validate.share", "1e-9")
+    assert "lower validate.fraction" in told("--validate.fraction", "0.99")
+    assert "keeps none of the 20 images" in told("--validate.fraction", "1e-9")
     assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
     assert "did you mean method.head_lr" in told("--method.had_lr", "3")
     assert "unknown key episodes.shots" in told("--episodes.shots", "5")

@@ -5,14 +5,14 @@ from dataclasses import fields
 import pytest
 import torch
 
-from fss.methods.msanet_config import BAMConfig, MSANetConfig
-from fss.methods.mshnet_config import MSHNetConfig
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
-from fss.methods.qgnet_config import QGNetConfig
-from fss.nn.weights import save_export
-from tests.methods.made_episodes import SIZE
-from tests.methods.made_msanet import save_base
+from fss.methods.msanet.config import BAMConfig, MSANetConfig
+from fss.methods.mshnet import MSHNetConfig
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from fss.methods.qgnet.config import QGNetConfig
+from fss.nn.exports import save_export
+from tests.support.made_episodes import SIZE
+from tests.support.made_msanet import save_base
 
 
 @pytest.fixture(scope="session")

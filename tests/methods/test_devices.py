@@ -11,15 +11,16 @@ import torch
 from torch.fx.experimental import _config as symbolic
 from torch.nn.functional import avg_pool2d
 
+from fss.collectives import SingleProcess
 from fss.data.batch import Batch, LabelBatch
 from fss.methods import METHODS
-from fss.methods.base import Alone, Method
-from fss.methods.base_learner_config import BaseLearnerConfig
-from fss.methods.msanet_config import BAMConfig
-from fss.methods.prior_config import PriorConfig
-from fss.methods.prototype_config import PrototypeConfig
-from tests.methods.made_episodes import SIZE, episodes
-from tests.methods.tiny_prior import views
+from fss.methods.base import Method, StepContext
+from fss.methods.base_learner import BaseLearnerConfig
+from fss.methods.msanet.config import BAMConfig
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prototype import PrototypeConfig
+from tests.support.made_episodes import SIZE, episodes
+from tests.support.tiny_prior import views
 
 META_LEARNERS = ("qgnet", "msanet", "bam", "mshnet")
 
@@ -59,8 +60,8 @@ def make(qgnet_config, msanet_config, mshnet_config):
                 config = PriorConfig(backbone="resnet18", queue=64, local_queue=64, local=local)
         method = METHODS[config.name](config)
         if name == "base":
-            method.teach({3: "cat", 5: "dog"}, Alone())
-        for part in (method.trained, method.replica):
+            method.set_classes({3: "cat", 5: "dog"}, SingleProcess())
+        for part in (method.trainable, method.non_trainable):
             part.to("meta")
         return method
 
@@ -82,11 +83,11 @@ def batch(name: str) -> Batch:
 @pytest.mark.parametrize("name", [*META_LEARNERS, "base", "patch", "region", "none"])
 def test_a_step(make, name):
     method = make(name)
-    loss, report = method.loss(batch(name).to("meta"), Alone(), 0)
+    loss, report = method.loss(batch(name).to("meta"), StepContext())
     assert loss.is_meta and all(value.is_meta for value in report.values())
     loss.backward()
     torch.optim.SGD(method.param_groups(), lr=0.1, momentum=0.9).step()
-    method.after_step(Alone())
+    method.after_step(StepContext())
 
 
 @pytest.mark.parametrize("name", [*META_LEARNERS, "prototype"])
@@ -94,7 +95,9 @@ def test_a_step(make, name):
 def test_an_evaluation(make, name):
     method, given = make(name), episodes(1, k=2).to("meta")
     query = method.encode(given.query.float())
-    supports = [method.describe(method.encode(given.support[:, k].float()), given.support_mask[:, k]) for k in (0, 1)]
+    supports = [
+        method.encode_support(method.encode(given.support[:, k].float()), given.support_mask[:, k]) for k in (0, 1)
+    ]
     logits = method.predict(query, supports)
     assert logits.is_meta and logits.shape == (1, 2, SIZE, SIZE)
     assert all(picture.is_meta for picture in method.maps(query, supports).values())

@@ -11,15 +11,15 @@ import torch
 
 from fss.errors import ConfigError, WeightsError
 from fss.methods import load_method
-from fss.methods.qgnet import QGNet
-from fss.nn.weights import save_export
-from tests.methods.made_episodes import episodes, image_by_image
-from tests.methods.made_qgnet import build
+from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import save_export
+from tests.support.made_episodes import episodes, image_by_image
+from tests.support.made_qgnet import build
 
 
-@pytest.mark.parametrize("variant", [{}, {"heads": True}, {"prior_map": "off"}], ids=str)
-def test_an_export_needs_no_other_file(qgnet_config, variant, tmp_path):
-    method = build(replace(qgnet_config, **variant))
+@pytest.mark.parametrize("ablation", [{}, {"heads": True}, {"prior_map": "off"}], ids=str)
+def test_an_export_needs_no_other_file(qgnet_config, ablation, tmp_path):
+    method = build(replace(qgnet_config, **ablation))
     tensors, header = method.export()
     stored = json.loads(header["config"])
     assert stored == json.loads(json.dumps(asdict(method.config)))
@@ -29,7 +29,7 @@ def test_an_export_needs_no_other_file(qgnet_config, variant, tmp_path):
     assert read["method"] == "qgnet"
     batch = episodes(b=1)
     assert torch.equal(image_by_image(again, batch), image_by_image(method, batch))
-    assert any("prior extractor" in text for text in again.cautions(10**7)) == (method.config.prior_map != "off")
+    assert any("prior extractor" in text for text in again.caveats(10**7)) == (method.config.prior_map != "off")
 
 
 def test_a_prior_map_cannot_be_switched_on_after_training(qgnet_config):
@@ -42,16 +42,18 @@ def test_a_prior_map_cannot_be_switched_on_after_training(qgnet_config):
 def test_a_warm_start_takes_everything_and_refuses_other_shapes(qgnet_config, tmp_path, prior_file):
     source = build(qgnet_config)
     with torch.no_grad():
-        for parameter in source.trained.parameters():
+        for parameter in source.trainable.parameters():
             parameter.add_(0.01)
     save_export(tmp_path / "qgnet.safetensors", *source.export())
     method = build(qgnet_config)
-    assert method.start_from(tmp_path / "qgnet.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(method.trained.parameters(), source.trained.parameters(), strict=True))
+    assert method.init_from(tmp_path / "qgnet.safetensors")
+    assert all(
+        torch.equal(a, b) for a, b in zip(method.trainable.parameters(), source.trainable.parameters(), strict=True)
+    )
     with pytest.raises(WeightsError, match=r"does not fit: .*shape"):
-        build(replace(qgnet_config, dim=8)).start_from(tmp_path / "qgnet.safetensors")
+        build(replace(qgnet_config, dim=8)).init_from(tmp_path / "qgnet.safetensors")
     with pytest.raises(WeightsError, match="holds prior, not qgnet"):
-        method.start_from(prior_file)
+        method.init_from(prior_file)
 
 
 def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(qgnet_config, tmp_path, prior_file):
@@ -70,8 +72,8 @@ def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(qgnet_con
 def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(qgnet_config):
     method = build(replace(qgnet_config, reduction_dropout=0.5, classifier_dropout=0.5, bn="reference"))
     batch = episodes(b=1)
-    method.trained.train()
-    method.replica.train()
+    method.trainable.train()
+    method.non_trainable.train()
     first, second = image_by_image(method, batch), image_by_image(method, batch)
     assert torch.equal(first, second)
-    assert method.trained.training and method.replica["backbone"].training
+    assert method.trainable.training and method.non_trainable["backbone"].training

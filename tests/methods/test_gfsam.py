@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fss.data.transforms import Frame
-from fss.engine.evaluation.measure import evaluating
-from fss.engine.reports.published import Cell, published
 from fss.errors import ConfigError
-from fss.methods.base import Features
-from fss.methods.gfsam import FALLBACK, GFSAM, NO_POINT
-from fss.methods.gfsam_config import GFSAMConfig
-from tests.methods.tiny_gfsam import GRID, SIZE, tiny
+from fss.evaluate.predictor import evaluation_mode
+from fss.methods.base import Features, StepContext
+from fss.methods.gfsam import FALLBACK, GFSAM, NO_POINT, GFSAMConfig
+from fss.report.published import Cell, published
+from tests.support.tiny_gfsam import GRID, SIZE, tiny
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def mask() -> Tensor:
 
 
 def supported(method: GFSAM, image: Tensor, *masks: Tensor) -> list[Features]:
-    return [method.describe(method.encode(image), mask) for mask in masks]
+    return [method.encode_support(method.encode(image), mask) for mask in masks]
 
 
 def predicted(method: GFSAM, query: Tensor, supports: list[Features]) -> Tensor:
@@ -54,7 +53,7 @@ def test_the_object_is_found_where_it_is(image, mask):
     moved = image.roll((16, -16), (2, 3))
     found = predicted(method, moved, supported(method, image, mask))
     assert alike(found, mask.roll((16, -16), (1, 2)))
-    assert method.remarks() == ()
+    assert method.flags() == ()
 
 
 def test_the_margin_says_how_alike_they_are_and_leaves_the_mask(image, mask):
@@ -89,17 +88,17 @@ def test_no_point_is_an_empty_mask_and_is_told(image, mask):
     method = tiny()
     supports = supported(method, image, mask)
     assert not predicted(method, torch.ones_like(image), supports).any()  # nothing stands out
-    assert method.remarks() == (NO_POINT,)
+    assert method.flags() == (NO_POINT,)
     predicted(method, image, supports)
-    assert method.remarks() == ()
+    assert method.flags() == ()
 
 
 def test_a_mask_taken_alone_is_told(image, mask, monkeypatch):
     method = tiny()
-    sam = method.replica["sam"]
+    sam = method.non_trainable["sam"]
     monkeypatch.setattr(sam, "masks", lambda embedding, points: -torch.ones(len(points), 16, 16))
     assert not predicted(method, image, supported(method, image, mask)).any()
-    assert method.remarks() == (FALLBACK,)
+    assert method.flags() == (FALLBACK,)
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -119,17 +118,17 @@ def test_a_support_that_is_all_object(image, mask):
 
 def test_sam_alone_looks_once(image, mask):
     method = tiny(features="sam")
-    assert not method.encodes_queries and "dino" not in method.replica
+    assert not method.needs_query_encoding and "dino" not in method.non_trainable
     features = method.encode(image)
-    assert method.replica["sam"].calls == 1
-    method.predict(features, [method.describe(features, mask)])
-    assert method.replica["sam"].calls == 1
+    assert method.non_trainable["sam"].calls == 1
+    method.predict(features, [method.encode_support(features, mask)])
+    assert method.non_trainable["sam"].calls == 1
 
 
 def test_maps_are_of_what_encode_gives(image, mask):
     method = tiny()
     maps = method.maps(method.encode(image), supported(method, image, mask))
-    assert method.replica["sam"].calls == 0
+    assert method.non_trainable["sam"].calls == 0
     for found in maps.values():
         assert found.shape == (GRID, GRID) and found.min() >= 0 and found.max() <= 1
     inside = torch.zeros(GRID, GRID, dtype=torch.bool)
@@ -170,17 +169,17 @@ def test_real_networks_fit_together(image, mask):
     """Random weights: MobileSAM at 64 pixels, and the smallest DINOv2."""
     torch.manual_seed(0)
     method = GFSAM(GFSAMConfig(sam="vit_t", size=SIZE, dino="vits14", dino_size=56))
-    with evaluating(method):
+    with evaluation_mode(method):
         first = predicted(method, image, supported(method, image, mask))
         assert torch.equal(first, predicted(method, image, supported(method, image, mask)))
-    said = method.cautions(0)
+    said = method.caveats(0)
     assert len(said) == 3 and said[0].startswith("SAM has random weights")
-    assert not any(parameter.requires_grad for parameter in method.replica.parameters())
+    assert not any(parameter.requires_grad for parameter in method.non_trainable.parameters())
 
 
 def test_it_learns_nothing():
     with pytest.raises(TypeError, match="learns nothing"):
-        tiny().loss(None, None, 0)
+        tiny().loss(None, StepContext())
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ import torch
 from torch.nn import functional as F
 
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone
-from fss.methods.msanet_config import BAMConfig
-from tests.methods.learning import (
+from fss.methods.base import StepContext
+from fss.methods.msanet.config import BAMConfig
+from tests.support.learning import (
     UNKNOWN,
     assert_all_learns,
     assert_bfloat16_is_near,
     assert_loss_falls,
     assert_ranks_learn_alike,
 )
-from tests.methods.made_episodes import SIZE, episodes, image_by_image, seen
-from tests.methods.made_msanet import CLASSES, build
+from tests.support.made_episodes import SIZE, episodes, image_by_image, seen
+from tests.support.made_msanet import CLASSES, build
 
 
 def of_no_base_class(batch: EpisodeBatch) -> EpisodeBatch:
@@ -41,10 +41,10 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("k", "variant"), VARIANTS, ids=str)
-def test_training_and_evaluation_compute_the_same_logits(msanet_config, variant, k):
-    method = build(msanet_config(**variant))
-    method.trained.eval()
+@pytest.mark.parametrize(("k", "ablation"), VARIANTS, ids=str)
+def test_training_and_evaluation_compute_the_same_logits(msanet_config, ablation, k):
+    method = build(msanet_config(**ablation))
+    method.trainable.eval()
     batch = of_no_base_class(episodes(k=k))
     with torch.no_grad():
         logits, _ = method.forward(batch)
@@ -52,9 +52,9 @@ def test_training_and_evaluation_compute_the_same_logits(msanet_config, variant,
     torch.testing.assert_close(image_by_image(method, batch), expected, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(("k", "variant"), [(1, {}), (2, {}), (1, {"prior_mask": "unmasked"})], ids=str)
-def test_bam_computes_the_same_logits_in_both_orders(msanet_config, variant, k):
-    method = build(msanet_config(BAMConfig, **variant))
+@pytest.mark.parametrize(("k", "ablation"), [(1, {}), (2, {}), (1, {"prior_mask": "unmasked"})], ids=str)
+def test_bam_computes_the_same_logits_in_both_orders(msanet_config, ablation, k):
+    method = build(msanet_config(BAMConfig, **ablation))
     batch = of_no_base_class(episodes(k=k))
     with torch.no_grad():
         logits, _ = method.forward(batch)
@@ -62,12 +62,12 @@ def test_bam_computes_the_same_logits_in_both_orders(msanet_config, variant, k):
     torch.testing.assert_close(image_by_image(method, batch), expected, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(("k", "variant"), [v for v in VARIANTS if v[1].get("backbone") != "resnet50"], ids=str)
-def test_gradients_reach_every_learned_parameter_and_no_frozen_one(msanet_config, variant, k):
-    method = build(msanet_config(**variant))
-    idle = [name for name, p in method.trained.named_parameters() if not p.requires_grad]
+@pytest.mark.parametrize(("k", "ablation"), [v for v in VARIANTS if v[1].get("backbone") != "resnet50"], ids=str)
+def test_gradients_reach_every_learned_parameter_and_no_frozen_one(msanet_config, ablation, k):
+    method = build(msanet_config(**ablation))
+    idle = [name for name, p in method.trainable.named_parameters() if not p.requires_grad]
     loss, report = assert_all_learns(method, episodes(k=k), idle)
-    ensemble = [name for name in method.trained.state_dict() if name.startswith("learner.ensemble")]
+    ensemble = [name for name in method.trainable.state_dict() if name.startswith("learner.ensemble")]
     assert {*ensemble}.isdisjoint(idle) == (method.config.output == "final")
     assert loss.item() == pytest.approx(sum(v.item() for name, v in report.items() if name.startswith("loss/")))
 
@@ -75,7 +75,7 @@ def test_gradients_reach_every_learned_parameter_and_no_frozen_one(msanet_config
 def test_the_loss_weighs_the_meta_learner_and_falls(msanet_config):
     batch = episodes()
     method = build(msanet_config(meta_weight=0.5))
-    loss, report = method.loss(batch, Alone(), 0)
+    loss, report = method.loss(batch, StepContext())
     assert loss.item() == pytest.approx((report["loss/main"] + 0.5 * report["loss/meta"]).item())
     assert_loss_falls(method, batch, steps=12, to=0.9)
 
@@ -85,14 +85,14 @@ def test_in_training_the_episodes_own_class_is_no_base_class(msanet_config):
     batch = episodes(b=2)
     batch.class_id[1] = 4
     with torch.no_grad():
-        block4 = method.replica["backbone"].blocks(method.replica["standardise"](batch.query)).block4
-        shares = method.replica["base"](block4).softmax(1)  # [B, 1 + 3, h, w]: background, 1, 4, 6
+        block4 = method.non_trainable["backbone"].blocks(method.non_trainable["standardise"](batch.query)).block4
+        shares = method.non_trainable["base"](block4).softmax(1)  # [B, 1 + 3, h, w]: background, 1, 4, 6
         found = method._cues(batch).base
     expected = torch.stack([shares[0, [2, 3]].sum(0), shares[1, [1, 3]].sum(0)])
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
-    features = method.encode(method.replica["standardise"](batch.query[:1]))
+    features = method.encode(method.non_trainable["standardise"](batch.query[:1]))
     torch.testing.assert_close(features["base"][0, 0], shares[0, 1:].sum(0), rtol=1e-4, atol=1e-5)
-    assert method.learnt() == CLASSES
+    assert method.seen_classes() == CLASSES
 
 
 def test_what_the_base_learner_knows_is_taken_from_the_class(msanet_config):
@@ -119,7 +119,7 @@ def test_one_shot_weighs_exactly_1_and_alike_shots_weigh_alike(msanet_config):
     method = build(msanet_config())
     query, (shot,) = seen(method, episodes(b=1))
     torch.testing.assert_close(method.predict(query, [shot] * 4), method.predict(query, [shot]), rtol=1e-4, atol=1e-5)
-    weights = method.trained["learner"].weights
+    weights = method.trainable["learner"].weights
     assert weights(torch.tensor([[0.3]])).item() == 1
     ordered = weights(torch.tensor([[0.1, 0.2, 0.3]]))[0]
     assert ordered[0] > ordered[1] > ordered[2] and ordered.sum().item() == pytest.approx(1)
@@ -128,7 +128,7 @@ def test_one_shot_weighs_exactly_1_and_alike_shots_weigh_alike(msanet_config):
 def test_a_support_without_an_object_still_gives_a_prediction(msanet_config):
     method = build(msanet_config())
     query, _ = seen(method, episodes(b=1))
-    empty = method.describe(query, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
+    empty = method.encode_support(query, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
     assert empty["prototype"].eq(0).all() and all(empty[n].shape[1] == 0 for n in empty if n.startswith("layer"))
     assert method.predict(query, [empty]).isfinite().all()
 
@@ -145,14 +145,14 @@ def test_maps_are_named_and_between_0_and_1(msanet_config):
 
 
 @pytest.mark.parametrize(
-    ("unknown", "variant"),
+    ("unknown", "ablation"),
     [("uneven", {}), ("uneven", {"similarity_bn": "batch"}), ("a rank knows nothing", {})],
     ids=str,
 )
-def test_two_ranks_learn_what_one_learns(msanet_config, unknown, variant):
-    config = msanet_config(meta_weight=0.25, **variant)
+def test_two_ranks_learn_what_one_learns(msanet_config, unknown, ablation):
+    config = msanet_config(meta_weight=0.25, **ablation)
     _, methods = assert_ranks_learn_alike(lambda: build(config), episodes(b=4), UNKNOWN[unknown], rtol=1e-4, atol=1e-6)
-    alone, here, there = (method.trained.state_dict() for method in methods)
+    alone, here, there = (method.trainable.state_dict() for method in methods)
     for name in [name for name in here if "running" in name]:
         assert torch.equal(here[name], there[name])
         torch.testing.assert_close(here[name], alone[name])

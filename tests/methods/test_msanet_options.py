@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from fss.errors import ConfigError, WeightsError
 from fss.methods import METHODS, load_method
-from fss.methods.bam import BAM
-from fss.methods.base import Alone
-from fss.methods.msanet_config import BAMConfig, MSANetConfig
-from fss.nn.weights import save_export
-from tests.methods.made_episodes import SIZE, episodes, image_by_image
-from tests.methods.made_msanet import CLASSES, build
+from fss.methods.base import StepContext
+from fss.methods.msanet.bam import BAM
+from fss.methods.msanet.config import BAMConfig, MSANetConfig
+from fss.nn.exports import save_export
+from tests.support.made_episodes import SIZE, episodes, image_by_image
+from tests.support.made_msanet import CLASSES, build
 
 
 @pytest.mark.parametrize(("kind", "counted"), [(MSANetConfig, 5_131_782), (BAMConfig, 4_917_254)])
@@ -22,7 +22,7 @@ def test_learned_parameters_are_those_counted_in_the_published_code(kind, counte
     base = {"backbone": "resnet50", "stem": "deep", "classes": json.dumps(CLASSES)}
     with torch.device("meta"):
         method = METHODS[kind.name](kind(stem="deep"), header={"base": json.dumps(base)})
-    assert sum(p.numel() for p in method.trained.parameters()) == counted
+    assert sum(p.numel() for p in method.trainable.parameters()) == counted
 
 
 def test_bam_is_msanet_without_its_two_modules(msanet_config):
@@ -50,7 +50,9 @@ def test_the_reference_knows_a_vggs_block_3_by_its_last_shot_only(msanet_config)
 def test_the_logarithm_of_scores_decides_alike_and_is_a_likelihood(msanet_config):
     method, sound = build(msanet_config()), build(msanet_config(scores="log"))
     for learner in (method, sound):  # as they begin: the ensemble is the meta learner
-        learner.trained["learner"].ensemble.load_state_dict({k: torch.tensor([1.0, 0]) for k in ("adjust", "suppress")})
+        learner.trainable["learner"].ensemble.load_state_dict(
+            {k: torch.tensor([1.0, 0]) for k in ("adjust", "suppress")}
+        )
     with torch.no_grad():
         scores, meta = method.forward(episodes())
         logits, _ = sound.forward(episodes())
@@ -61,13 +63,13 @@ def test_the_logarithm_of_scores_decides_alike_and_is_a_likelihood(msanet_config
 
 def test_fixed_batch_norm_stays_fixed(msanet_config):
     method = build(msanet_config())
-    method.trained.train()
-    method.loss(episodes(), Alone(), 0)
-    norm = method.trained["learner"].similarity.layers[1]
+    method.trainable.train()
+    method.loss(episodes(), StepContext())
+    norm = method.trainable["learner"].similarity.layers[1]
     assert norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() and norm.num_batches_tracked == 0
     learning = build(msanet_config(similarity_bn="batch"))
-    learning.loss(episodes(), Alone(), 0)
-    assert learning.trained["learner"].similarity.layers[1].running_mean.abs().sum() > 0
+    learning.loss(episodes(), StepContext())
+    assert learning.trainable["learner"].similarity.layers[1].running_mean.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", [MSANetConfig, BAMConfig])
@@ -80,7 +82,7 @@ def test_an_export_needs_no_other_file_and_may_show_the_meta_learner_alone(msane
     again, _ = load_method(tmp_path / "x.safetensors")
     batch = episodes(b=1)
     assert torch.equal(image_by_image(again, batch), image_by_image(method, batch))
-    assert again.learnt() == CLASSES and any("episodes" in text for text in again.cautions(1000))
+    assert again.seen_classes() == CLASSES and any("episodes" in text for text in again.caveats(1000))
     header["config"] = json.dumps(stored | {"output": "meta"})
     meta = type(method).restore(tensors, header)
     with torch.no_grad():
@@ -117,7 +119,7 @@ def test_base_weights_of_another_backbone_or_method_are_refused(msanet_config, b
 def test_learned_weights_are_for_one_number_of_shots(msanet_config):
     method = build(msanet_config(kshot="learned", shots=2))
     with pytest.raises(ConfigError, match=r"learned for method.shots 2 but an episode has 3 shot.*kshot psi"):
-        method.loss(episodes(k=3), Alone(), 0)
+        method.loss(episodes(k=3), StepContext())
 
 
 def test_a_warm_start_keeps_to_the_classes_of_the_base_learner(msanet_config, tmp_path):
@@ -125,11 +127,11 @@ def test_a_warm_start_keeps_to_the_classes_of_the_base_learner(msanet_config, tm
     source, method = build(msanet_config()), build(msanet_config())
     source.base_header = source.base_header | {"best_miou": "0.5"}
     save_export(tmp_path / "x.safetensors", *source.export())
-    assert method.start_from(tmp_path / "x.safetensors") and method.base_header == source.base_header
+    assert method.init_from(tmp_path / "x.safetensors") and method.base_header == source.base_header
     source.base_header = source.base_header | {"classes": json.dumps(CLASSES | {6: "bird"})}
     save_export(tmp_path / "x.safetensors", *source.export())
     with pytest.raises(WeightsError, match=r"x\.safetensors holds .* other classes .*base_weights \(bird, bus\)"):
-        method.start_from(tmp_path / "x.safetensors")
+        method.init_from(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,18 @@ import torch
 from torch.nn import functional as F
 
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Alone
+from fss.methods.base import StepContext
 from fss.methods.mshnet import BLOCKS, MSHNet
 from fss.nn.hyperrelation import object_positions
-from tests.methods.learning import (
+from tests.support.learning import (
     UNKNOWN,
     assert_all_learns,
     assert_bfloat16_is_near,
     assert_loss_falls,
     assert_ranks_learn_alike,
 )
-from tests.methods.made_episodes import SIZE, episodes, image_by_image, seen
-from tests.methods.made_mshnet import ALONE, build
+from tests.support.made_episodes import SIZE, episodes, image_by_image, seen
+from tests.support.made_mshnet import ALONE, build
 
 
 def in_evaluation(method: MSHNet, batch: EpisodeBatch) -> torch.Tensor:
@@ -27,9 +27,9 @@ def in_evaluation(method: MSHNet, batch: EpisodeBatch) -> torch.Tensor:
         return F.interpolate(method.forward(batch)[0], SIZE, mode="bilinear", align_corners=True)
 
 
-@pytest.mark.parametrize("variant", [{}, *ALONE, {"stem": "deep"}, {"backbone": "resnet50"}], ids=str)
-def test_training_and_evaluation_compute_the_same_logits(mshnet_config, variant):
-    method = build(replace(mshnet_config, **variant))
+@pytest.mark.parametrize("ablation", [{}, *ALONE, {"stem": "deep"}, {"backbone": "resnet50"}], ids=str)
+def test_training_and_evaluation_compute_the_same_logits(mshnet_config, ablation):
+    method = build(replace(mshnet_config, **ablation))
     batch = episodes(k=2)
     torch.testing.assert_close(image_by_image(method, batch), in_evaluation(method, batch), rtol=1e-4, atol=1e-5)
 
@@ -48,7 +48,7 @@ def test_similarities_are_those_of_every_residual_sum(mshnet_config):
     method = build(mshnet_config)
     batch = episodes(b=1, k=2)
     seen = [
-        method.replica["backbone"].layers(method.replica["standardise"](image)).inner
+        method.non_trainable["backbone"].layers(method.non_trainable["standardise"](image)).inner
         for image in (batch.query, batch.support[:, 1])
     ]
     found = method.similarities(batch)
@@ -61,14 +61,14 @@ def test_similarities_are_those_of_every_residual_sum(mshnet_config):
             cosine = F.cosine_similarity(x[:, None], y[chosen][None], dim=2).clamp(min=0).mean(1)
             torch.testing.assert_close(found[i]["cosine"][0, 1, layer].flatten(), cosine, rtol=1e-3, atol=1e-5)
             prototype = y[chosen].mean(0).expand_as(x)
-            weight = method.trained["generative"][i].weight[layer].flatten()
+            weight = method.trainable["generative"][i].weight[layer].flatten()
             generative = torch.sigmoid(torch.cat([prototype, x], 1) @ weight)
             torch.testing.assert_close(found[i]["prototype"][0, 1, layer].flatten(), generative, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
-def test_shots_have_no_order(mshnet_config, variant):
-    method = build(replace(mshnet_config, **variant))
+@pytest.mark.parametrize("ablation", [{}, *ALONE], ids=str)
+def test_shots_have_no_order(mshnet_config, ablation):
+    method = build(replace(mshnet_config, **ablation))
     query, supports = seen(method, episodes(b=1, k=4))
     expected = method.predict(query, supports)
     torch.testing.assert_close(method.predict(query, supports[::-1]), expected)
@@ -77,9 +77,9 @@ def test_shots_have_no_order(mshnet_config, variant):
     torch.testing.assert_close(method.predict(query, supports[:1] * 3), method.predict(query, supports[:1]))
 
 
-@pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
-def test_gradients_reach_every_learned_parameter_and_no_frozen_one(mshnet_config, variant):
-    method = build(replace(mshnet_config, **variant))
+@pytest.mark.parametrize("ablation", [{}, *ALONE], ids=str)
+def test_gradients_reach_every_learned_parameter_and_no_frozen_one(mshnet_config, ablation):
+    method = build(replace(mshnet_config, **ablation))
     loss, report = assert_all_learns(method, episodes(k=2))
     assert loss.item() == pytest.approx((report["loss/main"] + report["loss/inner"]).item())
 
@@ -89,7 +89,7 @@ def test_every_w_of_the_generative_similarity_matters(mshnet_config):
     method = build(mshnet_config)
     batch = episodes()
     before = in_evaluation(method, batch)
-    for generative in method.trained["generative"]:
+    for generative in method.trainable["generative"]:
         for layer in generative.weight:
             for half in layer:
                 kept = half.clone()
@@ -101,7 +101,7 @@ def test_every_w_of_the_generative_similarity_matters(mshnet_config):
 def test_the_loss_is_equation_1_and_falls(mshnet_config):
     batch = episodes()
     method = build(mshnet_config)
-    loss, _ = method.loss(batch, Alone(), 0)
+    loss, _ = method.loss(batch, StepContext())
     logits, inner = method.forward(batch)
     parts = [F.interpolate(x, SIZE, mode="bilinear", align_corners=True) for x in (logits, *inner)]
     main, *levels = (F.cross_entropy(x, batch.query_mask.long(), ignore_index=255) for x in parts)
@@ -115,7 +115,7 @@ def test_two_ranks_learn_what_one_learns(mshnet_config, unknown):
     _, methods = assert_ranks_learn_alike(
         lambda: build(mshnet_config), episodes(b=4, k=2), unknown, rtol=1e-3, atol=1e-5
     )
-    seen, here, there = (dict(method.trained.named_buffers()) for method in methods)
+    seen, here, there = (dict(method.trainable.named_buffers()) for method in methods)
     for name, expected in seen.items():
         assert torch.equal(here[name], there[name]), name
         torch.testing.assert_close(here[name], expected, rtol=1e-4, atol=1e-6, msg=name)
@@ -132,17 +132,17 @@ def test_a_support_without_an_object_still_gives_a_prediction(mshnet_config):
     assert method.predict(query, supports).isfinite().all()
     torch.testing.assert_close(method.predict(query, supports), in_evaluation(method, batch), rtol=1e-4, atol=1e-5)
     batch.support_mask[:] = 255
-    loss, _ = method.loss(batch, Alone(), 0)
+    loss, _ = method.loss(batch, StepContext())
     loss.backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in method.trained.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.trainable.parameters())
     assert torch.stack([maps["cosine"].abs().max() for maps in method.similarities(batch)]).eq(0).all()
 
 
 def test_of_an_image_only_unit_vectors_and_two_numbers_a_position_are_kept(mshnet_config):
     batch = episodes(b=1)
-    for variant in ({}, *ALONE):
-        method = build(replace(mshnet_config, **variant))
-        features = method.encode(method.replica["standardise"](batch.query))
+    for ablation in ({}, *ALONE):
+        method = build(replace(mshnet_config, **ablation))
+        features = method.encode(method.non_trainable["standardise"](batch.query))
         kept = {name: tuple(t.shape) for name, t in features.items() if name.endswith("2")}  # of block 2
         cosine, prototype = {"pixels 2": (1, 2, 9, 9, 128)}, {"query 2": (1, 2, 9, 9), "support 2": (1, 2, 9, 9)}
         expected = {"cosine": cosine, "prototype": prototype}.get(method.config.similarities, cosine | prototype)
@@ -165,10 +165,10 @@ def test_energy_maps_are_the_mean_similarities_stretched(mshnet_config):
 def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(mshnet_config):
     method = build(mshnet_config)
     batch = episodes(b=1)
-    method.trained.train()
+    method.trainable.train()
     first, second = (method.predict(*seen(method, batch)) for _ in range(2))
     assert torch.equal(first, second)
-    assert method.trained.training and not method.replica["backbone"].training
+    assert method.trainable.training and not method.non_trainable["backbone"].training
 
 
 def test_bfloat16_stays_finite_and_near(mshnet_config):

@@ -9,12 +9,11 @@ from torch import nn
 
 from fss.errors import ConfigError, WeightsError
 from fss.methods import load_method
-from fss.methods.base import Alone
-from fss.methods.mshnet import MSHNet
-from fss.methods.mshnet_config import MSHNetConfig
-from fss.nn.weights import save_export
-from tests.methods.made_episodes import episodes, seen
-from tests.methods.made_mshnet import ALONE, build
+from fss.methods.base import StepContext
+from fss.methods.mshnet import MSHNet, MSHNetConfig
+from fss.nn.exports import save_export
+from tests.support.made_episodes import episodes, seen
+from tests.support.made_mshnet import ALONE, build
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
@@ -22,7 +21,7 @@ from tests.methods.made_mshnet import ALONE, build
 def test_the_paper_has_as_many_learned_parameters(backbone, similarities, millions):
     with torch.device("meta"):
         method = MSHNet(MSHNetConfig(backbone=backbone, similarities=similarities))
-    count = sum(p.numel() for p in method.trained.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in method.trainable.parameters() if p.requires_grad)
     assert count == pytest.approx(millions * 1e6, rel=0.02)
 
 
@@ -33,15 +32,15 @@ def test_a_backbone_with_more_layers_adds_what_its_layers_need(similarities):
     for backbone in ("resnet50", "resnet101"):
         with torch.device("meta"):
             method = MSHNet(MSHNetConfig(backbone=backbone, similarities=similarities))
-        counts.append(sum(p.numel() for p in method.trained.parameters()))
+        counts.append(sum(p.numel() for p in method.trainable.parameters()))
     names = method.config.names
     assert counts[1] - counts[0] == 17 * (2048 * ("prototype" in names) + 64 * len(names))
 
 
-@pytest.mark.parametrize("variant", [{}, *ALONE], ids=str)
-def test_an_export_needs_no_other_file(mshnet_config, variant, tmp_path):
-    method = build(replace(mshnet_config, **variant))
-    method.loss(episodes(), Alone(), 0)  # batch norm has seen something
+@pytest.mark.parametrize("ablation", [{}, *ALONE], ids=str)
+def test_an_export_needs_no_other_file(mshnet_config, ablation, tmp_path):
+    method = build(replace(mshnet_config, **ablation))
+    method.loss(episodes(), StepContext())  # batch norm has seen something
     tensors, header = method.export()
     stored = json.loads(header["config"])
     assert stored == json.loads(json.dumps(asdict(method.config)))
@@ -55,15 +54,15 @@ def test_an_export_needs_no_other_file(mshnet_config, variant, tmp_path):
 
 def test_a_warm_start_takes_everything_and_refuses_other_shapes(mshnet_config, tmp_path):
     source = build(mshnet_config)
-    source.loss(episodes(), Alone(), 0)
+    source.loss(episodes(), StepContext())
     save_export(tmp_path / "mshnet.safetensors", *source.export())
     method = MSHNet(mshnet_config)
-    assert method.start_from(tmp_path / "mshnet.safetensors")
-    ours, theirs = method.trained.state_dict(), source.trained.state_dict()
+    assert method.init_from(tmp_path / "mshnet.safetensors")
+    ours, theirs = method.trainable.state_dict(), source.trainable.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     for other in ({"width": 8}, {"similarities": "cosine"}):
         with pytest.raises(WeightsError, match=r"does not fit: .*(shape|missing)"):
-            build(replace(mshnet_config, **other)).start_from(tmp_path / "mshnet.safetensors")
+            build(replace(mshnet_config, **other)).init_from(tmp_path / "mshnet.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -82,11 +81,11 @@ def test_wrong_options_are_refused_in_a_sentence(wrong, said):
 
 
 def test_cautions_name_what_is_far_from_the_paper(mshnet_config):
-    said = " ".join(build(mshnet_config).cautions(1000))
+    said = " ".join(build(mshnet_config).caveats(1000))
     assert "random weights" in said and "method.width is 16" in said
-    assert not MSHNetConfig(backbone_weights="resnet50.pth").far_from_paper()
+    assert not MSHNetConfig(backbone_weights="resnet50.pth").deviations_from_paper()
 
 
 def test_batch_norm_is_synchronised_everywhere(mshnet_config):
-    layers = [layer for layer in build(mshnet_config).trained.modules() if isinstance(layer, nn.BatchNorm2d)]
+    layers = [layer for layer in build(mshnet_config).trainable.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert layers and all(type(layer) is not nn.BatchNorm2d for layer in layers)

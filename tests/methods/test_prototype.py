@@ -7,9 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from fss.errors import ConfigError
-from fss.methods.base import Alone
-from fss.methods.prototype import Prototype
-from fss.methods.prototype_config import PrototypeConfig
+from fss.methods.base import StepContext
+from fss.methods.prototype import Prototype, PrototypeConfig
 
 SIZE = 65  # 9 x 9 positions
 
@@ -48,7 +47,7 @@ def test_logits_are_scaled_cosines_to_the_mean_of_the_shots_prototypes(features)
     method = build(features=features, scale=7.0)
     supports = [(method.encode(image(1)), mask(unknown=9)), (method.encode(image(2)), mask(top=30))]
     query = method.encode(image())
-    found = method.predict(query, [method.describe(f, m) for f, m in supports])
+    found = method.predict(query, [method.encode_support(f, m) for f, m in supports])
 
     prototypes = []
     for value in (0, 1):
@@ -68,7 +67,7 @@ def test_logits_are_scaled_cosines_to_the_mean_of_the_shots_prototypes(features)
 
 def test_the_chosen_features_are_compared():
     method = build()
-    blocks = method.replica["backbone"].blocks(image())
+    blocks = method.non_trainable["backbone"].blocks(image())
     chosen = {name: build(features=name).encode(image())["features"] for name in ("block3", "block2+3", "block4")}
     assert torch.equal(chosen["block3"], blocks.block3)
     assert torch.equal(chosen["block4"], blocks.block4)
@@ -81,7 +80,7 @@ def test_it_finds_an_object_of_another_colour():
     found[:, 40:140, 60:170] = 1
     painted[:, 0][found == 1] += 4
     features = method.encode(painted)
-    prediction = method.predict(features, [method.describe(features, found)]).argmax(1)
+    prediction = method.predict(features, [method.encode_support(features, found)]).argmax(1)
     truth = found == 1
     assert ((prediction == 1) & truth).sum() / ((prediction == 1) | truth).sum() > 0.5
 
@@ -89,17 +88,17 @@ def test_it_finds_an_object_of_another_colour():
 def test_a_support_without_an_object_gives_finite_logits():
     method = build()
     features = method.encode(image())
-    seen = method.describe(features, torch.zeros(1, SIZE, SIZE, dtype=torch.uint8))
+    seen = method.encode_support(features, torch.zeros(1, SIZE, SIZE, dtype=torch.uint8))
     assert method.predict(features, [seen])[:, 1].eq(0).all()
 
 
 def test_it_cannot_be_trained_and_says_where_to_go():
     method = build()
-    assert not method.learns and not list(method.trained.parameters())
-    assert not any(p.requires_grad for p in method.replica.parameters())
+    assert not method.requires_training and not list(method.trainable.parameters())
+    assert not any(p.requires_grad for p in method.non_trainable.parameters())
     with pytest.raises(TypeError, match="learns nothing: evaluate it"):
-        method.loss(None, Alone(), 0)
-    assert "random weights" in method.cautions(0)[0]
+        method.loss(None, StepContext())
+    assert "random weights" in method.caveats(0)[0]
 
 
 @pytest.mark.parametrize("change", [{"size": 100}, {"scale": 0.0}], ids=str)

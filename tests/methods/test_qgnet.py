@@ -7,24 +7,24 @@ import torch
 from torch.nn import functional as F
 
 from fss.errors import ConfigError, WeightsError
-from fss.methods.base import Alone
-from fss.methods.qgnet import GUIDED_MAP, PRIOR_MAP, QGNet
-from fss.methods.qgnet_config import QGNetConfig
+from fss.methods.base import StepContext
+from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.qgnet.method import GUIDED_MAP, PRIOR_MAP, QGNet
 from fss.nn.region import guided_region_map, prior_region_map, small_mask
-from tests.methods.learning import (
+from tests.support.learning import (
     UNKNOWN,
     assert_all_learns,
     assert_bfloat16_is_near,
     assert_loss_falls,
     assert_ranks_learn_alike,
 )
-from tests.methods.made_episodes import SIZE, episodes, image_by_image
-from tests.methods.made_qgnet import build
-from tests.thread_ranks import run_ranks
+from tests.support.made_episodes import SIZE, episodes, image_by_image
+from tests.support.made_qgnet import build
+from tests.support.thread_ranks import run_ranks
 
 
 @pytest.mark.parametrize(
-    ("k", "variant"),
+    ("k", "ablation"),
     [
         (1, {}),
         (5, {}),
@@ -38,8 +38,8 @@ from tests.thread_ranks import run_ranks
     ],
     ids=str,
 )
-def test_training_and_evaluation_compute_the_same_logits(qgnet_config, variant, k):
-    method = build(replace(qgnet_config, **variant))
+def test_training_and_evaluation_compute_the_same_logits(qgnet_config, ablation, k):
+    method = build(replace(qgnet_config, **ablation))
     batch = episodes(k=k)
     with torch.no_grad():
         logits, _ = method.forward(batch)
@@ -50,9 +50,9 @@ def test_training_and_evaluation_compute_the_same_logits(qgnet_config, variant, 
 def test_shots_are_averaged(qgnet_config):
     method = build(qgnet_config)
     batch = episodes(b=1, k=2)
-    features = [method.encode(method.replica["standardise"](image[None])) for image in batch.support[0]]
-    seen = [method.describe(f, mask[None]) for f, mask in zip(features, batch.support_mask[0], strict=True)]
-    query = method.encode(method.replica["standardise"](batch.query))
+    features = [method.encode(method.non_trainable["standardise"](image[None])) for image in batch.support[0]]
+    seen = [method.encode_support(f, mask[None]) for f, mask in zip(features, batch.support_mask[0], strict=True)]
+    query = method.encode(method.non_trainable["standardise"](batch.query))
     alone = [method.maps(query, [s])[GUIDED_MAP] for s in seen]
     torch.testing.assert_close(method.maps(query, seen)[GUIDED_MAP], (alone[0] + alone[1]) / 2)
     torch.testing.assert_close(method.predict(query, seen), method.predict(query, seen[::-1]))
@@ -62,22 +62,22 @@ def test_shots_are_averaged(qgnet_config):
 def test_maps_are_those_of_the_two_frozen_networks(qgnet_config):
     method = build(qgnet_config)
     batch = episodes(b=1)
-    query, support = (method.replica["standardise"](x) for x in (batch.query, batch.support[0]))
-    backbone, prior = method.replica["backbone"], method.replica["prior"]
+    query, support = (method.non_trainable["standardise"](x) for x in (batch.query, batch.support[0]))
+    backbone, prior = method.non_trainable["backbone"], method.non_trainable["prior"]
     mask = small_mask(batch.support_mask[0], (9, 9))
     masked4 = backbone.block4(backbone.blocks(support).block3 * mask)
     expected = {
         PRIOR_MAP: prior_region_map(backbone.blocks(query).block4, prior.blocks(query).block4),
         GUIDED_MAP: guided_region_map(backbone.blocks(query).block4, masked4, mask),
     }
-    found = method.maps(method.encode(query), [method.describe(method.encode(support), batch.support_mask[0])])
+    found = method.maps(method.encode(query), [method.encode_support(method.encode(support), batch.support_mask[0])])
     assert list(found) == list(expected)
     for name, expected_map in expected.items():
         torch.testing.assert_close(found[name], expected_map[0, 0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(qgnet_config):
-    image = build(qgnet_config).replica["standardise"](episodes(b=1).query)
+    image = build(qgnet_config).non_trainable["standardise"](episodes(b=1).query)
     straight = build(qgnet_config).encode(image)[PRIOR_MAP]
     shuffled = build(replace(qgnet_config, prior_map="shuffled")).encode(image)[PRIOR_MAP]
     assert not torch.equal(straight, shuffled)
@@ -88,16 +88,16 @@ def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(qgnet_config)
 def test_a_support_without_an_object_still_gives_a_prediction(qgnet_config):
     method = build(qgnet_config)
     batch = episodes(b=1)
-    features = method.encode(method.replica["standardise"](batch.query))
-    seen = method.describe(features, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
+    features = method.encode(method.non_trainable["standardise"](batch.query))
+    seen = method.encode_support(features, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
     assert seen["prototype"].eq(0).all() and seen["columns"].shape[1] == 0
     assert method.maps(features, [seen])[GUIDED_MAP].eq(0).all()
     assert method.predict(features, [seen]).isfinite().all()
 
 
-@pytest.mark.parametrize("variant", [{}, {"heads": True}, {"guided_map": False}], ids=str)
-def test_gradients_reach_every_learned_parameter_and_no_frozen_one(qgnet_config, variant):
-    method = build(replace(qgnet_config, **variant))
+@pytest.mark.parametrize("ablation", [{}, {"heads": True}, {"guided_map": False}], ids=str)
+def test_gradients_reach_every_learned_parameter_and_no_frozen_one(qgnet_config, ablation):
+    method = build(replace(qgnet_config, **ablation))
     loss, report = assert_all_learns(method, episodes())
     assert loss.item() == pytest.approx((report["loss/main"] + report["loss/inner"]).item())
 
@@ -105,7 +105,7 @@ def test_gradients_reach_every_learned_parameter_and_no_frozen_one(qgnet_config,
 def test_the_loss_weighs_the_levels_and_falls(qgnet_config):
     batch = episodes()
     method = build(replace(qgnet_config, aux_weight=0.25))
-    loss, report = method.loss(batch, Alone(), 0)
+    loss, report = method.loss(batch, StepContext())
     assert loss.item() == pytest.approx((report["loss/main"] + 0.25 * report["loss/inner"]).item())
     assert_loss_falls(method, batch, steps=12, to=0.8)
 
@@ -113,7 +113,7 @@ def test_the_loss_weighs_the_levels_and_falls(qgnet_config):
 def test_the_share_found_leaves_unknown_pixels_out(qgnet_config):
     method = build(qgnet_config)
     batch = episodes()
-    _, report = method.loss(batch, Alone(), 0)
+    _, report = method.loss(batch, StepContext())
     with torch.no_grad():
         logits = F.interpolate(method.forward(batch)[0], SIZE, mode="bilinear", align_corners=True)
     known = batch.query_mask != 255
@@ -131,31 +131,31 @@ def test_two_ranks_learn_what_one_learns_however_the_unknown_pixels_lie(qgnet_co
 def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does(qgnet_config):
     method = build(replace(qgnet_config, bn="reference", prior_map="off"))
     batch = episodes(b=3, k=2)
-    plain = build(replace(qgnet_config, bn="reference", prior_map="off")).replica["backbone"]
-    standardise = method.replica["standardise"]
-    query3 = plain.middle(standardise(batch.query))[1]
+    plain = build(replace(qgnet_config, bn="reference", prior_map="off")).non_trainable["backbone"]
+    normalize = method.non_trainable["standardise"]
+    query3 = plain.blocks_2_3(normalize(batch.query))[1]
     query4 = plain.block4(query3)
     assert torch.equal(method._see(batch).query4, query4)
     for shot in range(2):  # the reference sends every shot through on its own, and block 4 at the end of each
-        block3 = plain.middle(standardise(batch.support[:, shot]))[1]
+        block3 = plain.blocks_2_3(normalize(batch.support[:, shot]))[1]
         plain.block4(block3 * small_mask(batch.support_mask[:, shot], (9, 9)))
-    for name, value in method.replica["backbone"].state_dict().items():
+    for name, value in method.non_trainable["backbone"].state_dict().items():
         torch.testing.assert_close(value, plain.state_dict()[name], msg=name)
 
 
 def test_reference_statistics_are_equal_on_all_ranks_after_a_step(qgnet_config):
     methods = [build(replace(qgnet_config, bn="reference")) for _ in range(2)]
-    start = methods[0].replica["prior"].bn1.running_mean.clone()
+    start = methods[0].non_trainable["prior"].bn1.running_mean.clone()
 
-    def step(peers):
-        method = methods[peers.rank]
-        method.loss(episodes(seed=peers.rank), peers, 0)
-        method.after_step(peers)
-        return {n: t.clone() for n, t in method.replica.state_dict().items() if "running" in n}
+    def step(collectives):
+        method = methods[collectives.rank]
+        method.loss(episodes(seed=collectives.rank), StepContext(collectives))
+        method.after_step(StepContext(collectives))
+        return {n: t.clone() for n, t in method.non_trainable.state_dict().items() if "running" in n}
 
     first, second = run_ranks(2, step)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(methods[0].replica["prior"].bn1.running_mean, start)
+    assert not torch.equal(methods[0].non_trainable["prior"].bn1.running_mean, start)
 
 
 def test_bfloat16_stays_finite_and_near(qgnet_config):
@@ -163,12 +163,12 @@ def test_bfloat16_stays_finite_and_near(qgnet_config):
 
 
 def test_cautions_name_what_is_far_from_the_paper(qgnet_config):
-    said = " ".join(build(qgnet_config).cautions(1000))
+    said = " ".join(build(qgnet_config).caveats(1000))
     for piece in ("random weights", "2,400 images seen", "1,000 episodes"):
         assert piece in said
     known = build(qgnet_config)
     known.prior_header = {"method": "moco", "backbone": "resnet18"}
-    assert any("MoCo" in text for text in known.cautions(10**7))
+    assert any("MoCo" in text for text in known.caveats(10**7))
 
 
 @pytest.mark.parametrize(
@@ -206,5 +206,5 @@ def test_options_that_make_no_sense_are_refused(change):
 def test_with_one_map_the_learned_parameters_are_those_of_pfenet():
     with torch.device("meta"):
         method = QGNet(QGNetConfig(prior_map="off", bins=[60, 30, 15, 8]))
-    learned = sum(p.numel() for p in method.trained.parameters())
+    learned = sum(p.numel() for p in method.trainable.parameters())
     assert round(learned / 1e6, 1) == 10.8  # counted by PFENet's authors

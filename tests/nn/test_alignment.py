@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fss.errors import ConfigError
-from fss.nn.alignment import SQUARE, align, aligned, choose, describe, prompts, stretched, unit_features
+from fss.nn.alignment import SQUARE, align, aligned, choose, encode_support, min_max_scaled, prompts, unit_features
 from fss.nn.gfsam_rules import READINGS, Rules
 from fss.nn.region import small_mask
 
@@ -54,7 +54,7 @@ def by_hand(target: torch.Tensor, references: list, rules: Rules) -> list[list[f
 
 
 def aligned_by_ours(target: torch.Tensor, references: list, rules: Rules):
-    described = [describe(unit_features(x, rules), mask, rules) for x, mask in references]
+    described = [encode_support(unit_features(x, rules), mask, rules) for x, mask in references]
     return align(unit_features(target, rules), described, rules)
 
 
@@ -94,8 +94,8 @@ def test_equality_counts_as_object_in_the_code_and_as_background_in_the_paper():
 
 def test_what_is_constant_but_for_rounding_becomes_zeros():
     noisy = 0.3 + torch.tensor([0.0, 1e-7, 6e-8])
-    assert stretched(noisy).eq(0).all()
-    assert stretched(torch.tensor([0.0, 1e-4]))[1] == pytest.approx(1 / 1.01)
+    assert min_max_scaled(noisy).eq(0).all()
+    assert min_max_scaled(torch.tensor([0.0, 1e-4]))[1] == pytest.approx(1 / 1.01)
 
 
 def test_as_many_points_as_the_map_sums_to_by_column_then_row():
@@ -127,7 +127,7 @@ def test_limits_and_ties():
 def test_the_positive_map_of_table_3(similarity, name):
     rules = Rules(similarity=similarity, negative=False)
     found = aligned_by_ours(tokens(0), [(tokens(1), disc(30, 30, 15))], rules)
-    torch.testing.assert_close(found.select.flatten(), stretched(getattr(found, name).flatten()))
+    torch.testing.assert_close(found.select.flatten(), min_max_scaled(getattr(found, name).flatten()))
 
 
 def test_empty_references_take_a_square_in_the_centre_only_if_all_are_empty():
@@ -166,8 +166,8 @@ def test_unknown_pixels_are_background():
     features, mask = unit_features(tokens(1), Rules()), disc(30, 30, 15)
     unknown = mask.clone()
     unknown[mask == 0] = 255
-    for name, tensor in describe(features, mask, Rules()).items():
-        torch.testing.assert_close(describe(features, unknown, Rules())[name], tensor)
+    for name, tensor in encode_support(features, mask, Rules()).items():
+        torch.testing.assert_close(encode_support(features, unknown, Rules())[name], tensor)
 
 
 @pytest.mark.parametrize("size, grid", [(1024, 37), (1024, 18), (256, 5)])

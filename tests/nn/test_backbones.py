@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from fss.errors import ConfigError
 from fss.nn.backbones import BACKBONES, make_backbone
-from fss.nn.norm import Standardise
+from fss.nn.norm import Normalize
 from fss.nn.weights import load_backbone
 from shards.codec import decode_image
-from tests.places import shared
+from tests.support.places import shared
 
 RESNETS = [("resnet18", stem) for stem in ("torchvision", "deep")] + [
     ("resnet50", stem) for stem in ("torchvision", "deep", "original")
@@ -85,7 +85,7 @@ def test_resnets_compute_the_published_networks(name, stem, dilated):
     for number, map_ in zip((2, 3, 4), blocks, strict=True):
         torch.testing.assert_close(map_, expected[number], rtol=1e-4, atol=1e-4)
         assert backbone.channels[number] == map_.shape[1]
-    block2, block3 = backbone.middle(image)
+    block2, block3 = backbone.blocks_2_3(image)
     assert torch.equal(block2, blocks.block2) and torch.equal(block3, blocks.block3)
     assert torch.equal(backbone.block4(block3), blocks.block4) and torch.equal(block3, blocks.block3)
 
@@ -190,7 +190,7 @@ def test_nothing_has_a_gradient(bn):
     backbone = lively("resnet18", bn=bn).train()
     assert not any(p.requires_grad for p in backbone.parameters())
     image = torch.randn(2, 3, 41, 41, requires_grad=True)
-    for map_ in (*backbone.blocks(image), backbone.block4(backbone.middle(image)[1].requires_grad_())):
+    for map_ in (*backbone.blocks(image), backbone.block4(backbone.blocks_2_3(image)[1].requires_grad_())):
         assert not map_.requires_grad
 
 
@@ -225,7 +225,7 @@ def test_real_weights_find_an_object_in_another_photograph():
         pixels = cv2.resize(decode_image((voc / "JPEGImages" / f"{stem}.jpg").read_bytes()), (161, 161))
         painted = cv2.imread(str(voc / "SegmentationClass" / f"{stem}.png")).any(2)  # in the palette 0 is black
         mask = cv2.resize(painted.astype(np.uint8), (21, 21), interpolation=cv2.INTER_NEAREST) > 0
-        image = Standardise()(torch.from_numpy(pixels).permute(2, 0, 1)[None])  # [1, 3, 161, 161]
+        image = Normalize()(torch.from_numpy(pixels).permute(2, 0, 1)[None])  # [1, 3, 161, 161]
         return image, torch.from_numpy(mask)
 
     scores = {name: [] for name in backbones}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fss.nn.fem import FeatureEnrichment, bin_size, inner_loss, middle_feature, segmentation_loss
+from fss.nn.fem import FeatureEnrichment, bin_size, concat_middle_blocks, inner_loss, segmentation_loss
 
 
 def written_out(fem: FeatureEnrichment, query, prototype, maps):
@@ -100,6 +100,6 @@ def test_without_a_known_pixel_loss_and_gradient_are_zero():
 
 def test_block_three_comes_first_and_sets_the_size():
     block2, block3 = torch.rand(1, 2, 9, 9), torch.rand(1, 3, 5, 5)
-    middle = middle_feature(block2, block3)
-    torch.testing.assert_close(middle[:, :3], block3)
-    torch.testing.assert_close(middle[:, 3:], block2[:, :, ::2, ::2])  # corners aligned: every other position
+    blocks_2_3 = concat_middle_blocks(block2, block3)
+    torch.testing.assert_close(blocks_2_3[:, :3], block3)
+    torch.testing.assert_close(blocks_2_3[:, 3:], block2[:, :, ::2, ::2])  # corners aligned: every other position

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from fss.methods.base import Alone
+from fss.collectives import SingleProcess
 from fss.nn.norm import (
-    Standardise,
+    Normalize,
     SyncBatchNorm2d,
     has_batch_norm,
     running_statistics,
     synchronise,
 )
-from tests.thread_ranks import run_ranks
+from tests.support.thread_ranks import run_ranks
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [3, 5], [2, 1, 4]])
@@ -29,11 +29,11 @@ def test_sync_is_batch_norm_of_the_batches_together(sizes):
 
     (whole(images) * goal).sum().backward()
 
-    def rank(peers):
-        module = copies[peers.rank]
-        synchronise(module, lambda: peers)
-        out = module(images.split(sizes)[peers.rank])
-        (out * goal.split(sizes)[peers.rank]).sum().backward()
+    def rank(collectives):
+        module = copies[collectives.rank]
+        synchronise(module, lambda: collectives)
+        out = module(images.split(sizes)[collectives.rank])
+        (out * goal.split(sizes)[collectives.rank]).sum().backward()
         return out
 
     outputs = run_ranks(len(sizes), rank)
@@ -49,7 +49,7 @@ def test_sync_is_batch_norm_of_the_batches_together(sizes):
 class Idle:
     """The ranks as one sees them when the other has no images."""
 
-    world = 2
+    world_size = 2
     sum = staticmethod(torch.clone)
 
 
@@ -82,7 +82,7 @@ def test_alone_it_is_the_plain_layer():
     """Bit for bit, and by the same kernel, which is several times faster."""
     plain = nn.Sequential(nn.BatchNorm2d(3))
     alone = copy.deepcopy(plain)
-    synchronise(alone, Alone)
+    synchronise(alone, SingleProcess)
     x = torch.randn(4, 3, 5, 5)
     expected, found = plain(x), alone(x)
     assert torch.equal(found, expected) and found.grad_fn.name() == expected.grad_fn.name()
@@ -98,7 +98,7 @@ def test_standardise_converts_bytes_and_leaves_floats():
     image = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (image / 255 - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(Standardise()(image), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Normalize()(image), expected, atol=1e-5, rtol=1e-5)
     ready = torch.randn(1, 3, 2, 2)
-    assert Standardise()(ready) is ready
-    assert not Standardise().state_dict()
+    assert Normalize()(ready) is ready
+    assert not Normalize().state_dict()

@@ -7,14 +7,14 @@ import torch
 
 from fss.nn import region
 from fss.nn.region import (
+    flatten_normalize,
+    foreground_vectors,
     guided_region_map,
     guided_similarity,
     masked_average,
     max_cosine,
-    object_columns,
     prior_region_map,
     small_mask,
-    unit_rows,
 )
 
 
@@ -28,7 +28,7 @@ def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / product if product else 0.0
 
 
-def stretched(values: list[float]) -> list[float]:
+def min_max_scaled(values: list[float]) -> list[float]:
     low, high = min(values), max(values)
     return [(v - low) / (high - low + 1e-7) for v in values]
 
@@ -46,7 +46,7 @@ def test_prior_region_map_follows_equations_9_to_12(signed):
     assert ours.shape == (2, 1, 4, 5)
     for b in range(2):
         best = [max(cosine(x, p) for p in positions(prior[b])) for x in positions(query[b])]
-        torch.testing.assert_close(ours[b].flatten(), torch.tensor(stretched(best)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours[b].flatten(), torch.tensor(min_max_scaled(best)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -57,7 +57,7 @@ def test_guided_region_map_takes_the_best_masked_support_position(signed):
     for b in range(2):
         masked = positions(support[b] * mask[b])  # zero vectors outside, whose cosine is 0
         best = [max(cosine(x, s) for s in masked) for x in positions(query[b])]
-        torch.testing.assert_close(ours[b].flatten(), torch.tensor(stretched(best)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours[b].flatten(), torch.tensor(min_max_scaled(best)), atol=1e-5, rtol=1e-4)
 
 
 def test_a_full_mask_keeps_negative_cosines_and_an_empty_one_gives_zeros():
@@ -65,13 +65,13 @@ def test_a_full_mask_keeps_negative_cosines_and_an_empty_one_gives_zeros():
     full, empty = torch.ones(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
     best = [max(cosine(x, s) for s in positions(support[0])) for x in positions(query[0])]
     found = guided_region_map(query, support, full).flatten()
-    torch.testing.assert_close(found, torch.tensor(stretched(best)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, torch.tensor(min_max_scaled(best)), atol=1e-5, rtol=1e-4)
     assert guided_region_map(query, support, empty).eq(0).all()
-    assert object_columns(support, empty).shape == (0, 6)
+    assert foreground_vectors(support, empty).shape == (0, 6)
 
 
 def test_chunks_do_not_change_the_maximum(monkeypatch):
-    query, columns = unit_rows(features(2, 5, 6, 6)), unit_rows(features(2, 5, 5, 5, seed=1))
+    query, columns = flatten_normalize(features(2, 5, 6, 6)), flatten_normalize(features(2, 5, 5, 5, seed=1))
     whole = max_cosine(query, columns)
     monkeypatch.setattr(region, "COLUMNS", 4)
     torch.testing.assert_close(max_cosine(query, columns), whole, rtol=0, atol=1e-6)
@@ -96,7 +96,7 @@ def test_stored_columns_give_the_map_of_the_masked_features():
     query, support = features(1, 6, 4, 4), features(1, 6, 4, 4, seed=1)
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 1:3, 2:] = 0.4
-    stored = guided_similarity(unit_rows(query), object_columns(support, mask))
+    stored = guided_similarity(flatten_normalize(query), foreground_vectors(support, mask))
     torch.testing.assert_close(stored.view(1, 1, 4, 4), guided_region_map(query, support * mask, mask))
 
 

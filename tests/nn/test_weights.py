@@ -6,9 +6,10 @@ import torchvision
 
 from fss.errors import WeightsError
 from fss.nn.backbones import make_backbone
+from fss.nn.exports import load_export, save_export
 from fss.nn.resnet import BACKBONES
-from fss.nn.weights import load_backbone, load_export, load_prior, load_start, save_export
-from tests.places import shared
+from fss.nn.weights import load_backbone, load_prior, load_start
+from tests.support.places import shared
 
 
 def official_moco(dim: int = 16, queue: int = 32, sides: str = "qk", backbone: str = "resnet18") -> dict:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import SHARED
+from tests.support.places import SHARED
 
 DEFAULT = SHARED / "golden"
 QUICK = 3  # of the files that take long; the others are marked slow

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fss.data.episode_lists import read_list
 from fss.data.episodes import EpisodeSource, Policy
 from fss.data.folds import VOC_CLASSES, fold_of, fss1000_split
-from fss.data.lists import read_list
 from shards.format import Manifest, SampleEntry
 
 SCHEME_OF = {

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss.nn.alignment import Alignment, align, describe, prompts, unit_features
+from fss.nn.alignment import Alignment, align, encode_support, prompts, unit_features
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import on_grid, shares, union
 from fss.nn.pointgraph import (
@@ -51,7 +51,7 @@ def check_alignment(golden: dict) -> tuple[Tensor, Alignment]:
     target = unit_features(torch.from_numpy(golden["target_feat"]) * scale, RULES)
     tokens = [unit_features(torch.from_numpy(x) * scale, RULES) for x in golden["ref_feat"]]
     masks = unpack(golden["ref_mask_bits"]).byte()
-    references = [describe(features, mask[None], RULES) for features, mask in zip(tokens, masks, strict=True)]
+    references = [encode_support(features, mask[None], RULES) for features, mask in zip(tokens, masks, strict=True)]
     alignment = align(target, references, RULES)
     theirs = {"mean": "S_pos_mean", "max": "S_pos_max", "negative": "S_neg_mean", "select": "S_select"}
     for name, recorded in theirs.items():

@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 
 from fss.data.transforms import Frame, fit_image
-from fss.engine.evaluation.metrics import counts, scores, total
+from fss.evaluate.metrics import counts, scores, total
 from fss.methods.base import Features
-from fss.methods.gfsam import GFSAM
-from fss.methods.gfsam_config import GFSAMConfig
+from fss.methods.gfsam import GFSAM, GFSAMConfig
 from fss.nn.alignment import align, prompts
 from fss.nn.pointgraph import Outcome, segment
-from tests.places import SHARED, shared
+from tests.support.places import SHARED, shared
 
 DATA = SHARED / "data"
 SIZE = 1024
@@ -74,7 +73,7 @@ def run(gfsam: GFSAM, names: list[str], class_id: int) -> tuple[Features, list[F
     query, *supports = names
     square = photograph(query)
     features = gfsam.encode(square) | gfsam.encode_query(square)
-    return features, [gfsam.describe(gfsam.encode(photograph(name)), mask(name, class_id)) for name in supports]
+    return features, [gfsam.encode_support(gfsam.encode(photograph(name)), mask(name, class_id)) for name in supports]
 
 
 @torch.inference_mode()
@@ -83,7 +82,7 @@ def decided(gfsam: GFSAM, query: Features, supports: list[Features]) -> tuple:
     target, rules = query["features"][0], gfsam.config
     found = align(target, supports, rules)
     pixels = prompts(found.points, found.grid, SIZE, rules)
-    outcome: Outcome = segment(target, found, gfsam.replica["sam"].masks(query["embedding"], pixels), SIZE, rules)
+    outcome: Outcome = segment(target, found, gfsam.non_trainable["sam"].masks(query["embedding"], pixels), SIZE, rules)
     return found, pixels, outcome
 
 

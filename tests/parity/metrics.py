@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fss.engine.evaluation.metrics import counts, scores, total
+from fss.evaluate.metrics import counts, scores, total
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 

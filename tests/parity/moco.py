@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.ranks import on_ranks
+from fss.methods.base import StepContext
+from tests.support.ranks import on_ranks
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
 
@@ -86,14 +87,14 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     from torch.nn.parallel import DistributedDataParallel
 
     from fss.data.batch import ViewBatch
-    from fss.engine.ranks import Ranks
-    from fss.methods.prior import PriorExtractor
-    from fss.methods.prior_config import PriorConfig
+    from fss.distributed.process_group import Ranks
+    from fss.methods.prior.config import PriorConfig
+    from fss.methods.prior.method import PriorExtractor
     from fss.nn import contrast
 
     dist.init_process_group("gloo")
-    peers = Ranks()
-    n, rank = int(golden["batch_per_rank"]), peers.rank
+    collectives = Ranks()
+    n, rank = int(golden["batch_per_rank"]), collectives.rank
     config = PriorConfig(
         dim=int(golden["dim"]),
         queue=int(golden["K"]),
@@ -107,23 +108,23 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         encoder=lambda: RecordedEncoder(encoder_state(golden, "init/encoder_q.")),
         permute=lambda step, micro, rows: golden["perm"][step],
     )
-    queue, slow = method.replica["global_queue"], method.replica["encoder"]
+    queue, slow = method.non_trainable["global_queue"], method.non_trainable["encoder"]
     slow.load_state_dict(encoder_state(golden, "init/encoder_k."))
     queue.restore(torch.from_numpy(golden["init/queue"].T.copy()), int(golden["init/queue_ptr"].item()))
     # The recorded step begins with a momentum update, ours ends with one.
-    contrast.momentum_update(slow.parameters(), method.trained.parameters(), config.momentum)
+    contrast.momentum_update(slow.parameters(), method.trainable.parameters(), config.momentum)
 
     class Step(nn.Module):
         def __init__(self):
             super().__init__()
-            self.trained = method.trained
+            self.trainable = method.trainable
 
         def forward(self, batch: ViewBatch, step: int):
-            return method.loss(batch, peers, step)
+            return method.loss(batch, StepContext(collectives, step=step))
 
     forward = DistributedDataParallel(Step(), broadcast_buffers=False)
     optimizer = torch.optim.SGD(
-        method.trained.parameters(),
+        method.trainable.parameters(),
         lr=float(golden["lr"]),
         momentum=float(golden["sgd_momentum"]),
         weight_decay=float(golden["weight_decay"]),
@@ -155,14 +156,14 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         optimizer.zero_grad()
         if step == last:  # the recorded run ends before the momentum update that would open the next step
             record |= snapshot("final/encoder_k.", dict(slow.named_parameters()))
-            for side, encoder in (("q", method.trained["encoder"]), ("k", slow)):
+            for side, encoder in (("q", method.trainable["encoder"]), ("k", slow)):
                 record |= snapshot(f"rank_running/encoder_{side}.", running(encoder))
-        method.after_step(peers)
+        method.after_step(StepContext(collectives))
         losses.append(loss.item())
         queues.append(queue.keys.T.numpy().copy())
         pointers.append(queue.pointer)
 
-    query = method.trained["encoder"]
+    query = method.trainable["encoder"]
     record |= snapshot("final/encoder_q.", query.state_dict())
     record |= snapshot("final/encoder_k.", dict(slow.named_buffers()))
     record |= snapshot(

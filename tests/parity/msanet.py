@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss.nn.ensemble import LearnedShotWeights, ShotWeights, base_map, cosine_gram, psi
-from fss.nn.fem import middle_feature, segmentation_loss
+from fss.nn.fem import concat_middle_blocks, segmentation_loss
 from fss.nn.meta_learner import Cues, MetaLearner
 from fss.nn.multisim import (
     Attention,
@@ -95,8 +95,10 @@ class Recorded:
     def cues(self, excluded: Tensor | None) -> Cues:
         """All that the shipped functions make of the recorded features."""
         g = self.golden
-        support = F.relu(F.conv2d(middle_feature(self.shots("s2"), self.shots("s3")), self.state["down_supp.0.weight"]))
-        query = F.relu(F.conv2d(middle_feature(g["q2"], g["q3"]), self.state["down_query.0.weight"]))
+        support = F.relu(
+            F.conv2d(concat_middle_blocks(self.shots("s2"), self.shots("s3")), self.state["down_supp.0.weight"])
+        )
+        query = F.relu(F.conv2d(concat_middle_blocks(g["q2"], g["q3"]), self.state["down_query.0.weight"]))
         prior = torch.cat(
             [
                 guided_region_map(g["q4"], s4 * mask, mask)

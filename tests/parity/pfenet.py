@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fss.nn.fem import FeatureEnrichment, inner_loss, middle_feature, segmentation_loss
+from fss.nn.fem import FeatureEnrichment, concat_middle_blocks, inner_loss, segmentation_loss
 from fss.nn.region import guided_region_map, masked_average, resize, small_mask
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -50,12 +50,12 @@ def check(path: Path) -> None:
     ).mean(0)  # [B, 1, h, w]
     close(prior, golden["prior"], "prior mask")
 
-    middle = middle_feature(golden["s2"].flatten(0, 1), golden["s3"].flatten(0, 1))
-    support = F.relu(F.conv2d(middle, state["down_supp.0.weight"]))
+    blocks_2_3 = concat_middle_blocks(golden["s2"].flatten(0, 1), golden["s3"].flatten(0, 1))
+    support = F.relu(F.conv2d(blocks_2_3, state["down_supp.0.weight"]))
     prototype = masked_average(support, masks.flatten(0, 1)).unflatten(0, (b, k)).mean(1)  # [B, D]
     close(prototype, golden["supp_proto"], "prototype")
 
-    query = F.relu(F.conv2d(middle_feature(golden["q2"], golden["q3"]), state["down_query.0.weight"]))
+    query = F.relu(F.conv2d(concat_middle_blocks(golden["q2"], golden["q3"]), state["down_query.0.weight"]))
     with torch.no_grad():
         logits, inner = fem(query, prototype, prior)
     close(logits, golden["cls_out"], "logits")

@@ -11,10 +11,10 @@ import torch
 from moco import RecordedEncoder, close, encoder_state
 
 from fss.data.batch import ViewBatch
-from fss.methods.base import Alone
-from fss.methods.prior import PriorExtractor
-from fss.methods.prior_config import PriorConfig
-from tests.places import ROOT, shared
+from fss.methods.base import StepContext
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from tests.support.places import ROOT, shared
 
 BENCH = ROOT / "bench" / "plain_moco.py"
 
@@ -56,14 +56,14 @@ def shipped(golden):
         local="none",
     )
     method = PriorExtractor(config, encoder=lambda: RecordedEncoder(encoder_state(golden, "init/encoder_q.")))
-    queue = method.replica["global_queue"]
+    queue = method.non_trainable["global_queue"]
     queue.restore(torch.from_numpy(golden["init/queue"].T.copy()), 0)
 
     def step(query, key, number):
         batch = ViewBatch(query=query, key=key, image=torch.arange(len(query)), keys=[""] * len(query), replaced=[])
-        return method.loss(batch, Alone(), number)[0]
+        return method.loss(batch, StepContext(step=number))[0]
 
-    return method.trained, step, lambda: method.after_step(Alone()), lambda: queue.keys.T
+    return method.trainable, step, lambda: method.after_step(StepContext()), lambda: queue.keys.T
 
 
 @pytest.mark.parametrize("make", [plain, shipped])

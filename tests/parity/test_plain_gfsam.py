@@ -7,7 +7,7 @@ import pytest
 import torch
 from gfsam import NOISE, SIZE, unpack
 
-from tests.places import ROOT, shared
+from tests.support.places import ROOT, shared
 
 BENCH = ROOT / "bench" / "plain_gfsam.py"
 FILES = ["c08_grid18_1shot", "c11_noisy_5shot", "c13_samdecoder_1shot", "d03_empty_reference", "d08_absent_class"]

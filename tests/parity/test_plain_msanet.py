@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fss.nn.fem import segmentation_loss
 from fss.nn.multisim import Attention
 from fss.nn.region import resize
-from tests.places import ROOT, shared
+from tests.support.places import ROOT, shared
 
 BENCH = ROOT / "bench" / "plain_msanet.py"
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from tests.shards.native import palette_png, photograph, polygon
+from tests.support.native_layouts import palette_png, photograph, polygon
 
 
 @pytest.fixture

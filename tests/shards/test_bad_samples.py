@@ -14,8 +14,8 @@ from shards.sources import Sample, Source
 from shards.sources.folder import folder as image_folder
 from shards.sources.voc import voc
 from shards.write import pack
-from tests.shards.native import photograph
-from tests.shards.packed import files, members
+from tests.support.native_layouts import photograph
+from tests.support.shard_files import files, members
 
 
 def failing_read(monkeypatch, name: str, number: int) -> None:

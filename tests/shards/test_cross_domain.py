@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fss.data.episode_lists import read_list
 from fss.data.folds import DEEPGLOBE_CLASSES, ISAID_ENDS, ISIC_CLASSES
-from fss.data.lists import read_list
 from launch.pack import main
 from shards.format import Manifest, ShardError
 from shards.sources import deepglobe as deepglobe_module
@@ -18,8 +18,8 @@ from shards.sources.deepglobe import deepglobe
 from shards.sources.isaid import isaid
 from shards.sources.isic import isic
 from shards.write import pack
-from tests.places import shared
-from tests.shards.native import palette_png, photograph
+from tests.support.native_layouts import palette_png, photograph
+from tests.support.places import shared
 
 
 def grey_png(path: Path, mask: np.ndarray) -> None:

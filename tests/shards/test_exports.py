@@ -9,7 +9,7 @@ from shards.format import ShardError
 from shards.sources import Source
 from shards.sources.coco import coco
 from shards.write import pack
-from tests.shards.native import change_json, polygon, rectangle
+from tests.support.native_layouts import change_json, polygon, rectangle
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 from shards.format import ShardError
 from shards.sources.indexed import indexed
 from shards.write import pack
-from tests.shards.native import palette_png, photograph
+from tests.support.native_layouts import palette_png, photograph
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from shards.format import Manifest, ShardError
 from shards.sources.lvis import lvis
 from shards.sources.paco import paco
 from shards.write import pack
-from tests.shards.native import SIZE, change_json, photograph, polygon, rectangle
+from tests.support.native_layouts import SIZE, change_json, photograph, polygon, rectangle
 
 # LVIS
 

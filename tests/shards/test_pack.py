@@ -10,8 +10,8 @@ import pytest
 from launch.pack import main
 from shards.format import Manifest
 from shards.sources.voc import CLASSES
-from tests.places import ROOT
-from tests.shards.native import change_json
+from tests.support.native_layouts import change_json
+from tests.support.places import ROOT
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ from shards.codec import decode_image
 from shards.format import Manifest, ShardError
 from shards.sources.pascal_part import ANNOTATIONS, LISTS, pascal_part
 from shards.write import pack
-from tests.shards.native import SIZE, change_json, compressed, photograph, rectangle
+from tests.support.native_layouts import SIZE, change_json, compressed, photograph, rectangle
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import webdataset
 
 from shards.format import MANIFEST, ShardError
 from shards.read import OPEN_FILES, EpochOrder, LostShardError, ShardSet
-from tests.data.packed import write_set
+from tests.support.packed_sets import write_set
 
 
 @pytest.fixture

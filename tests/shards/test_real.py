@@ -15,7 +15,7 @@ from shards.sources.coco import coco
 from shards.sources.fss1000 import fss1000
 from shards.sources.voc import voc
 from shards.write import pack
-from tests.places import shared
+from tests.support.places import shared
 
 FEW = 24
 AMOUNTS = [FEW, pytest.param(None, marks=pytest.mark.slow)]  # None: all

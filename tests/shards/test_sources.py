@@ -13,7 +13,7 @@ from shards.sources.coco import coco
 from shards.sources.folder import folder
 from shards.sources.fss1000 import fss1000
 from shards.sources.voc import voc
-from tests.shards.native import palette_png, photograph, polygon
+from tests.support.native_layouts import palette_png, photograph, polygon
 
 
 def test_keys_are_ascii_unique_and_independent_of_order():

@@ -4,7 +4,7 @@ import pytest
 
 from shards.codec import decode_labels, encode_labels
 from shards.superpixels import label_map, main, picture
-from tests.shards.native import photograph
+from tests.support.native_layouts import photograph
 
 
 def blocks(side: int) -> np.ndarray:

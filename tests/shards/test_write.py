@@ -13,7 +13,7 @@ from shards.sources.folder import folder as image_folder
 from shards.sources.voc import voc
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.shards.packed import files, members
+from tests.support.shard_files import files, members
 
 
 def test_manifest_gives_every_sample_and_shards_mix_the_list(voc_root, tmp_path):

@@ -17,8 +17,8 @@ from shards.sources.folder import folder as image_folder
 from shards.sources.voc import voc
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.shards.native import palette_png, photograph
-from tests.shards.packed import files
+from tests.support.native_layouts import palette_png, photograph
+from tests.support.shard_files import files
 
 # Packs slowly enough that the test can kill it between two shards.
 SLOW = """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import ROOT
-from tests.ranks import free_port
+from tests.support.places import ROOT
+from tests.support.ranks import free_port
 
 HERE = Path(__file__).resolve().parent
 CLEARED = 15  # seconds

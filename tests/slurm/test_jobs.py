@@ -107,10 +107,10 @@ def test_msanet_waits_for_the_base_learner_of_its_fold(site):
     site.finish()
     assert site.status("base_fold1") == site.status("msanet_fold1") == "finished"
     assert site.status("msanet_fold1_evaluation") == "finished"
-    learnt, taken = (
+    seen_classes, taken = (
         json.loads((site.folder / "runs" / run / "run.json").read_text()) for run in ("base_fold1", "msanet_fold1")
     )
-    assert (learnt["method.name"], taken["method.name"]) == ("base", "msanet")
+    assert (seen_classes["method.name"], taken["method.name"]) == ("base", "msanet")
 
 
 def test_gfsam_is_evaluated_across_two_nodes(site):

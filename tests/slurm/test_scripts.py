@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import ROOT
+from tests.support.places import ROOT
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 
@@ -218,7 +218,7 @@ def after(option: str, line: str) -> list[str]:
 @pytest.mark.parametrize("asked", ["8", "a100:8", "gpu:a100:8"])
 def test_gpus_are_counted_whatever_their_type(node, asked):
     (line,) = node.starts("pretrain_prior.sh", GPUS_PER_NODE=asked, SLURM_GPUS_ON_NODE="8")
-    assert after("--run.world", line) == ["8"] and after("--run.device", line) == ["cuda"]
+    assert after("--run.world_size", line) == ["8"] and after("--run.device", line) == ["cuda"]
     refused = node.job("pretrain_prior.sh", GPUS_PER_NODE=asked, SLURM_GPUS_ON_NODE="4")
     assert refused.returncode == 1
     assert f"env.sh asks for {asked} GPUs a node and this node gives 4" in refused.stderr

@@ -1,0 +1,58 @@
+"""The collectives that methods and layers may use, and their form on a single process.
+
+Methods and layers receive an object with this interface. They never import `torch.distributed`, so the same code runs
+on one process and on many. `fss.distributed.process_group` implements the interface over a process group.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Collectives(Protocol):
+    """Communication with the other ranks. Every call is collective: all ranks make the same calls in the same order."""
+
+    rank: int
+    world_size: int
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Concatenate [n, ...] of all ranks to [world_size * n, ...] in rank order. Same n everywhere; no gradient."""
+        ...
+
+    def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Send the first send[0] rows of x [sum(send), ...] to rank 0 and so on; returns [sum(receive), ...]."""
+        ...
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum x element by element over all ranks. Returns a new tensor of the same shape; no gradient."""
+        ...
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by its mean over ranks, in place, in one collective."""
+        ...
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by that of rank 0, in place, in one collective."""
+        ...
+
+
+class SingleProcess:
+    """`Collectives` of a single process: nothing is sent."""
+
+    rank = 0
+    world_size = 1
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        return x
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x.detach().clone()
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        pass
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        pass

@@ -1,0 +1,74 @@
+"""Views of images for contrastive methods, in the order of `shards.read.EpochOrder`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fss.data.augment import Backend
+from fss.data.batch import ViewBatch, ViewSpec
+from fss.data.dataset import DataConfig, first_readable
+from fss.data.views import ViewMaker, named
+from fss.errors import at_least
+from shards.format import ShardError
+from shards.read import EpochOrder, ShardSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewDataConfig(DataConfig):
+    """Where the images come from and how their views are made and fed."""
+
+    backend: Backend = "cv2"
+    """What carries out the augmentation: 'cv2' is fast, 'pil' is exactly what the published code ran."""
+    window: int = 16
+    """Shards that the samples in flight are mixed from: more mix better, fewer are read more sequentially."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("data", self, window=1)
+
+
+class ViewDataset:
+    """The feed of a method that asks for a `ViewSpec`: every image once an epoch.
+
+    Raises ShardError where the shards lack what the spec needs.
+    """
+
+    def __init__(self, spec: ViewSpec, shards: ShardSet, config: ViewDataConfig, seed: int) -> None:
+        if spec.local != "none" and spec.superpixels not in shards.manifest.superpixels:
+            raise ShardError(
+                f"method.local {spec.local} needs {spec.superpixels} superpixels, which "
+                f"{shards.remote or shards.folder} does not have: pack it with --superpixels {spec.superpixels}, "
+                "or set method.local to none"
+            )
+        self.shards = shards
+        self.order = EpochOrder(shards.counts, seed, config.window)
+        self.make = ViewMaker(spec, config.backend, seed)
+
+    def batch(self, start: int, stop: int) -> ViewBatch:
+        replaced: list[str] = []
+        found = [
+            first_readable(self._candidates(position), self._row, replaced, self.shards)
+            for position in self.order.positions(start, stop)
+        ]
+        indices, rows = zip(*found, strict=True)
+        return ViewBatch(
+            image=torch.tensor(indices),
+            keys=[self.shards.keys[index] for index in indices],
+            replaced=replaced,
+            **{name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]},
+        )
+
+    def _candidates(self, position: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """(epoch, sample) at a position, and what stands in for it if it cannot be read, without an end."""
+        attempt = 0
+        while True:
+            yield position
+            position = self.order.replacement(position, attempt)
+            attempt += 1
+
+    def _row(self, position: tuple[int, int]) -> tuple[int, dict[str, np.ndarray]]:
+        epoch, index = position
+        with named(self.shards.keys[index]):
+            return index, self.make(self.shards.read(index), epoch, index)

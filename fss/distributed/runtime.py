@@ -1,0 +1,47 @@
+"""The options of `run`: where a run is written, and on what it runs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fss.errors import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where a run lives and on what it runs."""
+
+    dir: str | None = None
+    """Run directory; null: runs/ and a name made from the job, its recipe or weights, and the fold. The same
+    command goes on where it stopped."""
+    world_size: int | None = None
+    """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a device."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast. Parameters, momentum encoder and queues stay float32."""
+    threads: int | None = None
+    """CPU threads of torch in each rank; null leaves what the launcher set."""
+    timeout_minutes: float = 30
+    """How long a rank, or one that it waits for, may come no further before it ends the job; 0 for ever."""
+
+    def __post_init__(self) -> None:
+        at_least("run", self, world_size=1, threads=1, timeout_minutes=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RuntimeConfig):
+    """Where a training run lives, on what it runs, and from where it starts."""
+
+    seed: int = 0
+    """Seed of weights, data order and augmentation."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    check_every: int = 500
+    """Steps between checks that weights and queues are the same on all ranks; 0 for never."""
+    init_from: str | None = None
+    """Weights to begin a new run from: an export of an earlier run of the same method, or, for the prior extractor, an
+    official MoCo checkpoint (not a resume)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("run", self, seed=0, check_every=0)

@@ -1,0 +1,218 @@
+"""A method on episodes, on any number of ranks: each gives integers, whose sum does not know who added them."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from fss.data.episodes import Episode
+from fss.data.transforms import Frame
+from fss.distributed.context import DistributedContext
+from fss.distributed.signals import StopRequest
+from fss.errors import RunError, UserError
+from fss.evaluate import metrics
+from fss.evaluate.feature_cache import AS_QUERY, FeatureCache, access_times
+from fss.evaluate.partition import partition
+from fss.evaluate.predictor import EpisodePredictor
+from fss.evaluate.prefetch import Prefetcher
+from fss.evaluate.record import EpisodeRecord, EpisodeResult
+from fss.evaluate.scoring import Scoring
+from fss.methods.base import EpisodeMethod, Features
+from shards.format import ShardError
+from shards.read import ShardSet
+
+GIB = 1 << 30
+
+
+PredictorT = TypeVar("PredictorT", bound=EpisodePredictor)
+
+
+def predictor_for(
+    method: EpisodeMethod,
+    scoring: Scoring,
+    context: DistributedContext,
+    kind: type[PredictorT] = EpisodePredictor,
+) -> PredictorT:
+    """The predictor whose predictions `scoring` describes, on the device and in the precision of the job.
+
+    kind: the class of the predictor, for one that also records what a study looks at.
+    """
+    return kind(method, device=context.device, size=scoring.size, resize=scoring.resize, autocast=context.autocast)
+
+
+def measure(
+    predictor: EpisodePredictor,
+    shards: ShardSet,
+    episodes: Sequence[Episode],
+    scoring: Scoring,
+    context: DistributedContext,
+    record: EpisodeRecord | None = None,
+    *,
+    cache: float = 4,
+    readers: int = 2,
+    stop: StopRequest | None = None,
+    seen: Callable[[EpisodeResult, int], None] = lambda result, left: None,
+) -> list[EpisodeResult]:
+    """Evaluate `episodes`, all ranks together; every rank gets all results, ordered by (seed, number).
+
+    Every image is encoded alone, so that on one device, with one thread count, an episode's counts do not depend on the
+    ranks or on what was evaluated before. The predictor is that of `predictor_for(method, scoring, context)`, or one
+    that does something else in its `predict`.
+
+    record: what it holds already is not done again, and every episode is written to it before the next begins.
+    cache: GiB on each rank for the features of images and supports; 0 computes them anew for every episode.
+    readers: threads a rank that read ahead. seen: called on each rank with each of its results and how many are left.
+    stop: with a record, all ranks stop after their episode at hand when it was asked on any; fewer results come back.
+
+    Raises ShardError on all ranks where a sample cannot be read, RunError where logits are not finite.
+    """
+    finished = context.on_main(record.begin) if record else {}
+    wanted = {(episode.seed, episode.number) for episode in episodes}
+    block = partition([e for e in episodes if (e.seed, e.number) not in finished], context.size)[context.rank]
+    found: list[EpisodeResult] = []
+    failure = None
+    try:
+        with predictor:
+            context.report_progress(f"at its {len(block)} episodes")
+            for result in _EpisodeRunner(predictor, shards, block, scoring, cache).results(readers):
+                found.append(result)
+                if record:
+                    record.append(result)
+                seen(result, len(block) - len(found))
+                context.report_progress(f"past episode {len(found)} of its {len(block)}")
+                if record and stop and stop.asked:
+                    record.halt()
+                if record and record.halted:
+                    break
+        if record:
+            record.close()
+    except Exception as error:
+        expected = isinstance(error, UserError | ShardError | OSError)
+        failure = error if expected else RunError(f"rank {context.rank} failed: {error!r}")
+        if not expected:
+            traceback.print_exc()  # the others only hear of it
+        with suppress(OSError):  # on a full disk the others are told when they are through
+            if record:
+                record.halt()
+    everyone, failures = zip(*context.gather_objects((found, failure)), strict=True)
+    if error := next((failure for failure in failures if failure), None):
+        raise error
+    known = [result for key, result in finished.items() if key in wanted]
+    return sorted([*known, *(result for found in everyone for result in found)], key=lambda r: (r.seed, r.number))
+
+
+class _EpisodeRunner:
+    """Evaluates one rank's episodes in order; features are cached while a later episode needs them."""
+
+    def __init__(
+        self,
+        predictor: EpisodePredictor,
+        shards: ShardSet,
+        episodes: Sequence[Episode],
+        scoring: Scoring,
+        cache: float,
+    ) -> None:
+        self._predictor = predictor
+        self._shards = shards
+        self._episodes = episodes
+        self._scoring = scoring
+        self._cache = FeatureCache(int(cache * GIB), access_times(episodes))
+        self._frames: dict[int, Frame] = {}
+        self._last_read: tuple[int, Tensor] | None = None
+        self._encoded = 0
+
+    def results(self, readers: int) -> Iterator[EpisodeResult]:
+        """One result an episode, in their order. readers: threads that read ahead."""
+        scoring, ahead = self._scoring, 2 * readers
+        prefetcher = Prefetcher(
+            self._shards, size=scoring.size, resize=scoring.resize, labels=scoring.labels, threads=readers
+        )
+        with prefetcher as self._prefetcher:
+            for episode in self._episodes[:ahead]:
+                self._expect(episode)
+            for now, episode in enumerate(self._episodes):
+                for coming in self._episodes[now + ahead : now + ahead + 1]:
+                    self._expect(coming)
+                began, encoded = time.monotonic(), self._encoded
+                counts, flags = self._counts(episode, now)
+                yield EpisodeResult(
+                    seed=episode.seed,
+                    number=episode.number,
+                    class_id=episode.class_id,
+                    query=self._shards.keys[episode.query],
+                    supports=tuple(self._shards.keys[support] for support in episode.supports),
+                    counts=tuple(tuple(row) for row in counts.tolist()),
+                    flags=flags,
+                    encoded=self._encoded - encoded,
+                    seconds=time.monotonic() - began,
+                )
+
+    def _expect(self, episode: Episode) -> None:
+        """Start to read what the episode needs and the cache does not have."""
+        undescribed = [s for s in episode.supports if (s, episode.class_id) not in self._cache]
+        for image in (episode.query, *undescribed):
+            self._prefetcher.expect((image, episode.class_id))
+            as_query = self._predictor.method.needs_query_encoding and image == episode.query
+            if image not in self._cache or (as_query and (image, AS_QUERY) not in self._cache):
+                self._prefetcher.expect(image)
+
+    def _counts(self, episode: Episode, now: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Intersections and unions of one episode, int64 [2, 2], and the flags of its prediction."""
+        described = {s: self._encode_support(s, episode.class_id, now) for s in dict.fromkeys(episode.supports)}
+        query = self._encode_query(episode.query, now)
+        name = f"episode {episode.number} of seed {episode.seed} (query {self._shards.keys[episode.query]})"
+        prediction = self._predictor.predict(query, [described[support] for support in episode.supports], name)
+        frame, resolution = self._frames[episode.query], self._scoring.resolution
+        truth = frame.truth(self._mask(episode.query, episode.class_id), resolution)
+        if not self._scoring.ignore_255:
+            truth = metrics.ignored_as_background(truth)
+        return metrics.counts(frame.restore(prediction.margin, resolution), truth), prediction.flags
+
+    def _encode(self, image: int, now: int) -> Features:
+        features = self._cache.get(image, now)
+        if features is None:
+            features = self._predictor.encode(self._square(image))
+            self._encoded += 1
+            self._cache.put(image, features, now)
+        return features
+
+    def _encode_query(self, image: int, now: int) -> Features:
+        features = self._encode(image, now)
+        if not self._predictor.method.needs_query_encoding:
+            return features
+        extras = self._cache.get((image, AS_QUERY), now)
+        if extras is None:
+            extras = self._predictor.query_extras(self._square(image))
+            self._cache.put((image, AS_QUERY), extras, now)
+        return features | extras
+
+    def _square(self, image: int) -> Tensor:
+        """The image as the method sees it, [1, 3, S, S]; one asked for twice in a row is read once."""
+        if self._last_read is None or self._last_read[0] != image:
+            square, self._frames[image] = self._prefetcher.take(image)
+            self._last_read = image, square.to(self._predictor.device)
+        else:
+            self._prefetcher.drop(image)
+        return self._last_read[1]
+
+    def _encode_support(self, image: int, class_id: int, now: int) -> Features:
+        description = self._cache.get((image, class_id), now)
+        if description is None:
+            features = self._encode(image, now)
+            description = self._predictor.encode_support(features, self._mask(image, class_id), self._frames[image])
+            self._cache.put((image, class_id), description, now)
+        return description
+
+    def _mask(self, image: int, class_id: int) -> np.ndarray:
+        """The class's mask of an image, uint8 [H, W], whose frame is known."""
+        mask, frame = self._prefetcher.take((image, class_id)), self._frames[image]
+        if mask.shape != (frame.height, frame.width):
+            raise ShardError(
+                f"the mask of class {class_id} of sample {self._shards.keys[image]} is {mask.shape}, its image "
+                f"{(frame.height, frame.width)}: pack the set again"
+            )
+        return mask

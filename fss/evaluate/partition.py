@@ -1,0 +1,98 @@
+"""Which rank evaluates which episodes, and in which order: so that an image is encoded about once.
+
+Episodes and images form a graph: an episode needs the images that it shows. Walking along it, finishing with the images
+at hand before taking up others, keeps the features in use few at any moment, and so few at the places where the walk is
+cut into one block a rank.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from fss.data.episodes import Episode
+
+ENCODING = 5  # predictions that take as long as one pass of the encoder: about QGNet's on a ResNet-50
+
+
+def partition(episodes: Sequence[Episode], world_size: int) -> list[list[Episode]]:
+    """The episodes of each rank in the order in which to evaluate them: `world_size` blocks of about equal work.
+
+    Two walks are tried, one through all episodes and one through class after class, and the one whose largest block is
+    less work is taken. Where images are in few episodes (a large set) blocks share hardly any. Where every image is in
+    many (5000 episodes over 350 images), blocks of one class must share images, and it costs least to have few classes
+    on a rank.
+    """
+    images = [sorted({episode.query, *episode.supports}) for episode in episodes]
+    walks = [walk(images, groups) for groups in ([0] * len(episodes), [episode.class_id for episode in episodes])]
+    cuts = [cut([images[episode] for episode in order], world_size) for order in walks]
+    (_, ends), order = min(zip(cuts, walks, strict=True))
+    return [[episodes[episode] for episode in order[start:stop]] for start, stop in pairwise(ends)]
+
+
+def cut(images: Sequence[Sequence[int]], world_size: int) -> tuple[int, list[int]]:
+    """Cut a walk into `world_size` blocks so that the largest is as little work as can be: its work, and world + 1 ends."""
+    least, most = 0, sum(1 + ENCODING * len(needed) for needed in images)
+    while least < most:  # the smallest bound under which the blocks are few enough lies between
+        bound = (least + most) // 2
+        if len(_ends(images, bound)) <= world_size + 1:
+            most = bound
+        else:
+            least = bound + 1
+    ends = _ends(images, most)
+    return most, ends + [len(images)] * (world_size + 1 - len(ends))
+
+
+def _ends(images: Sequence[Sequence[int]], bound: int) -> list[int]:
+    """The ends of blocks, each filled with episodes until the next would be work over `bound`."""
+    ends, known, done = [0], set(), 0
+    for episode, needed in enumerate(images):
+        more = 1 + ENCODING * sum(image not in known for image in needed)
+        if done and done + more > bound:
+            ends.append(episode)
+            known, done = set(), 0
+            more = 1 + ENCODING * len(needed)
+        known.update(needed)
+        done += more
+    return [*ends, len(images)]
+
+
+def walk(images: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
+    """An order of the episodes, group after group, in which the images in use at any moment are few.
+
+    images: for each episode the distinct images it needs. Next comes the episode that takes up the fewest new images
+    less those that it is the last to need; of equals the one whose images were taken up first. Takes time in proportion
+    to the uses of images, times a logarithm.
+    """
+    users = defaultdict(list)  # image -> the episodes that need it
+    for episode, needed in enumerate(images):
+        for image in needed:
+            users[image].append(episode)
+    waiting = {image: len(them) for image, them in users.items()}  # image -> its episodes still to come
+    balance = [sum(1 - (waiting[image] == 1) for image in needed) for needed in images]  # new images less last uses
+    touched = [len(images)] * len(images)  # the step at which the first of an episode's images was taken up
+
+    def rank(episode: int) -> tuple[int, int, int, int]:
+        return groups[episode], balance[episode], touched[episode], episode
+
+    heap = [rank(episode) for episode in range(len(images))]
+    heapq.heapify(heap)
+    order: list[int] = []
+    done = [False] * len(images)
+    while heap:
+        entry = heapq.heappop(heap)
+        episode = entry[-1]
+        if done[episode] or entry != rank(episode):  # a newer entry of the same episode counts
+            continue
+        done[episode] = True
+        order.append(episode)
+        for image in images[episode]:
+            new = waiting[image] == len(users[image])
+            waiting[image] -= 1
+            last = waiting[image] == 1
+            for other in users[image] if new or last else ():
+                if not done[other]:
+                    balance[other] -= new + last
+                    touched[other] = min(touched[other], len(order))
+                    heapq.heappush(heap, rank(other))
+    return order

@@ -1,0 +1,96 @@
+"""What every study does: opens what an evaluation of the job would have, looks at each episode, tells what it found."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+
+from fss.data.class_leakage import check_novel_unseen
+from fss.data.episodes import Episode
+from fss.data.shard_sets import open_shard_set
+from fss.distributed.context import DistributedContext
+from fss.evaluate.loading import load_for_evaluation
+from fss.evaluate.measure import measure
+from fss.evaluate.plan import Plan, plan, require_taken
+from fss.evaluate.predictor import EpisodePredictor
+from fss.evaluate.record import EpisodeResult
+from fss.evaluate.scoring import Scoring
+from fss.jobs.evaluate import EvaluationJob
+from fss.methods.base import EpisodeMethod
+from fss.nn.exports import ExportHeader
+from fss.provenance import digest
+from fss.report.page import Table, on_console
+from shards.read import ShardSet
+
+Row = TypeVar("Row")
+
+
+class StudyJob(EvaluationJob, Protocol):
+    """What a study needs of a job: that of an evaluation, and a folder."""
+
+    out: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A method on the world's device, and the episodes that it is looked at on."""
+
+    context: DistributedContext
+    shards: ShardSet
+    method: EpisodeMethod
+    header: ExportHeader
+    """What the method's weights say of their training."""
+    plan: Plan
+
+    def facts(self) -> dict[str, str]:
+        """How the episodes were made."""
+        return self.plan.statement(self.shards.manifest, self.header)
+
+    def tell(self, table: Table, write: Callable[[], Path]) -> None:
+        """Write what was found, and show it on the console: rank 0's work. Collective."""
+        path = self.context.on_main(write)
+        if self.context.is_main:
+            console = Console()
+            console.print(on_console(table))
+            console.print(f"written: {path}", soft_wrap=True)
+
+
+@contextmanager
+def study(job: StudyJob) -> Iterator[Study]:
+    """Join the ranks and open what the job names. Raises UserError or ShardError for what a user can mend."""
+    with DistributedContext.at(job.run, threads=1) as context:
+        shards = open_shard_set(job.data, context.on_main)
+        method, header, _ = load_for_evaluation(job)
+        require_taken(method.config, job.eval.size)
+        what = plan(job.episodes, job.eval, header, shards.manifest, method.config.size)
+        if what.split == "novel":
+            check_novel_unseen(method.seen_classes(), what.fold, shards.manifest.classes)
+        context.check_same("the episodes", digest([asdict(episode) for episode in what.episodes]))
+        for part in (method.trainable, method.non_trainable):
+            part.to(context.device)
+        yield Study(context=context, shards=shards, method=method, header=header, plan=what)
+
+
+def map_episodes(
+    row: Callable[[EpisodeResult], Row],
+    predictor: EpisodePredictor,
+    shards: ShardSet,
+    episodes: Sequence[Episode],
+    scoring: Scoring,
+    context: DistributedContext,
+    *,
+    cache: float = 4,
+    readers: int = 2,
+) -> list[Row]:
+    """`row` of every episode, called right after `predictor` predicted it; in order, on every rank. Collective."""
+    rows: dict[tuple[int, int], Row] = {}
+
+    def seen(result: EpisodeResult, left: int) -> None:
+        rows[result.seed, result.number] = row(result)
+
+    measure(predictor, shards, episodes, scoring, context, cache=cache, readers=readers, seen=seen)
+    everyone = [entry for entries in context.gather_objects(list(rows.items())) for entry in entries]
+    return [found for _, found in sorted(everyone, key=lambda entry: entry[0])]

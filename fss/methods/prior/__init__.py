@@ -1,0 +1,1 @@
+"""QGNet's prior extractor: momentum contrast of whole images and local patches (QGNet, section IV-A)."""

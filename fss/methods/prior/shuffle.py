@@ -1,0 +1,58 @@
+"""ShuffleBN (He et al. 2020, section 3.3): keys are computed in another grouping of the batch than queries.
+
+Batch statistics are a signature of the images they were taken over; were a query and its key computed in the same
+group, the network could recognise the pair by it. Images travel by all-to-all: every rank sends and receives about as
+many bytes as its own batch has, however many ranks there are.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fss.collectives import Collectives
+
+Permute = Callable[[int, int, int], np.ndarray]
+"""(optimizer step, micro-batch, n) -> a permutation of n rows, the same on every rank."""
+
+
+class SeededPermutation:
+    """The permutations of a run: a pure function of (seed, optimizer step, micro-batch)."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __call__(self, step: int, micro: int, rows: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, step, micro)).permutation(rows)
+
+
+class Shuffle:
+    """One shuffle of the rows that all ranks hold, in rank order: place p takes row `permutation[p]`.
+
+    The world's W * n places belong to the ranks in order, n each, like the rows. Everything that `scatter` moved must
+    come back through `collect`: keys left in the order of places would stand beside the wrong queries.
+    """
+
+    def __init__(self, permutation: np.ndarray, collectives: Collectives):
+        self.collectives = collectives
+        n = len(permutation) // collectives.world_size
+        home, place_rank = permutation // n, np.arange(len(permutation)) // n  # [W n] where from, where to
+        mine = np.flatnonzero(home == collectives.rank)  # the places that this rank's rows go to, by receiving rank
+        sources = home[
+            collectives.rank * n : (collectives.rank + 1) * n
+        ]  # [n] where the rows of this rank's places come from
+        self._send = np.bincount(place_rank[mine], minlength=collectives.world_size).tolist()
+        self._receive = np.bincount(sources, minlength=collectives.world_size).tolist()
+        self._leaving = torch.from_numpy(permutation[mine] % n)
+        self._arrived = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))  # arrivals come by rank
+        self._undo = torch.from_numpy(np.argsort(permutation))
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """This rank's rows [n, ...] -> the rows of its places [n, ...]."""
+        arrived = self.collectives.all_to_all(x[self._leaving.to(x.device)], self._send, self._receive)
+        return arrived[self._arrived.to(x.device)]
+
+    def collect(self, x: Tensor) -> Tensor:
+        """What this rank computed of its places [n, ...] -> everything in the order of rows, [W n, ...]."""
+        return self.collectives.all_gather(x)[self._undo.to(x.device)]

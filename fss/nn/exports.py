@@ -1,0 +1,183 @@
+"""Exports: files of weights that a run leaves for other jobs, with a header on how they were trained.
+
+An export is a safetensors file. Its header is a table of strings; `ExportHeader` is its typed form.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self, get_args, get_type_hints
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fss.errors import WeightsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportHeader:
+    """What is known about exported weights. A field is None if it does not apply, or if an older version wrote the file.
+
+    In the file, text stands as it is and everything else as JSON.
+    """
+
+    format: str | None = None
+    """'pt', by which other programs know that the tensors are PyTorch's."""
+    method: str | None = None
+    """The method's name; 'moco' for an official MoCo checkpoint."""
+    config: dict[str, Any] | None = None
+    """The method's options."""
+    recipe: dict[str, Any] | None = None
+    """The options of a prior extractor."""
+    backbone: str | None = None
+    stem: str | None = None
+    encoder: str | None = None
+    """Which encoder of a prior extractor this is: 'momentum'."""
+    classes: dict[str, str] | None = None
+    """Id -> name of the classes that a base learner's outputs 1, 2, ... stand for, ids ascending."""
+    base: "ExportHeader | None" = None
+    """Of the base learner inside these weights, as in its own file."""
+    prior: "ExportHeader | None" = None
+    """Of the prior extractor inside these weights, as in its own file."""
+    data: str | None = None
+    """Name of the set that was trained on."""
+    images: int | None = None
+    """Images in that set."""
+    steps: int | None = None
+    """Optimizer steps."""
+    epochs: float | None = None
+    images_seen: int | None = None
+    episodes_seen: int | None = None
+    scheme: str | None = None
+    """Convention of the folds, see fss.data.folds."""
+    fold: int | None = None
+    novel: list[int] | None = None
+    """Ids of the novel classes."""
+    held_out: list[int] | None = None
+    """Ids of the base classes that validation held out."""
+    shots: int | None = None
+    novel_in_training: str | None = None
+    """What became of training images that show novel classes: 'background' or 'drop'."""
+    selected_on: str | None = None
+    """What the best weights were chosen on: 'base', 'novel' or 'none'."""
+    score: float | None = None
+    """Of these weights at the validation that chose them, a fraction."""
+    scored_by: str | None = None
+    """The logged value that `score` is."""
+    knn: float | None = None
+    """Last kNN accuracy of a prior extractor, a fraction."""
+    best_miou: float | None = None
+    """Best mIoU of a base learner, a fraction."""
+    code: str | None = None
+    """Version of the code, see fss.provenance."""
+    job: dict[str, Any] | None = None
+    """The whole configuration of the run."""
+
+    @classmethod
+    def parse(cls, metadata: Mapping[str, str], source: str = "the header of the weights") -> Self:
+        """The typed form of a file's table of strings; entries that this version does not know are left out.
+
+        source: what the table is from, for the error. Raises WeightsError if an entry is not of its type.
+        """
+        values: dict[str, Any] = {}
+        for name, kind in _types().items():
+            if name not in metadata:
+                continue
+            text = metadata[name]
+            if kind is str:
+                values[name] = text
+                continue
+            try:
+                value = json.loads(text)
+                values[name] = _parsed(value, kind, source)
+            except (ValueError, TypeError) as error:
+                raise WeightsError(f"{source} has a damaged entry {name} ({error}): give another file") from None
+        return cls(**values)
+
+    def table(self) -> dict[str, str]:
+        """The table of strings that a file holds; fields that are None are left out."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: _text(value) for name, value in known.items() if value is not None}
+
+    @property
+    def learned(self) -> bool:
+        """Whether the weights were trained on episodes of a fold."""
+        return self.scheme is not None
+
+    @property
+    def unseen_classes(self) -> set[int] | None:
+        """Ids of the classes that training did not learn from; None if the file does not say."""
+        return None if self.novel is None else {*self.novel, *(self.held_out or [])}
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """`classes` with whole numbers as ids."""
+        return {int(number): name for number, name in (self.classes or {}).items()}
+
+
+def _types() -> dict[str, type]:
+    """Field -> the type of its value, without None."""
+    hints = get_type_hints(ExportHeader)
+    return {
+        f.name: next(kind for kind in get_args(hints[f.name]) if kind is not type(None)) for f in fields(ExportHeader)
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, ExportHeader):
+        value = value.table()
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parsed(value: Any, kind: Any, source: str) -> Any:
+    """A value of JSON as the type `kind` of a field; whole numbers also as floats. Raises TypeError if it is none."""
+    outer = getattr(kind, "__origin__", kind)
+    if value is None:
+        return None
+    if outer is ExportHeader:
+        return ExportHeader.parse(_parsed(value, dict, source), source) if value else None
+    if outer is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, outer) or (outer is int and isinstance(value, bool)):
+        raise TypeError(f"{value!r:.40} is no {outer.__name__}")
+    return value
+
+
+def save_export(path: Path, tensors: Mapping[str, Tensor], header: ExportHeader) -> None:
+    """Write tensors and their header as safetensors, whole or not at all.
+
+    Raises OSError if the disk does not take the file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, header.table())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_export(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
+    """The tensors and the header of a safetensors file. Raises WeightsError if it is missing or damaged."""
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is no file, so it cannot be read: check the path of the weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, ExportHeader.parse(file.metadata() or {}, f"the header of {path}")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}): copy it again") from None
+
+
+def read_header(path: Path) -> ExportHeader:
+    """The header of an export, without reading a tensor. Raises WeightsError if the file is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ExportHeader.parse(file.metadata() or {}, f"the header of {path}")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}): give the export of a run") from None

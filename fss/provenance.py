@@ -1,0 +1,49 @@
+"""What produced a result: the version of the code, the environment, digests of inputs."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv-python-headless", "scikit-image")
+
+
+def digest(value: object) -> str:
+    """A short stable digest of something JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def code_version() -> str:
+    """The git commit of the code that runs, '+' for uncommitted changes; the package version outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return version("fss")
+
+
+def environment(device: torch.device) -> dict:
+    """What a result may depend on beside the configuration."""
+    return {
+        "command": shlex.join(sys.argv),
+        "code": code_version(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,  # of convolutions, where float32 is asked
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }

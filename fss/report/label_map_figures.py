@@ -1,0 +1,108 @@
+"""Pictures of label maps: photographs, what they show, and what a network makes of them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fss.report.feature_figures import INK, save, show
+from fss.report.paint import TINT, small, small_mask
+from fss.train.validation.label_validation import LabelExample
+from shards.format import IGNORE_LABEL
+
+INCHES = 2.2  # of a column
+GREY = (153, 153, 153)  # of unknown pixels
+COLUMNS = 6  # of the legend
+SHEET = 4  # pictures in a line of a contact sheet
+
+
+def draw(rows: Sequence[LabelExample], path: Path) -> None:
+    """One row an image: photograph, truth, prediction; the classes that occur are in the legend, the unknown is grey."""
+    names = rows[0].names
+    figure = Figure(figsize=(3 * INCHES, INCHES * sum(_height(row.image) for row in rows) + 0.9))
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=[_height(row.image) for row in rows])
+    occurring: set[int] = set()
+    for line, row in zip(grid, rows, strict=True):
+        maps = row.truth, np.where(row.truth == IGNORE_LABEL, IGNORE_LABEL, row.prediction)
+        show(line[0], small(row.image))
+        for axes, labels in zip(line[1:], maps, strict=True):
+            show(axes, overlaid(row.image, labels, len(names)))
+            occurring.update(np.unique(labels).tolist())
+    for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        axes.set_title(title, fontsize=8.5, color=INK, pad=4)
+    colours = label_colours(len(names)) / 255
+    handles = [
+        Patch(color=colours[label], label="unknown" if label == IGNORE_LABEL else names[label - 1])
+        for label in sorted(occurring - {0})
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=COLUMNS, fontsize=7, frameon=False, labelcolor=INK)
+    save(figure, path)
+
+
+def row(shown: LabelExample) -> dict[str, np.ndarray]:
+    """What `draw` shows of one image, by column: pictures uint8 RGB [h, w, 3]."""
+    truth, found = (overlaid(shown.image, labels, len(shown.names)) for labels in (shown.truth, shown.prediction))
+    return {"image": small(shown.image), "truth": truth, "prediction": found}
+
+
+def contact_sheet(
+    supports: Mapping[str, Sequence[np.ndarray]], queries: Sequence[tuple[str, np.ndarray]], path: Path
+) -> None:
+    """The supports of every class in its colour, and below them every query with what was found in it.
+
+    Pictures are those of `overlaid`. supports: class -> pictures of its shots. queries: name and picture.
+    """
+    shown = [(name, picture) for name, pictures in supports.items() for picture in pictures]
+    lines = [  # queries begin a line of their own
+        ("" if start else kind, cells[start : start + SHEET])
+        for kind, cells in (("supports", shown), ("queries", queries))
+        for start in range(0, len(cells), SHEET)
+    ]
+    heights = [max(_height(picture) for _, picture in cells) for _, cells in lines]
+    figure = Figure(figsize=(SHEET * INCHES + 0.3, INCHES * sum(heights) + 0.24 * len(lines) + 0.35))
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
+    grid = figure.subplots(len(lines), SHEET, squeeze=False, height_ratios=heights)
+    for line, (kind, cells) in zip(grid, lines, strict=True):
+        for axes, (name, picture) in itertools.zip_longest(line, cells, fillvalue=("", None)):
+            if picture is None:
+                axes.set_axis_off()
+            else:
+                show(axes, picture, title=name)
+        line[0].set_ylabel(kind, fontsize=8.5, color=INK)
+    colours = label_colours(len(supports)) / 255
+    handles = [Patch(color=colours[label], label=name) for label, name in enumerate(supports, 1)]
+    figure.legend(handles=handles, loc="outside lower left", ncols=COLUMNS, fontsize=8, frameon=False, labelcolor=INK)
+    save(figure, path)
+
+
+def _height(image: np.ndarray) -> float:
+    """Height of a picture in columns; a portrait is shown narrower rather than in a row of twice the height."""
+    return min(image.shape[0] / image.shape[1], 1)
+
+
+def label_colours(classes: int) -> np.ndarray:
+    """RGB of every label, float [256, 3]; hues a golden angle apart, so that few classes differ as well as they can."""
+    colours = np.zeros((256, 3))
+    turns = np.arange(classes)
+    hsv = np.stack([turns * 0.618 % 1, np.full(classes, 0.85), 1 - 0.3 * (turns % 2)], axis=1)  # [classes, 3]
+    colours[1 : 1 + classes] = 255 * hsv_to_rgb(hsv)
+    colours[IGNORE_LABEL] = GREY
+    return colours
+
+
+def overlaid(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The photograph in grey with its labels in colour, small, uint8 [h, w, 3]."""
+    return tinted(small(image), small_mask(labels), classes)
+
+
+def tinted(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The photograph uint8 RGB [H, W, 3] in grey, its labels uint8 [H, W] in colour over it."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]  # [H, W, 1]
+    colour = (1 - TINT) * grey + TINT * label_colours(classes)[labels]
+    return np.where(labels[..., None] > 0, colour, grey).astype(np.uint8)

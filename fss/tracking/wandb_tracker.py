@@ -1,0 +1,154 @@
+"""A run in Weights & Biases, online or in files that are sent later. The only file that imports wandb."""
+
+import netrc
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import wandb
+
+from fss.errors import RunError
+from fss.nn.exports import read_header
+from fss.tracking.lineage import inputs, is_export, name_of
+from fss.tracking.tracker import Row, RunInfo, Tracker
+
+Mode = Literal["auto", "online", "offline", "off"]
+Keeping = Literal["none", "reference", "upload"]
+STAGING = "WANDB_DATA_DIR"  # where wandb keeps pictures of tables until they are sent
+
+
+class WandbRun(Tracker):
+    """One start of a run. Online it goes on with the run of the starts before; offline each start has a directory."""
+
+    def __init__(
+        self, folder: Path, about: RunInfo, *, mode: Mode, project: str, group: str | None, artifacts: Keeping
+    ) -> None:
+        self._artifacts = artifacts
+        self._staged_here = STAGING not in os.environ
+        if self._staged_here:  # not in the home directory: what `wandb sync` needs lies in the run directory
+            os.environ[STAGING] = str(folder.absolute() / "wandb" / "staging")
+        used = {} if artifacts == "none" else {key: (name_of(path), path) for key, path in inputs(about.config).items()}
+        known = {
+            **about.config,
+            "job": about.kind,
+            "environment": dict(about.environment),
+            "inputs": {key: name for key, (name, _) in used.items()},
+        }
+        if mode == "auto":
+            mode = "online" if _has_key() else "offline"
+        try:
+            self._run = _start(mode, folder, about, project, group, known)
+        except wandb.Error as error:
+            print(f"wandb is not reachable ({error}): logging offline, sync later", file=sys.stderr)
+            self._run = _start("offline", folder, about, project, group, known)
+        for name, path in used.values():
+            # What run.use_artifact does with a file; it refuses offline runs, although `wandb sync` links them later.
+            self._run._log_artifact(_artifact(name, path), is_user_created=True, use_after_commit=True)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def distribution(self, step: int, name: str, values: np.ndarray) -> None:
+        self._run.log({name: wandb.Histogram(np_histogram=np.histogram(values, bins=64))}, step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._run.log({name: wandb.Image(str(path))}, step=step)
+
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        cells = [
+            [wandb.Image(cell, file_type="jpg") if isinstance(cell, np.ndarray) else cell for cell in row.values()]
+            for row in rows
+        ]
+        self._run.log({name: wandb.Table(columns=list(rows[0]), data=cells)}, step=step)
+
+    def export(self, path: Path) -> None:
+        if self._artifacts != "none":
+            artifact = _artifact(name_of(path), path, upload=self._artifacts == "upload")
+            self._run.log_artifact(artifact, aliases=[path.stem])
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+        if self._staged_here:
+            del os.environ[STAGING]
+
+
+@contextmanager
+def reaching_wandb() -> Iterator[None]:
+    """What needs an account and a network; RunError where there is none."""
+    try:
+        yield
+    except wandb.Error as error:
+        raise RunError(f"wandb refuses ({error}): log in with `wandb login`, check the network and the names") from None
+
+
+def _start(mode: Mode, folder: Path, about: RunInfo, project: str, group: str | None, config: Mapping) -> wandb.Run:
+    return wandb.init(
+        mode=mode,
+        dir=str(folder),
+        project=project,
+        group=group or folder.absolute().parent.name,
+        job_type=job_type(about),
+        name=run_name(folder, about),
+        tags=tags(about),
+        id=_run_id(folder),
+        resume="allow" if mode == "online" else None,
+        config=config,
+        settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+    )
+
+
+def job_type(about: RunInfo) -> str:
+    """The job and its fold: runs of one job type differ in their seeds."""
+    fold = about.config.get("episodes", {}).get("fold")
+    return about.kind if fold is None else f"{about.kind} fold {fold}"
+
+
+def run_name(folder: Path, about: RunInfo) -> str:
+    """The run directory's name, and the seeds."""
+    seeds = about.config["eval"]["seeds"] if "eval" in about.config else [about.config["run"]["seed"]]
+    return f"{folder.name}, " + (f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds")
+
+
+def tags(about: RunInfo) -> list[str]:
+    """What to choose runs by: the method, how the classes are split, the shots."""
+    episodes = about.config.get("episodes", {})
+    shots = episodes.get("shots")
+    found = [about.config["method"]["name"], episodes.get("scheme"), shots and f"{shots}-shot"]
+    return [tag for tag in found if tag]
+
+
+def _artifact(name: str, path: Path, *, upload: bool = False) -> wandb.Artifact:
+    """The file under a name that is the same in every run, so that equal content is one version of one artifact."""
+    ours = is_export(path)
+    artifact = wandb.Artifact(
+        name, "weights" if ours else "evaluation", metadata=read_header(path).table() if ours else None
+    )
+    inside = f"{'weights' if ours else 'results'}{path.suffix}"
+    if upload:
+        artifact.add_file(str(path), name=inside, policy="immutable")  # no copy of it until it is sent
+    else:
+        artifact.add_reference(path.absolute().as_uri(), name=inside)
+    return artifact
+
+
+def _run_id(folder: Path) -> str:
+    """This run's id for wandb, the same at every start, another in another folder of the same name."""
+    path = folder / "wandb.id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(6))
+    return path.read_text()
+
+
+def _has_key() -> bool:
+    """Is there an account to log in to without asking?"""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,182 @@
+"""From a job to results.json: what is written, what goes on, what is refused."""
+
+import json
+import os
+import signal
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fss.data.dataset import DataConfig
+from fss.data.episode_lists import read_list
+from fss.distributed.runtime import RuntimeConfig
+from fss.distributed.signals import INTERRUPTED
+from fss.errors import ConfigError, RunError
+from fss.evaluate.loading import load_for_evaluation
+from fss.evaluate.plan import EvalConfig, FoldConfig
+from fss.jobs import evaluate as engine
+from fss.jobs.evaluate import evaluate
+from fss.methods import METHODS
+from fss.tracking.log import LogConfig
+from shards.read import ShardSet
+from shards.synthetic import synthetic
+from shards.write import pack
+from tests.support.episode_toy import Colour, ColourConfig
+
+SMALL = EvalConfig(episodes=15, seeds=[3, 4], min_area=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    run: RuntimeConfig
+    data: DataConfig
+    episodes: FoldConfig = field(default_factory=lambda: FoldConfig(shots=2))
+    eval: EvalConfig = SMALL
+    log: LogConfig = field(default_factory=lambda: LogConfig(wandb="off"))
+    method: ColourConfig = field(default_factory=ColourConfig)
+    weights: str | None = None
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "synthetic"
+    pack(synthetic(60), folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def colour(monkeypatch):
+    monkeypatch.setitem(METHODS, "colour", Colour)
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Drawing takes longer than all else here."""
+    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")
+
+
+def job(packed: Path, folder: Path, **changes) -> Job:
+    run = RuntimeConfig(dir=str(folder), device="cpu", threads=1)
+    return Job(run=run, data=DataConfig(shards=str(packed), workers=1), **changes)
+
+
+def finished(job: Job) -> dict:
+    assert evaluate(job, yaml.safe_dump(asdict(job))) == 0
+    return json.loads((Path(job.run.dir) / "results.json").read_text())
+
+
+def lines(folder: Path) -> list[dict]:
+    paths = sorted((folder / "episodes").glob("rank_*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def test_what_a_run_leaves(packed, tmp_path, capsys):
+    results = finished(job(packed, tmp_path / "run"))
+    rows = lines(tmp_path / "run")
+    assert len(rows) == results["episodes"] == 30
+    per_seed = {}
+    for seed in (3, 4):
+        ious = []
+        for about in results["classes"].values():
+            tables = [r["counts"][1] for r in rows if r["seed"] == seed and r["class_id"] == about["id"]]
+            ious.append(sum(i for i, _ in tables) / max(1, sum(u for _, u in tables)))
+        per_seed[seed] = sum(ious) / len(ious)
+        assert results["seeds"][str(seed)]["miou"] == pytest.approx(per_seed[seed])
+    mean = sum(per_seed.values()) / 2
+    assert results["miou"]["mean"] == pytest.approx(mean)
+    assert results["miou"]["std"] == pytest.approx(sum((v - mean) ** 2 for v in per_seed.values()) ** 0.5)
+    assert [about["id"] for about in results["classes"].values()] == [1, 5, 9, 13, 17, 21]
+    assert results["encoder_passes"] == results["images"]
+    logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert logged["step"] == 30 and logged["miou"] == results["miou"]["mean"]
+    assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "finished"}
+    assert {"index.html", "report.json", "report.md"} <= {path.name for path in (tmp_path / "run/report").iterdir()}
+    listed = read_list(tmp_path / "run" / "episodes.tsv", ShardSet(packed).manifest, shots=2)
+    assert {(e.seed, e.number, e.class_id) for e in listed} == {(r["seed"], r["number"], r["class_id"]) for r in rows}
+    said = capsys.readouterr().out
+    for words in ("mean ± std", "0 of scheme interleaved", "15 of each seed (3, 4)", "original size", "not counted"):
+        assert words in said
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_same_command_again_tells_the_same_without_work(packed, tmp_path, monkeypatch):
+    first = finished(job(packed, tmp_path))
+    monkeypatch.setattr(Colour, "encode", None)
+    again = job(packed, tmp_path, eval=replace(SMALL, cache_gib=0))
+    assert finished(again) == first
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval": replace(SMALL, size=41)}, "eval.size is None there and 41 here"),
+        ({"eval": replace(SMALL, seeds=[3])}, "episodes is .* there"),
+        ({"method": ColourConfig(size=41)}, "method.size is 33 there and 41 here"),
+        ({"run": "threads"}, "run.threads is 1 there and 2 here"),
+    ],
+)
+def test_another_evaluation_does_not_mix_with_this_one(packed, tmp_path, changes, words):
+    before = job(packed, tmp_path)
+    finished(before)
+    if changes == {"run": "threads"}:
+        changes = {"run": replace(before.run, threads=2)}
+    with pytest.raises(RunError, match=words):
+        evaluate(replace(before, **changes), "")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_other_weights_are_refused(packed, tmp_path, monkeypatch):
+    finished(job(packed, tmp_path))
+
+    class Other(Colour):
+        def __init__(self, config) -> None:
+            super().__init__(config)
+            self.non_trainable.weight.mul_(2)
+
+    monkeypatch.setitem(METHODS, "colour", Other)
+    with pytest.raises(RunError, match=r"weights is .* there"):
+        evaluate(job(packed, tmp_path), "")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_asked_to_stop_it_goes_on_where_it_stopped(packed, tmp_path, monkeypatch):
+    whole = finished(job(packed, tmp_path / "whole"))
+    shipped = Colour.encode
+
+    def encode(self, image):
+        if len(self.encoded) == 12:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return shipped(self, image)
+
+    cut = job(packed, tmp_path / "cut")
+    monkeypatch.setattr(Colour, "encode", encode)
+    assert evaluate(cut, "") == INTERRUPTED
+    assert json.loads((tmp_path / "cut" / "status.json").read_text()) == {"status": "interrupted"}
+    assert 0 < len(lines(tmp_path / "cut")) < 30
+    assert not (tmp_path / "cut" / "results.json").exists()
+    monkeypatch.setattr(Colour, "encode", shipped)
+    found = finished(cut)
+    assert {k: found[k] for k in ("miou", "seeds", "classes")} == {k: whole[k] for k in ("miou", "seeds", "classes")}
+    assert found["encoder_passes"] >= whole["encoder_passes"]  # what was known at the stop was computed again
+
+
+def test_a_method_that_learns_needs_weights(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(Colour, "learns", True)
+    with pytest.raises(ConfigError, match="colour learns but weights names no file: train it"):
+        evaluate(job(packed, tmp_path), "")
+
+
+def test_options_may_differ_from_those_of_training(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "load_method", lambda path: (Colour(ColourConfig(size=33)), {"fold": "2"}))
+    monkeypatch.setattr(engine, "load_export", lambda path: ({}, {}))
+    restored = classmethod(lambda cls, tensors, header: cls(ColourConfig(**json.loads(header["config"]))))
+    monkeypatch.setattr(Colour, "restore", restored)
+    method, header, notes = load_for_evaluation(job(packed, tmp_path, method=ColourConfig(size=41), weights="w"))
+    assert (method.config.size, header) == (41, {"fold": "2"})
+    assert notes == ["method.size is 41; trained with 33"]
+    _, _, notes = load_for_evaluation(job(packed, tmp_path, weights="w"))
+    assert notes == []

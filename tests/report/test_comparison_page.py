@@ -1,0 +1,206 @@
+"""Evaluations beside each other: what shares a table, what is averaged, what is warned of."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fss.errors import RunError
+from fss.report.comparison_page import compare
+from launch.report import main
+
+SCORING = {"size": 225, "resize": "exact", "resolution": "original", "labels": "own", "ignore_255": True}
+
+
+def evaluated(
+    folder: Path,
+    method: str,
+    ious: dict[str, float],
+    *,
+    fold: int = 0,
+    drawn: str = "a",
+    options: dict | None = None,
+    scoring: dict | None = None,
+    caveats: list[str] | None = None,
+    flops: int | None = None,
+) -> Path:
+    """A run directory as launch/evaluate.py leaves it, of one seed."""
+    (folder / "report").mkdir(parents=True)
+    mean = statistics.fmean(ious.values())
+    found = {
+        "protocol": {"data": "voc, 9 images", "fold": str(fold)},
+        "scoring": SCORING | (scoring or {}),
+        "parameters": {"trained": 5_000_000, "frozen": 25_000_000},
+        "miou": {"mean": mean, "std": None},
+        "fb_iou": {"mean": 0.5, "std": None},
+        "classes": {name: {"iou": {"mean": iou, "std": None}} for name, iou in ious.items()},
+        "episodes": 1440,
+        "seconds_per_episode": 0.25,
+        "encoder_passes_per_image": 1.0,
+    }
+    cell = {"method": method, "scheme": "pascal", "fold": fold, "shots": 1, "backbone": "resnet50", "size": 473}
+    run = {"episodes": drawn, "method.name": method, "method.backbone": "resnet50", "method.size": 473}
+    run |= {f"method.{key}": value for key, value in (options or {}).items()}
+    told = {"figures": {"cell": cell}, "cautions": caveats or [], "ran": {"ranks": "1 x cpu"}}
+    (folder / "results.json").write_text(json.dumps(found | ({"flops": flops} if flops else {})))
+    (folder / "environment.jsonl").write_text(json.dumps({"world": 1, "device": "cpu", "threads": 1}) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": {}, "method": {}, "weights": None}))
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "report" / "report.json").write_text(json.dumps(told))
+    (folder / "report" / "worst.png").write_bytes(b"PNG")
+    return folder
+
+
+def told(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())
+
+
+def test_training_runs_of_a_cell_are_one_row_beside_the_paper(tmp_path):
+    runs = [
+        evaluated(tmp_path / f"q{seed}", "qgnet", {"cat": iou, "dog": 0.5}, options={"prior_weights": f"sha {seed}"})
+        for seed, iou in enumerate((0.3, 0.4, 0.5))
+    ]
+    runs.append(evaluated(tmp_path / "p", "prototype", {"cat": 0.2, "dog": 0.3}, options={"scale": 20.0}))
+    page = told(compare(runs, tmp_path / "out").parent)
+    [table] = page["tables"]
+    assert table["header"] == ["", "backbone", "fold 0", "FB-IoU", "published"]
+    assert table["rows"] == [
+        ["prototype", "resnet50", "25.00", "50.00", "\N{EM DASH}"],
+        ["qgnet", "resnet50", "45.00 ± 5.00 (3)", "50.00", "63.4"],
+    ]
+    assert page["cautions"] == []
+    rows = list(csv.reader((tmp_path / "out" / "tables.csv").read_text().splitlines()))
+    assert rows[2:] == table["rows"]
+    assert r"45.00 $\pm$ 5.00 (3)" in (tmp_path / "out" / "tables.tex").read_text()
+    for picture in page["pictures"]:
+        assert (tmp_path / "out" / picture["file"]).exists()
+
+
+def test_options_that_differ_name_the_row_and_equal_ones_do_not(tmp_path):
+    runs = [
+        evaluated(tmp_path / value, "qgnet", {"cat": 0.5}, options={"prior_map": value, "dim": 256})
+        for value in ("on", "off")
+    ]
+    [table] = told(compare(runs, tmp_path / "out").parent)["tables"]
+    assert {row[0] for row in table["rows"]} == {"qgnet (prior_map on)", "qgnet (prior_map off)"}
+
+
+def test_runs_with_and_without_weights_are_not_averaged(tmp_path):
+    given = evaluated(tmp_path / "a", "gfsam", {"cat": 0.6}, options={"sam_weights": "sha256 12"})
+    random = evaluated(tmp_path / "b", "gfsam", {"cat": 0.2}, options={"sam_weights": None})
+    [table] = told(compare([given, random], tmp_path / "out").parent)["tables"]
+    assert [row[0] for row in table["rows"]] == ["gfsam (sam_weights False)", "gfsam (sam_weights True)"]
+
+
+def test_weights_that_follow_from_another_option_are_not_named(tmp_path):
+    def run(name: str, prior_map: str, weights: str | None) -> Path:
+        return evaluated(
+            tmp_path / name, "qgnet", {"cat": 0.5}, options={"prior_map": prior_map, "prior_weights": weights}
+        )
+
+    def names(*runs: Path) -> set[str]:
+        [table] = told(compare(runs, tmp_path / f"out_{len(runs)}").parent)["tables"]
+        return {row[0] for row in table["rows"]}
+
+    on, off, unused = run("a", "on", "sha256 12"), run("b", "off", None), run("c", "off", "sha256 12")
+    assert names(on, off) == {"qgnet (prior_map on)", "qgnet (prior_map off)"}
+    assert names(on, off, unused) == {
+        "qgnet (prior_map on, prior_weights True)",
+        "qgnet (prior_map off, prior_weights False)",
+        "qgnet (prior_map off, prior_weights True)",
+    }
+
+
+def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
+    runs = [evaluated(tmp_path / f"a{seed}", "qgnet", {"cat": iou}) for seed, iou in enumerate((0.2, 0.4))]
+    runs.append(evaluated(tmp_path / "b", "qgnet", {"cow": 0.6}, fold=1))
+    [table] = told(compare(runs, tmp_path / "out").parent)["tables"]
+    [row] = table["rows"]
+    assert table["header"][2:5] == ["fold 0", "fold 1", "mean"]
+    assert row[3:5] == ["60.00", "45.00"]
+    assert row[-1] == "66.4", "the paper's mean over the same two folds, (63.4 + 69.4) / 2; over all four it is 61.6"
+
+
+def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):
+    runs = [
+        evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}),
+        evaluated(tmp_path / "b", "gfsam", {"cat": 0.5}, scoring={"resolution": 1024}),
+    ]
+    titles = [table["title"] for table in told(compare(runs, tmp_path / "out").parent)["tables"]]
+    assert len(titles) == 2 and "1024" in titles[1]
+
+
+def test_unlike_episodes_and_missing_folds_are_told(tmp_path):
+    runs = [
+        evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}, drawn="a", caveats=["short."]),
+        evaluated(tmp_path / "b", "prototype", {"cat": 0.5}, drawn="b"),
+        evaluated(tmp_path / "c", "prototype", {"cow": 0.5}, fold=1),
+    ]
+    said = "\n".join(told(compare(runs, tmp_path / "out").parent)["cautions"])
+    assert "fold 0 were not evaluated on the same episodes" in said
+    assert "not every method has every fold" in said
+    assert "qgnet: short." in said
+
+
+@pytest.mark.parametrize("missing", ["results.json", "report/report.json"])
+def test_a_folder_without_a_finished_evaluation_is_refused(tmp_path, missing, capsys):
+    folder = evaluated(tmp_path / "a", "qgnet", {"cat": 0.5})
+    (folder / missing).unlink()
+    with pytest.raises(RunError, match="holds no finished evaluation"):
+        compare([folder], tmp_path / "out")
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {folder} holds no finished evaluation")
+
+
+def test_equal_cautions_are_told_once(tmp_path):
+    runs = [
+        evaluated(tmp_path / name, method, {"cat": 0.5}, caveats=["short."], options={"seed": name})
+        for name, method in (("a", "qgnet"), ("b", "qgnet"), ("c", "bam"))
+    ]
+    assert told(compare(runs, tmp_path / "out").parent)["cautions"] == ["qgnet, bam: short."]
+
+
+def costs(out: Path) -> dict[str, dict[str, str]]:
+    """Row -> column -> cell of the one table of costs."""
+    [table] = [table for table in told(out)["appendix"] if table["title"].startswith("Cost")]
+    return {row[0]: dict(zip(table["header"], row, strict=True)) for row in table["rows"]}
+
+
+def trained(folder: Path, ranks: int, device: str, *, threads: int = 1, **made_from: str) -> str:
+    """A training run of 30 steps, 4 s each for 20 and 6 s each for 10; gives its weights."""
+    (folder / "report").mkdir(parents=True)
+    rows = [{"step": step, "speed": {"step_s": seconds}} for step, seconds in ((10, 4.0), (20, 4.0), (30, 6.0))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    placed(folder, ranks, device, threads, run={}, method=made_from, weights=None)
+    return str(folder / "best.safetensors")
+
+
+def placed(folder: Path, ranks: int, device: str, threads: int, **config) -> None:
+    environment = {"world": ranks, "device": device, "threads": threads}
+    (folder / "environment.jsonl").write_text(json.dumps(environment) + "\n")
+    told = folder / "report" / "report.json"
+    facts = json.loads(told.read_text()) if told.exists() else {}
+    kind = "cpu" if device == "cpu" else "cuda"
+    told.write_text(json.dumps(facts | {"ran": {"ranks": f"{ranks} x {kind}"}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_hours_are_those_of_all_runs_behind_the_weights(tmp_path):
+    """30 steps take 140 s; the prior extractor ran on 9 devices, what was trained from it on 2 cores of 3 ranks."""
+    prior = trained(tmp_path / "prior", 9, "H200", backbone_weights=str(tmp_path / "others.pth"))
+    weights = trained(tmp_path / "meta", 3, "cpu", threads=2, prior_weights=prior)
+    run = evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}, flops=3_210_000_000)
+    placed(run, 2, "H200", 1, run={}, method={"prior_weights": prior}, weights=weights)
+    random_weights_caveat = evaluated(tmp_path / "b", "prototype", {"cat": 0.5})
+    placed(random_weights_caveat, 1, "cpu", 4, run={}, method={}, weights=None)
+    lost = evaluated(tmp_path / "c", "bam", {"cat": 0.5})
+    placed(lost, 1, "cpu", 4, run={}, method={}, weights=str(tmp_path / "gone" / "best.safetensors"))
+    found = costs(compare([run, random_weights_caveat, lost], tmp_path / "out").parent)
+    assert found["qgnet"]["hours of training"] == "0.23 CPU core + 0.35 H200"
+    assert found["qgnet"]["of evaluation"] == "0.10 H200", "1440 episodes of 0.25 s"
+    assert found["prototype"]["of evaluation"] == "0.40 CPU core"
+    assert found["prototype"]["hours of training"] == found["bam"]["hours of training"] == "\N{EM DASH}"
+    assert found["qgnet"]["GFLOP"] == "3.21" and found["bam"]["GFLOP"] == "\N{EM DASH}"

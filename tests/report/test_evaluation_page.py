@@ -1,0 +1,267 @@
+"""The page of an evaluation: its figures, what it warns of, which episodes it shows, and that the pictures are true."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fss.data.episodes import Episode
+from fss.data.folds import Fold
+from fss.evaluate.measure import measure
+from fss.evaluate.plan import EvalConfig, FoldConfig, Plan, plan
+from fss.evaluate.record import EpisodeResult
+from fss.evaluate.summary import outcome
+from fss.methods.base import Features
+from fss.report import episode_figures as overlays
+from fss.report import paint
+from fss.report.class_charts import Bar, class_bars
+from fss.report.episode_figures import EpisodeExample, predict_example
+from fss.report.evaluation_page import caveats, cell_of, choose, headline, report
+from fss.report.page import Page, Table, markdown_table, on_console, write_page
+from fss.report.published import Cell
+from fss.tracking.run_dir import RunDir
+from shards.read import ShardSet
+from tests.report.test_training_page import Outline
+from tests.support.contexts import joined
+from tests.support.episode_toy import Colour
+from tests.support.labelled import HEIGHT, WIDTH, rectangles
+
+CPU = torch.device("cpu")
+QGNET = Cell(method="qgnet", scheme="pascal", fold=0, shots=1, backbone="resnet50", size=473)
+
+
+class Near(Colour):
+    """A toy with a map: how near each pixel's colour is to the supports'."""
+
+    def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
+        colour = torch.stack([support["class"] for support in supports]).mean(0)
+        distance = (query["colour"] - colour).square().sum(1)[0]  # [S, S]
+        return {"near": 1 - distance / distance.max()}
+
+    def caveats(self, images_seen: int) -> list[str]:
+        return [f"{images_seen} episodes are few."]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> ShardSet:
+    return rectangles(tmp_path_factory.mktemp("reported") / "set", [1, 2, 3, 4] * 6)
+
+
+def planned(shards: ShardSet, shots: int = 1, **options) -> Plan:
+    evaluation = EvalConfig(**{"episodes": 10, "seeds": [0, 1], **options})
+    folds = FoldConfig(scheme="list", novel=["green", "blue"], shots=shots)
+    return plan(folds, evaluation, {}, shards.manifest, 33)
+
+
+def measured(shards: ShardSet, what: Plan) -> list[EpisodeResult]:
+    context = joined()
+    try:
+        return measure(Near(), shards, what.episodes, what.how, context)
+    finally:
+        context.close()
+
+
+def opened(folder: Path) -> RunDir:
+    run = RunDir(folder)
+    run.open({}, "")
+    run.record_environment(2, torch.device("cpu"))
+    return run
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_page_is_whole_and_says_how_the_score_was_made(tmp_path, shards, shots):
+    what = planned(shards, shots)
+    results = measured(shards, what)
+    page = report(opened(tmp_path / "run"), Near(), shards, results, what, {}, CPU)
+    outline = Outline(page)
+    assert outline.open == [] and outline.links == {"classes.png", "best.png", "median.png", "worst.png"}
+    assert all(cv2.imread(str(page.parent / name)).std() > 10 for name in outline.links)
+    text = page.read_text()
+    assert "://" not in text
+    for words in what.statement(shards.manifest, {}).values():
+        assert words.replace("'", "&#x27;") in text
+    assert f"colour, {shots}-shot, on rectangles, list fold 0" in text and "0 episodes are few." in text
+    facts = json.loads((page.parent / "report.json").read_text())
+    found = outcome(results, what.classes, shards.manifest.classes)
+    assert facts["figures"]["miou"] == found["miou"] and facts["figures"]["cell"]["shots"] == shots
+    assert "| seed 1 |" in (page.parent / "report.md").read_text()
+
+
+def test_the_headline_is_the_mean_over_classes_of_summed_counts(shards):
+    what = planned(shards)
+    results = measured(shards, what)
+    per_seed = []
+    for seed in (0, 1):
+        ious = []
+        for class_id in (2, 3):
+            inter = union = 0
+            for result in results:
+                if result.seed == seed and result.class_id == class_id:
+                    inter += result.counts[1][0]
+                    union += result.counts[1][1]
+            ious.append(100 * inter / union)
+        per_seed.append(sum(ious) / 2)
+    table = headline(outcome(results, what.classes, shards.manifest.classes), results, None)
+    assert [row[1] for row in table.rows[:2]] == [f"{value:.2f}" for value in per_seed]
+    mean, deviation = sum(per_seed) / 2, abs(per_seed[0] - per_seed[1]) / 2**0.5
+    assert table.rows[2][1] == f"{mean:.2f} ± {deviation:.2f}" and [row[3] for row in table.rows] == ["10", "10", "20"]
+
+
+def result(
+    number: int = 0, class_id: int = 1, iou: tuple[int, int] = (1, 2), query: str = "", seed: int = 0
+) -> EpisodeResult:
+    return EpisodeResult(seed, number, class_id, query or f"q{number}", ("s",), ((5, 9), iou))
+
+
+@pytest.mark.parametrize(
+    "cell, rows, note",
+    [
+        (QGNET, [("published: QGNet, Table I, QGNet, Table II", "63.4", "72.2", "")], "Of FB-IoU the paper prints"),
+        (replace(QGNET, backbone="resnet18"), [], "no published number for this cell: qgnet, resnet18, 473 px, 1-shot"),
+        (replace(QGNET, scheme="coco", size=321), [("published: QGNet, Table III", "34.4", "\u2014", "")], "Per cent."),
+        (None, [], "Not the classes of a published score"),
+    ],
+)
+def test_the_papers_figure_stands_below_or_its_absence_is_said(cell, rows, note):
+    results = [result()]
+    table = headline(outcome(results, (1,), {1: "a"}), results, cell)
+    assert table.rows[0] == ("seed 0", "50.00", "52.78", "1") and table.rows[1:] == rows and note in table.note
+
+
+def test_cells_follow_from_the_method_and_the_fold(shards):
+    assert cell_of(Near(), planned(shards, 5)) == Cell(method="colour", scheme="list", fold=0, shots=5, size=33)
+
+
+def test_cautions_say_what_a_score_is_not(shards):
+    what, names = planned(shards), shards.manifest
+    both = [result(class_id=2), result(class_id=3)]
+
+    def said(what=what, results=both, **header) -> str:
+        return " ".join(caveats(Near(), names, results, what, header))
+
+    assert said() == "0 episodes are few."
+    assert "12 episodes are few." in said(episodes_seen="12")
+    assert "upper bound, not a test" in said(selected_on="novel") and "upper bound" not in said(selected_on="base")
+    assert "No episode asked for blue: such a class counts as 0" in said(results=both[:1])
+    trained = {"data": names.name, "held_out": "[1]"}
+    assert "have learned blue: this is no test" in said(novel="[2]", **trained)
+    assert said(novel="[2, 3]", **trained) == said(novel="[2]", **{**trained, "data": "other"}) == said()
+    of_base = replace(what, split="base", classes=(1, 4))
+    assert "base classes of the fold" in said(of_base, [result(), result(class_id=4)])
+
+
+def test_a_set_that_is_not_the_published_test_set_is_called_so(shards):
+    what = replace(planned(shards), fold=Fold("fss", 0, (2, 3), (1, 4)))
+    (text,) = caveats(Near(), shards.manifest, [result(class_id=2), result(class_id=3)], what, {})[1:]
+    assert "shows the novel classes 12 times, the published test set 2,400 times" in text
+
+
+def test_shown_episodes_are_of_different_classes_and_queries():
+    results = [
+        result(0, 1, (9, 10)),
+        result(1, 1, (8, 10)),
+        result(2, 2, (5, 10)),
+        result(3, 2, (4, 10), query="q2"),
+        result(4, 3, (1, 10)),
+        result(5, 1, (7, 10)),
+    ]
+    assert [r.number for r in choose(results, lambda r: -r.iou, 3)] == [0, 2, 4]
+    assert [r.number for r in choose(results, lambda r: -r.iou, 9)] == [0, 2, 4, 1, 5]  # query q2 once
+    assert [r.number for r in choose(results, lambda r: r.iou, 2)] == [4, 3]
+    ties = [result(0, 1, (0, 5)), result(1, 1, (0, 50))]
+    assert choose(ties, lambda r: r.iou, 1) == [ties[1]]
+    assert choose([], lambda r: r.iou, 4) == []
+
+
+def test_few_episodes_are_each_shown_once(tmp_path, shards):
+    what = planned(shards, episodes=2, seeds=[0])
+    page = report(opened(tmp_path / "run"), Near(), shards, measured(shards, what), what, {}, CPU)
+    captions = re.findall(r"Queries: (.*?)\.<", page.read_text())
+    assert len(captions) == 2 and len(set(captions)) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"resolution": 40, "resize": "squash"}, {"resize": "compat"}])
+def test_what_is_shown_is_what_was_scored(shards, options):
+    what = planned(shards, 2, **options)
+    for episode, scored in zip(what.episodes, measured(shards, what), strict=True):
+        shown = predict_example(Near(), shards, episode, what.how, CPU)
+        assert shown.score == f"IoU {100 * scored.iou:.1f} %"
+        assert shown.prediction.shape == shown.truth.shape == (HEIGHT, WIDTH) and len(shown.supports) == 2
+
+
+def test_maps_lie_over_the_image_and_not_over_its_padding(shards):
+    episode = Episode(0, 0, 2, shards.find("r0001"), (shards.find("r0005"),))
+    shown = predict_example(Near(), shards, episode, planned(shards).how, CPU)
+    found = cv2.resize(shown.maps["near"], (WIDTH, HEIGHT))
+    inside = shown.truth == 1
+    assert shown.maps["near"].shape == (25, 33)  # 48 x 64 in 33 x 33
+    assert found[inside].mean() > found[~inside].mean() + 0.2
+
+
+def test_colours_say_hit_miss_and_false_alarm(tmp_path):
+    grey = np.full((200, 300, 3), 120, np.uint8)
+    truth, prediction = np.zeros((200, 300), np.uint8), np.zeros((200, 300), np.uint8)
+    truth[:100], prediction[:, :100] = 1, 1  # a quarter and more of each kind
+    truth[150:] = 255
+    overlays.episodes(
+        [
+            EpisodeExample(
+                name="n", score="s", supports=[(grey, truth)] * 3, query=grey, truth=truth, prediction=prediction
+            ),
+            EpisodeExample(
+                name="n",
+                score="s",
+                supports=[(grey[:, :90], truth[:, :90])],
+                query=grey.transpose(1, 0, 2),
+                truth=truth.T,
+                prediction=prediction.T,
+                maps={"m": np.eye(4)},
+            ),
+        ],
+        tmp_path / "e.png",
+    )
+    picture = cv2.imread(str(tmp_path / "e.png"))[..., ::-1].astype(int)
+    areas = {}
+    for name in ("HIT", "MISS", "FALSE_ALARM", "UNCOUNTED"):
+        colour = np.array([int(getattr(overlays, name)[i : i + 2], 16) for i in (1, 3, 5)])
+        blend = (1 - paint.TINT) * 120 + paint.TINT * colour
+        areas[name] = np.count_nonzero(np.abs(picture - blend).max(2) < 6)
+    # MISS: 100 x 200 px. FALSE_ALARM: 50 x 100 px. HIT: 100 x 100 px, and 100 x 300 px of the truth's picture.
+    assert areas["MISS"] > 3 * areas["FALSE_ALARM"] > 0 and areas["HIT"] > 1.5 * areas["MISS"] and areas["UNCOUNTED"]
+
+
+@pytest.mark.parametrize("classes, seeds", [(1, 1), (5, 5), (20, 3), (240, 2)])
+def test_bars_of_few_and_many_classes_fit_a_page(tmp_path, classes, seeds):
+    rng = np.random.default_rng(0)
+    bars = [
+        Bar(name=f"class {i}" * (1 + i % 3), values=tuple(rng.uniform(0, 100, seeds)), episodes=i)
+        for i in range(classes)
+    ]
+    class_bars(bars, tmp_path / "bars.png", mean=50)
+    height, width = cv2.imread(str(tmp_path / "bars.png")).shape[:2]
+    assert height < 2000 and width < 2500 and height > 100
+
+
+def test_tables_are_escaped_aligned_and_folded(tmp_path):
+    table = Table(
+        title="<T>",
+        header=("a", "b|c", "d"),
+        rows=[("r", "1.5", "a|b"), ("s", "\N{EM DASH}", "<x>")],
+        note="n & m",
+        folded=True,
+    )
+    facts = Table(title="F", header=(), rows=[("label", "<value>")])
+    page = write_page(tmp_path, Page(title="p", ran={}, tables=[table, facts]))
+    text = page.read_text()
+    assert Outline(page).open == []
+    assert "<summary>&lt;T&gt;</summary>" in text and "<dt>label</dt><dd>&lt;value&gt;</dd>" in text
+    assert "<td>1.5</td><td class=words>a|b</td>" in text and "<td>\N{EM DASH}</td>" in text  # figures to the right
+    assert "n &amp; m" in text and "Speed" not in text and "Go on" not in text
+    assert "| r | 1.5 | a\\|b |" in markdown_table(table)
+    assert [column.header for column in on_console(table).columns] == ["a", "b|c", "d"]

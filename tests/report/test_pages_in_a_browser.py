@@ -1,0 +1,58 @@
+"""The pages of all kinds of runs as a browser shows them, on a desk and on a telephone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from fss.report import evaluation_page as evaluation
+from fss.report import training_page as training
+from fss.report.comparison_page import compare
+from tests.report.test_comparison_page import evaluated
+from tests.report.test_evaluation_page import Near, measured, opened, planned
+from tests.report.test_training_page import CPU, SMALL, run_of, task_of
+from tests.support.browser import browser
+from tests.support.labelled import rectangles
+
+
+def of_pretraining(folder: Path) -> Path:
+    method = PriorExtractor(PriorConfig(**SMALL))
+    return training.report(
+        run_of(folder / "run", method), method, task_of(rectangles(folder / "set", [1, 2, 3] * 8), method), CPU
+    )
+
+
+def of_an_evaluation(folder: Path) -> Path:
+    shards = rectangles(folder / "set", [1, 2, 3, 4] * 6)
+    what = planned(shards)
+    run = opened(folder / "run_of_a_long_name_that_has_no_place_to_break_it_on_a_telephone")
+    return evaluation.report(run, Near(), shards, measured(shards, what), what, {}, CPU)
+
+
+def of_a_comparison(folder: Path) -> Path:
+    options = {"prior_map": "on", "features": "block2+3"}
+    runs = [
+        evaluated(folder / "a", "qgnet", {"cat": 0.5, "dog": 0.2}, options=options, caveats=["Trained too short."]),
+        evaluated(folder / "b", "qgnet", {"cat": 0.6, "dog": 0.1}, options=options | {"prior_map": "off"}),
+        evaluated(folder / "c", "msanet", {"cow": 0.6}, fold=1),
+    ]
+    for run in runs:
+        Image.fromarray(np.zeros((300, 3000, 3), np.uint8)).save(run / "report" / "worst.png")
+    return compare(runs, folder / "out")
+
+
+@pytest.mark.parametrize("page", [of_pretraining, of_an_evaluation, of_a_comparison])
+def test_nothing_is_broken_cut_off_or_fetched(page, tmp_path):
+    path = page(tmp_path)
+    with browser(tmp_path) as window:
+        for width in (1280, 420):
+            window.open(path, width)
+            assert window.misfits() == [], width
+            wide = window.driver.execute_script(
+                "return [...document.querySelectorAll('.wide img')].map(i => [i.naturalWidth, i.offsetWidth])"
+            )
+            assert wide and all(shown >= natural - 2 for natural, shown in wide), "words of a picture are too small"
+        assert window.complaints() == []

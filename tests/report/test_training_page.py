@@ -1,0 +1,249 @@
+"""The page of a run: what it says of good and of bad runs, that it is whole and safe, and that pictures come out."""
+
+import json
+import math
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fss.data.view_dataset import ViewDataConfig
+from fss.methods.prior.config import PriorConfig
+from fss.methods.prior.method import PriorExtractor
+from fss.report import curves
+from fss.report import feature_figures as pictures
+from fss.report.page import Page, Picture, Verdict, speed_table, write_page
+from fss.report.training_page import report, resume_command
+from fss.report.view_section import verdicts
+from fss.tracking.run_dir import RunDir
+from fss.train.tasks import ViewTask
+from fss.train.validation.knn_probe import ProbeConfig
+from shards.read import ShardSet
+from tests.support.labelled import rectangles
+from tests.support.toy import Toy
+
+CPU = torch.device("cpu")
+
+SMALL = {"backbone": "resnet18", "queue": 63, "local_queue": 31, "view_size": 32, "patch_size": 32, "regions": 4}
+CHANCE = {"loss": math.log(64), "loss/global": math.log(64), "top1/global": 1 / 64}
+
+
+def log_of(steps: int, *, loss=1.0, top1=0.6, spread=0.8, fill=1.0, knn=0.5) -> list[dict]:
+    """Rows as a run logs them, kNN rows at both ends."""
+    probes = [
+        {"step": step, "knn/top1": value, "knn/chance": 0.1, "knn/images": 400.0, "knn/unreadable": 0.0}
+        for step, value in ((0, 0.2), (steps, knn))
+    ]
+    rows = [
+        {
+            "step": step,
+            "epoch": step / 10,
+            "lr": 0.03,
+            "grad_norm": 1.0,
+            "loss": loss,
+            "loss/global": loss,
+            "top1/global": top1,
+            "positive/global": 0.9,
+            "negative/global": 0.1,
+            "spread/global": spread,
+            "fill/global": min(fill, step / 10),
+            "speed": {"images_per_s": 100.0 + step, "step_s": 0.25, "data_wait": 0.01, "peak_memory_mb": 500.0},
+        }
+        for step in range(1, steps + 1)
+    ]
+    return [probes[0], *rows, probes[1]]
+
+
+def judged(**log) -> dict[str, bool]:
+    return {verdict.text.split()[0].rstrip(":"): verdict.good for verdict in verdicts(log_of(40, **log), CHANCE)}
+
+
+def test_a_good_run_is_called_good_and_each_failing_by_its_name():
+    good = judged()
+    assert good == {"loss/global": True, "top1/global": True, "spread/global": True, "kNN": True}
+    assert judged(loss=math.log(64) - 0.9)["loss/global"] is False
+    assert judged(top1=19 / 64)["top1/global"] is False
+    collapsed = judged(spread=0.02)
+    assert not collapsed["spread/global"] and not collapsed["top1/global"]
+    assert judged(knn=0.22)["kNN"] is False  # above the 20 % before the first step, but not by two standard errors
+    unfilled = judged(fill=0.5)
+    assert not unfilled["loss/global"] and not unfilled["top1/global"]
+
+
+def test_verdicts_of_a_run_that_logged_next_to_nothing():
+    assert verdicts([], CHANCE) == []
+    assert verdicts([{"step": 0, "knn/top1": 0.3, "knn/chance": 0.5, "knn/images": 10.0}], {})[0].good is False
+
+
+def test_chance_follows_from_the_queues_in_use():
+    both = PriorExtractor(PriorConfig(**SMALL)).chance()
+    assert both["loss/global"] == pytest.approx(math.log(64))
+    assert both["loss"] == pytest.approx(math.log(64) + math.log(32))
+    assert both["top1/local"] == 1 / 32
+    assert set(PriorExtractor(PriorConfig(**SMALL | {"local": "none"})).chance()) == {
+        "loss",
+        "loss/global",
+        "top1/global",
+    }
+    assert Toy().chance() == {}
+
+
+def test_a_run_far_from_the_recipe_is_called_so_and_the_recipe_is_not():
+    (text,) = PriorExtractor(PriorConfig(**SMALL)).caveats(40 * 32)
+    assert "1,280 images seen" in text and "K = 63" in text and "M = 31" in text and "ResNet-18" in text
+    full = PriorExtractor(PriorConfig())
+    assert full.caveats(41_000 * 256) == []
+    (text,) = full.caveats(41 * 256)
+    assert "images seen" in text and "K = 65536 for" not in text and "ResNet" not in text
+
+
+def test_speed_leaves_the_warm_up_out():
+    rows = [{"step": s, "speed": {"images_per_s": v, "data_wait": 0.5}} for s, v in ((1, 1.0), (2, 100.0), (3, 102.0))]
+    images, wait = speed_table(rows)
+    assert images["median"] == "101.0" and wait["median"] == "50.0"
+    assert images["what"] == "images / s, all ranks"
+    assert speed_table(rows, "episodes")[0]["what"] == "episodes / s, all ranks"
+    assert speed_table([]) == []
+
+
+def test_the_command_to_go_on():
+    assert resume_command("launch/x.py --a 1", 2, "cpu") == (
+        "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/x.py --a 1"
+    )
+    assert resume_command("launch/x.py", 1, "cuda") == "accelerate launch --num_processes 1 launch/x.py"
+
+
+class Outline(HTMLParser):
+    """What a page refers to, and whether every tag is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: set[str] = set()
+        self.dataset(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.links |= {value for name, value in attrs if name in ("src", "href")}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_escapes_what_it_is_told_and_needs_nothing_from_outside(tmp_path):
+    page = Page(
+        title="<b>x</b>",
+        ran={"a & b": "<script>"},
+        verdicts=[Verdict(good=True, text="1 < 2")],
+        pictures=[Picture(title="P", file="p.png", caption='"quoted"')],
+        resume="run --x '<y>'",
+    )
+    outline = Outline(write_page(tmp_path / "report", page, log_of(5)))
+    assert outline.open == [] and outline.links == {"p.png"}
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "<script" not in text and "<b>" not in text and "://" not in text
+    facts = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert facts["last"]["knn/top1"] == 0.5 and facts["speed"][0]["what"].startswith("images / s")
+    assert "PASS: 1 < 2" in (tmp_path / "report" / "report.md").read_text()
+
+
+def run_of(folder: Path, method: PriorExtractor) -> RunDir:
+    run = RunDir(folder)
+    method_options = {f"method.{name}": value for name, value in asdict(method.config).items()}
+    run.open({"data.batch": 4, "data.backend": "cv2", "run.seed": 0, **method_options}, "")
+    run.record_environment(1, torch.device("cpu"))
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in log_of(30)))
+    return run
+
+
+def task_of(shards: ShardSet, method: PriorExtractor) -> ViewTask:
+    data = ViewDataConfig(shards=str(shards.folder), batch=4)
+    return ViewTask(SimpleNamespace(data=data, probe=ProbeConfig(size=32), run=SimpleNamespace(seed=0)), method, None)
+
+
+@pytest.mark.parametrize("local", ["patch", "region", "none"])
+def test_report_of_a_prior_run_has_all_its_pictures(tmp_path, local):
+    shards = rectangles(tmp_path / "shards", [1, 2, 3] * 8)
+    method = PriorExtractor(PriorConfig(**SMALL | {"local": local}))
+    run = run_of(tmp_path / "run", method)
+    before = torch.get_rng_state()
+    page = report(run, method, task_of(shards, method), CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    links = Outline(page).links
+    assert links == {"curves.png", "neighbours.png", "dense.png", "views.png"} | (
+        {"superpixels.png"} if local != "none" else set()
+    )
+    for name in links:
+        picture = cv2.imread(str(page.parent / name))
+        assert picture.std() > 10, f"{name} is empty"
+    text = page.read_text()
+    assert "120 (5.0 epochs)" in text and "images seen" in text and "While a queue is filling" in text
+
+
+def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
+    shards = rectangles(tmp_path / "shards", [1, 2, 3] * 4)
+    read = shards.read
+    monkeypatch.setattr(shards, "read", lambda index: {"json": b"{}"} if index == 0 else read(index))
+    method = PriorExtractor(PriorConfig(**SMALL))
+    task = task_of(shards, method)
+    task.shards, task.crops = shards, None
+    page = report(run_of(tmp_path / "run", method), method, task, CPU)
+    assert "neighbours.png" not in Outline(page).links
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        log_of(1),
+        log_of(500),
+        [{"step": 3, "lr": 0.1}],
+        [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}],
+    ],
+)
+def test_curves_of_many_few_and_odd_rows(tmp_path, rows):
+    curves.curves(rows, tmp_path / "curves.png", levels=CHANCE, filling=10)
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
+
+
+def test_series_reads_nested_speed_and_passes_over_rows_without_the_metric():
+    steps, values = curves.series([{"step": 1, "a": 2}, {"step": 2}, {"step": 3, "speed": {"b": 5.0}}], "speed/b")
+    assert steps.tolist() == [3] and values.tolist() == [5]
+
+
+def test_principal_colours_are_equal_where_features_are_and_do_not_show_the_place():
+    torch.manual_seed(0)
+    vectors = torch.randn(2, 16, 1, 1)
+    kind = torch.randint(0, 2, (4, 5, 5))
+    place = 10 * torch.randn(1, 16, 5, 5)  # what padding does: the same in every image
+    plain = pictures.principal_colours(vectors[kind][..., 0, 0].permute(0, 3, 1, 2))
+    assert plain.shape == (4, 3, 5, 5) and plain.min() >= 0 and plain.max() <= 1
+    # the first component, up to ties of rank, tells the two kinds of cell apart wherever both kinds occur at a place
+    mixed = (kind.float().mean(0) == 0.5).expand(4, -1, -1)
+    first = plain[:, 0]
+    assert mixed.any()
+    kinds = [first[mixed & (kind == k)] for k in (0, 1)]
+    assert kinds[0].max() < kinds[1].min() or kinds[1].max() < kinds[0].min()
+    marked = pictures.principal_colours(place + 1e-3 * vectors[kind][..., 0, 0].permute(0, 3, 1, 2))
+    assert np.corrcoef(marked[0, 0].flatten(), marked[1, 0].flatten())[0, 1] < 0.9
+
+
+def test_neighbours_of_crops_ask_one_of_each_class(tmp_path):
+    asked = []
+
+    def image(index: int) -> np.ndarray:
+        asked.append(index)
+        return np.full((8, 8, 3), index, np.uint8)
+
+    names = ["b", "a", "b", "a", "c"]
+    features = torch.eye(5)
+    features[2] = features[0]
+    pictures.neighbours(image, names, features, tmp_path / "n.png", queries=6, k=1)
+    assert asked[::2] == [1, 0, 4]  # a, b, c
+    assert asked[3] == 2  # the nearest of crop 0 is its twin, not itself

@@ -1,0 +1,71 @@
+"""Several ranks as threads of one process: the collectives of `Collectives` with real waiting, without a process group."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+
+class _Table:
+    """Where ranks lay down what they send, and pick up what the others did."""
+
+    def __init__(self, world_size: int):
+        self.barrier = threading.Barrier(world_size)
+        self.slots: list = [None] * world_size
+
+    def swap(self, rank: int, value):
+        self.slots[rank] = value
+        self.barrier.wait(timeout=60)
+        everything = list(self.slots)
+        self.barrier.wait(timeout=60)
+        return everything
+
+
+class ThreadCollectives:
+    """`fss.collectives.Collectives` for one thread."""
+
+    def __init__(self, rank: int, world_size: int, table: _Table):
+        self.rank, self.world_size, self.table = rank, world_size, table
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return torch.cat(self.table.swap(self.rank, x.detach().clone()))
+
+    def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        assert sum(send) == len(x)
+        parts = [rows[self.rank] for rows in self.table.swap(self.rank, x.detach().clone().split(send))]
+        assert [len(part) for part in parts] == receive
+        return torch.cat(parts)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return torch.stack(self.table.swap(self.rank, x.detach().clone())).sum(0)
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        everyone = self.table.swap(self.rank, [t.detach().clone() for t in tensors])
+        for tensor, values in zip(tensors, zip(*everyone, strict=True), strict=True):
+            tensor.data.copy_(torch.stack(values).mean(0))
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        everyone = self.table.swap(self.rank, [t.detach().clone() for t in tensors])
+        for tensor, value in zip(tensors, everyone[0], strict=True):
+            tensor.data.copy_(value)
+
+
+def run_ranks(world_size: int, work: Callable[[ThreadCollectives], object]) -> list:
+    """`work(collectives)` on every rank at the same time; their results in rank order. The first error is raised."""
+    table = _Table(world_size)
+    with ThreadPoolExecutor(world_size) as pool:
+        jobs = [pool.submit(_guarded, work, ThreadCollectives(rank, world_size, table)) for rank in range(world_size)]
+        errors = [job.exception() for job in jobs]
+    for error in sorted((e for e in errors if e), key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error
+    return [job.result() for job in jobs]
+
+
+def _guarded(work: Callable[[ThreadCollectives], object], collectives: ThreadCollectives):
+    try:
+        return work(collectives)
+    except BaseException:
+        collectives.table.barrier.abort()
+        raise

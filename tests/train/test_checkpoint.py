@@ -1,0 +1,120 @@
+"""Checkpoints: whole or not there, told apart from damage, from other methods, and from a disk that is full."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from fss.errors import RunError, WeightsError
+from fss.methods.base import StepContext
+from fss.train.checkpoint import CheckpointConfig, Checkpoints, State
+from fss.train.optim import OptimConfig, build_optimizer
+from tests.support.toy import Toy, batches
+
+
+def make_state(steps: int = 0, *, name: str = "toy", size: int = 4) -> State:
+    torch.manual_seed(steps)
+    method = Toy(size)
+    optimizer = build_optimizer(method, OptimConfig(lr=0.1))
+    dataset = batches(0, 0, 1, size=size)
+    for step in range(steps):
+        loss, _ = method.loss(next(dataset), StepContext(step=step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return State(name=name, method=method, optimizer=optimizer)
+
+
+def equal(a: State, b: State) -> bool:
+    one, other = a.tensors(), b.tensors()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_was_saved_comes_back(tmp_path, context):
+    saved = make_state(3)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
+    checkpoints.save(saved, 3)
+    expected = torch.rand(5)  # the generator goes on from where it was saved
+    torch.rand(100)
+    found = make_state(0)
+    assert not equal(saved, found)
+    assert checkpoints.resume(found) == (3, [])
+    assert equal(saved, found)
+    assert "optimizer/momentum_buffer/0.weight" in found.tensors()
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_only_the_newest_stay(tmp_path, context):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2), context)
+    for step in (1, 2, 30):
+        checkpoints.save(make_state(), step)
+    assert checkpoints.steps() == [2, 30]
+
+
+def test_a_save_that_was_cut_short_is_not_a_checkpoint(tmp_path, context):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
+    checkpoints.save(make_state(1), 1)
+    shutil.copytree(tmp_path / "step_00000001", tmp_path / ".step_00000002.tmp")
+    step, notes = checkpoints.resume(make_state())
+    assert step == 1
+    assert "cut short" in notes[0]
+    assert not (tmp_path / ".step_00000002.tmp").exists()
+
+
+@pytest.mark.parametrize("harm", ["half the tensors", "no facts", "one byte"])
+def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, context, harm):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
+    good = make_state(1)
+    checkpoints.save(good, 1)
+    folder = checkpoints.save(make_state(2), 2)
+    data = (folder / "state.safetensors").read_bytes()
+    if harm == "half the tensors":
+        (folder / "state.safetensors").write_bytes(data[: len(data) // 2])
+    elif harm == "one byte":
+        (folder / "state.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        (folder / "state.json").unlink()
+    found = make_state()
+    step, notes = checkpoints.resume(found)
+    assert step == 1 and equal(good, found)
+    assert "step_00000002 is damaged" in notes[0]
+    assert folder.exists()
+
+
+def test_nothing_but_damage_is_refused_rather_than_started_again(tmp_path, context):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
+    folder = checkpoints.save(make_state(1), 1)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"no checkpoint in .* is whole"):
+        checkpoints.resume(make_state())
+
+
+def test_another_method_or_size_is_refused(tmp_path, context):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
+    checkpoints.save(make_state(1), 1)
+    with pytest.raises(WeightsError, match="of method toy, this run trains prior"):
+        checkpoints.resume(make_state(name="prior"))
+    with pytest.raises(WeightsError, match="does not fit method toy"):
+        checkpoints.resume(make_state(size=5))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, context):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
+    folder = checkpoints.save(make_state(1), 1)
+    facts = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(facts | {"format": 99}))
+    with pytest.raises(WeightsError, match="format 99"):
+        checkpoints.resume(make_state())
+
+
+def test_a_full_disk_while_saving_loses_nothing(small_disk, context):
+    disk = small_disk("256k")
+    checkpoints = Checkpoints(disk, CheckpointConfig(), context)
+    good = make_state(1)
+    checkpoints.save(good, 1)
+    with pytest.raises(RunError, match=r"cannot save step 2 .* free some space .* checkpoint 1 is whole"):
+        checkpoints.save(make_state(2, size=200), 2)
+    assert [p.name for p in disk.iterdir()] == ["step_00000001"]
+    found = make_state()
+    assert checkpoints.resume(found)[0] == 1 and equal(good, found)

@@ -1,0 +1,142 @@
+"""The loop with real ranks: what a checkpoint must hold, signals, accumulation, losses that are not finite."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from fss.errors import RunError
+from fss.tracking.log import Log, LogConfig
+from fss.tracking.run_dir import RunDir
+from fss.tracking.tracker import RunInfo
+from fss.train.checkpoint import CheckpointConfig, Checkpoints, State
+from fss.train.loop import Trainer
+from fss.train.optim import OptimConfig, Schedule, build_optimizer
+from tests.support.contexts import joined
+from tests.support.ranks import on_ranks
+from tests.support.toy import Toy, batches
+
+ABOUT = RunInfo(kind="pretrain", config={})
+
+
+class NoBadSamples:
+    def note(self, batch) -> list[str]:
+        return []
+
+
+def train(
+    folder: str,
+    steps: int,
+    *,
+    stop_at: int | None = None,
+    poison: tuple | None = None,
+    accumulate: int = 1,
+    overflow: bool = False,
+):
+    """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step.
+
+    poison: step and rank whose data are not numbers. overflow: whether gradients are too large for float32.
+    """
+    context = joined(accumulate=accumulate)
+    run = RunDir(Path(folder))
+    context.on_main(lambda: run.open({}, ""))
+    torch.manual_seed(0)
+    method = Toy()
+    if overflow:
+        method.trainable[0].weight.register_hook(lambda gradient: gradient * 1e38 * 1e38)
+    torch.manual_seed(context.rank)
+    config = OptimConfig(steps=steps, lr=0.1, reference_batch_size=12, accumulate=accumulate, schedule="constant")
+    schedule = Schedule(config=config, images=24, batch=12)
+    optimizer = build_optimizer(method, config)
+    state = State(name="toy", method=method, optimizer=optimizer)
+    checkpoints = Checkpoints(run.checkpoints, CheckpointConfig(every=100), context)
+    log = Log(run, LogConfig(every=1, wandb="off"), active=context.is_main, about=ABOUT, total=steps, unit="images")
+    trainer = Trainer(
+        method=method,
+        optimizer=optimizer,
+        context=context,
+        state=state,
+        schedule=schedule,
+        checkpoints=checkpoints,
+        log=log,
+        bad_samples=NoBadSamples(),
+        evidence=run.folder / "nonfinite",
+        log_every=1,
+        save_every=100,
+        check_every=1,
+    )
+    start, _ = checkpoints.resume(state)
+    context.on_main(lambda: run.rewind(start))
+    data = batches(start, context.rank, context.size, accumulate)
+
+    def dataset():
+        for index, batch in enumerate(data):
+            if stop_at is not None and start + index == stop_at and context.rank == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if poison == (start + index, context.rank):
+                batch.x[0, 0] = float("nan")
+            yield batch
+
+    try:
+        done = trainer.run(dataset(), start)
+    except RunError as error:
+        return str(error)
+    finally:
+        log.close()
+        context.close()
+    rows = [{k: v for k, v in row.items() if k != "speed"} for row in run.rows()] if context.is_main else None
+    return done, {name: t.clone() for name, t in state.tensors().items()}, rows
+
+
+@pytest.mark.parametrize("context", [1, 3])
+def test_stopping_by_signal_and_going_on_changes_nothing(tmp_path, context):
+    whole = on_ranks(context, train, str(tmp_path / "whole"), 6)
+    first = [out[0] for out in on_ranks(context, _stopping, str(tmp_path / "cut"))]
+    assert first == [3] * context, "every rank stops at the same step boundary"
+    rest = on_ranks(context, train, str(tmp_path / "cut"), 6)
+    for (_, expected, rows), (done, found, cut_rows) in zip(whole, rest, strict=True):
+        assert done == 6
+        assert rows == cut_rows
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), name
+
+
+def _stopping(folder: str):
+    return train(folder, 6, stop_at=2)
+
+
+def _accumulating(folder: str, accumulate: int):
+    return train(folder, 2, accumulate=accumulate)
+
+
+def test_accumulation_updates_what_stands_beside_once_a_step(tmp_path):
+    (_, state, rows), *_ = on_ranks(2, _accumulating, str(tmp_path), 3)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert state["trained/1.num_batches_tracked"] == 6, "three forwards in each of two steps"
+    assert state["replica/copy"].abs().sum() > 0
+
+
+def _poisoned(folder: str):
+    return train(folder, 6, poison=(2, 1))
+
+
+def test_a_loss_that_is_not_finite_names_rank_step_and_keys(tmp_path):
+    texts = on_ranks(2, _poisoned, str(tmp_path))
+    assert all("step 3" in text and "rank 1: 2-1-0" in text for text in texts)
+    facts = json.loads((tmp_path / "nonfinite" / "step_00000003_rank_1" / "facts.json").read_text())
+    assert facts["losses"] == ["nan"] and facts["keys"][0] == "2-1-0"
+    assert [row["step"] for row in RunDir(tmp_path).rows()] == [1, 2], "the step that failed is not logged"
+
+
+def _overflown(folder: str) -> str:
+    return train(folder, 1, overflow=True)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """The loss was still finite: the next one would not be, and every restart would begin with it."""
+    texts = on_ranks(2, _overflown, str(tmp_path))
+    assert all("0.weight is not finite after step 1, which was not saved" in text for text in texts)
+    assert not list(RunDir(tmp_path).checkpoints.glob("step_*"))
