@@ -1,85 +1,202 @@
-"""The house rules that can be read off the source: who may import whom."""
+"""The house rules that can be read from the source: who may import whom."""
 
 import ast
-from functools import cache
-from pathlib import Path
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 
 import pytest
 
-from tests.support.places import ROOT
+from tests.support.imports import imports, module_name, nodes, package_of, sources, within
 
-ROOMS = ("fss", "shards", "launch", "bench")
-SOURCES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SOURCES = sources("fss", "shards", "launch", "bench")
+OURS = {"fss", "shards", "launch", "tests"}
 
-# Where a package may be imported; nowhere else.
+# A package of others -> the modules and packages that may import it; no other file may.
 ONLY_IN = {
-    "accelerate": {"fss/distributed/context.py"},
-    "torch.distributed": {"fss/distributed/context.py", "fss/distributed/process_group.py"},
-    "wandb": {"fss/tracking/wandb_tracker.py"},
-    "wandb_workspaces": {"fss/tracking/dashboard.py"},
-    "jsonargparse": {"fss/config.py"},
-    "gradio": {"fss/inference/web_page.py"},
-    "segment_anything": {"fss/nn/sam.py"},
-    "timm": {"fss/nn/dino.py"},
+    "accelerate": {"fss.distributed.context"},
+    "torch.distributed": {"fss.distributed.context", "fss.distributed.process_group"},
+    "wandb": {"fss.tracking.wandb_tracker"},
+    "wandb_workspaces": {"fss.tracking.dashboard"},
+    "torch.utils.tensorboard": {"fss.tracking.tensorboard_tracker"},
+    "jsonargparse": {"fss.config"},
+    "gradio": {"fss.inference.web_page"},
+    "matplotlib": {"fss.report"},
+    "webdataset": {"shards"},
+    "pycocotools": {"shards.sources"},
+    "segment_anything": {"fss.nn.sam"},
+    "timm": {"fss.nn"},
     "deepspeed": set(),
     "pickle.load": set(),
     "pickle.loads": set(),
 }
-# What a room may import of ours. A room is the longest prefix that fits.
+
+# A package -> what it may import of ours, beside itself. From the bottom to the top.
 MAY_IMPORT = {
-    "shards": {"shards"},
-    "fss/errors.py": set(),
-    "fss/nn": {"fss.nn", "fss.errors"},
-    "fss/data": {"fss.data", "fss.errors", "shards"},
-    "fss/methods": {"fss.methods", "fss.nn", "fss.errors", "fss.data.batch"},
-    "fss/engine": {"fss.engine", "fss.methods", "fss.nn", "fss.data", "fss.errors", "shards"},
-    "fss/command.py": {"fss.errors", "shards"},
-    "fss/config.py": {"fss.engine", "fss.methods", "fss.data", "fss.errors", "shards"},
-    "fss/__init__.py": {"fss.inference.segmenter"},
-    "launch": {"fss.command", "fss.config", "fss.engine", "fss.errors", "shards"},
-    "bench": {"bench", "fss", "shards", "launch.report", "plain_moco"},
+    "shards": set(),
+    "fss.errors": set(),
+    "fss.collectives": set(),
+    "fss.provenance": set(),
+    "fss.compat": set(),
+    "fss.datasets": {"fss.errors", "shards"},
+    "fss.data": {"fss.datasets", "fss.errors", "shards"},
+    "fss.nn": {"fss.errors", "fss.collectives"},
+    "fss.methods": {"fss.nn", "fss.errors", "fss.collectives", "fss.data.batch"},
+    "fss.distributed": {"fss.methods.base", "fss.errors", "fss.collectives", "fss.provenance", "shards.format"},
+    "fss.tracking": {"fss.errors", "fss.compat", "fss.provenance", "fss.nn.exports", "shards.format"},
+    "fss.evaluate": {
+        "fss.distributed",
+        "fss.methods",
+        "fss.nn.exports",
+        "fss.data",
+        "fss.datasets",
+        "fss.errors",
+        "fss.collectives",
+        "fss.compat",
+        "shards",
+    },
+    "fss.train": {
+        "fss.evaluate",
+        "fss.tracking",
+        "fss.distributed",
+        "fss.methods",
+        "fss.nn",
+        "fss.data",
+        "fss.datasets",
+        "fss.errors",
+        "fss.collectives",
+        "fss.compat",
+        "fss.provenance",
+        "shards",
+    },
+    "fss.report": {
+        "fss.train",
+        "fss.evaluate",
+        "fss.tracking",
+        "fss.methods",
+        "fss.nn.exports",
+        "fss.data",
+        "fss.datasets",
+        "fss.errors",
+        "fss.compat",
+        "shards",
+    },
+    "fss.inference": {
+        "fss.report",
+        "fss.evaluate",
+        "fss.methods",
+        "fss.data",
+        "fss.datasets",
+        "fss.errors",
+        "shards",
+    },
+    "fss.jobs": {
+        "fss.report",
+        "fss.train",
+        "fss.evaluate",
+        "fss.tracking",
+        "fss.distributed",
+        "fss.methods",
+        "fss.nn",
+        "fss.data",
+        "fss.datasets",
+        "fss.errors",
+        "fss.compat",
+        "fss.provenance",
+        "shards",
+    },
+    "fss.config": {
+        "fss.jobs",
+        "fss.train",
+        "fss.evaluate",
+        "fss.tracking",
+        "fss.distributed",
+        "fss.methods",
+        "fss.nn.exports",
+        "fss.data",
+        "fss.datasets",
+        "fss.errors",
+        "fss.compat",
+    },
+    "fss.command": {"fss.errors", "shards.format"},
+    "fss": {"fss.inference.segmenter"},
+    "launch": {
+        "fss.command",
+        "fss.config",
+        "fss.jobs",
+        "fss.inference",
+        "fss.report",
+        "fss.tracking",
+        "fss.datasets",
+        "fss.errors",
+        "shards",
+    },
+    "bench": {"fss", "shards", "launch.report"},
 }
-
-
-@cache
-def parsed(path: Path) -> list[ast.AST]:
-    """Every node of the file's source."""
-    return list(ast.walk(ast.parse((ROOT / path).read_text())))
-
-
-def imports(path: Path) -> list[str]:
-    """Every module or name that the file imports, dotted, also inside functions."""
-    found = []
-    for node in parsed(path):
-        if isinstance(node, ast.Import):
-            found += [name.name for name in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            found += [f"{node.module}.{name.name}" for name in node.names]
-    return found
-
-
-def within(name: str, places: set[str]) -> bool:
-    return any(name == place or name.startswith(place + ".") for place in places)
+# Within what MAY_IMPORT allows: what a package must leave to another one all the same.
+MUST_NOT_IMPORT = {
+    "fss.report": {"fss.evaluate.predictor"},  # a page draws what was computed; jobs compute it
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_imports_point_down(path):
-    room = max((r for r in MAY_IMPORT if str(path).startswith(r)), key=len)
-    ours = {name for name in imports(path) if within(name, {"fss", "shards", "launch", "tests"})}
-    wrong = {name for name in ours if not within(name, MAY_IMPORT[room])}
-    assert not wrong, f"{path} may import {sorted(MAY_IMPORT[room])}"
+    package = package_of(module_name(path))
+    allowed, refused = MAY_IMPORT[package], MUST_NOT_IMPORT.get(package, set())
+    wrong = [
+        f"{path}:{line} imports {name}"
+        for line, name in imports(path)
+        if within(name, OURS) and ((package_of(name) != package and not within(name, allowed)) or within(name, refused))
+    ]
+    assert not wrong, f"{package} may import {sorted(allowed)}"
+
+
+def test_the_table_lists_the_packages_that_there_are():
+    assert {package_of(module_name(path)) for path in SOURCES} == set(MAY_IMPORT)
+
+
+def test_no_circle_between_packages():
+    """Imports inside functions count, too."""
+    graph = defaultdict(set)
+    lines = defaultdict(list)
+    for path in SOURCES:
+        package = package_of(module_name(path))
+        for line, name in imports(path):
+            other = package_of(name)
+            if within(name, OURS) and other != package:
+                graph[package].add(other)
+                lines[other, package].append(f"{path}:{line} imports {name}")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        edges = [lines[pair][0] for pair in pairwise(circle)]
+        raise AssertionError("packages import each other:\n" + "\n".join(edges)) from None
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
-def test_packages_that_live_in_one_file(package):
-    places = {str(path) for path in SOURCES if any(within(name, {package}) for name in imports(path))}
-    assert places <= ONLY_IN[package]
+def test_packages_of_others_stay_in_their_rooms(package):
+    wrong = [
+        f"{path}:{line}"
+        for path in SOURCES
+        if path.parts[0] != "bench" and not within(module_name(path), ONLY_IN[package])
+        for line, name in imports(path)
+        if within(name, {package})
+    ]
+    assert not wrong
+
+
+def test_no_test_module_is_imported_by_another():
+    """What several of them need lives in tests/support."""
+    modules = sources("tests")
+    tests = {module_name(path) for path in modules if path.name.startswith("test_") or path.name == "conftest.py"}
+    wrong = [f"{path}:{line} imports {name}" for path in modules for line, name in imports(path) if within(name, tests)]
+    assert not wrong
 
 
 def test_nothing_is_evaluated_or_unpickled():
     for path in SOURCES:
-        for node in parsed(path):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load"):
