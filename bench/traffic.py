@@ -1,12 +1,11 @@
 """What a training step sends between its ranks: asked of the shipped methods, not written down by hand.
 
-A method is given a `CallLog` for its peers, which answers every collective with a tensor of the right shape and notes
-what it was asked for. The prior extractor runs on meta tensors, whose shapes are real and whose contents do not exist.
+A method is given a `CallLog` as its collectives, which answers every call with a tensor of the right shape and records
+it. The prior extractor runs on meta tensors, whose shapes are real and whose contents do not exist.
 What methods that learn from episodes send depends on neither image size nor batch: they run on one small episode. To it
 comes what the engine sends: gradients and control words. What a rank hands in does not depend on the number of ranks.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import ExportHeader
 
 Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 CONTROL = "control words"
@@ -52,7 +52,7 @@ class Call:
 
 
 class CallLog:
-    """`fss.methods.base.Collectives` of rank 0 of `world_size`, alone on this process: right shapes, wrong contents."""
+    """`fss.collectives.Collectives` of rank 0 of `world_size`, alone on this process: right shapes, wrong contents."""
 
     rank = 0
 
@@ -60,15 +60,15 @@ class CallLog:
         self.world_size = world_size
         self.calls: list[Call] = []
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         self.calls.append(Call("keys", "all_gather", x.nbytes))
         return x.detach().repeat(self.world_size, *[1] * (x.dim() - 1))
 
-    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         self.calls.append(Call("shuffled images", "all_to_all", x.nbytes, rows=len(x)))
         return x.new_empty((sum(receive), *x.shape[1:]))
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         self.calls.append(Call("sums in the loss", "all_reduce", x.nbytes))
         return x.detach() * self.world_size
 
@@ -92,11 +92,11 @@ def engine_calls(method: Method) -> list[Call]:
 
 def calls_of(method: Method, batch: ViewBatch | EpisodeBatch, world_size: int) -> list[Call]:
     """Every collective of one optimizer step of `method` on a rank's `batch`, the engine's among them."""
-    ledger = CallLog(world_size)
-    loss, _ = method.loss(batch, StepContext(ledger))
+    call_log = CallLog(world_size)
+    loss, _ = method.loss(batch, StepContext(call_log))
     loss.backward()
-    method.after_step(StepContext(ledger))
-    return ledger.calls + engine_calls(method)
+    method.after_step(StepContext(call_log))
+    return call_log.calls + engine_calls(method)
 
 
 def views(images: int, config: PriorConfig, device: str = "cpu") -> ViewBatch:
@@ -134,14 +134,13 @@ def episodes(batch: int, size: int) -> EpisodeBatch:
 
 
 def build_qgnet() -> QGNet:
-    header = {"prior": json.dumps({"method": "prior", "backbone": "resnet50"})}
-    return QGNet(QGNetConfig(), header=header)
+    return QGNet(QGNetConfig(), header=ExportHeader(prior=ExportHeader(method="prior", backbone="resnet50")))
 
 
 def build_msanet() -> MSANet:
-    classes = json.dumps(dict.fromkeys(range(1, 61), "made up"))
-    base = {"backbone": "resnet50", "stem": "torchvision", "classes": classes}
-    return MSANet(MSANetConfig(), header={"base": json.dumps(base)})
+    classes = {str(class_id): "made up" for class_id in range(1, 61)}
+    base = ExportHeader(backbone="resnet50", stem="torchvision", classes=classes)
+    return MSANet(MSANetConfig(), header=ExportHeader(base=base))
 
 
 META: dict[str, Callable[[], Method]] = {

@@ -50,8 +50,9 @@ class EpisodePredictor:
         self._entered: AbstractContextManager | None = None
 
     def __enter__(self) -> "EpisodePredictor":
-        self._entered = self._running()
-        self._entered.__enter__()
+        running = self._running()
+        running.__enter__()
+        self._entered = running  # only now: until it is set, `_running` switches modes
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -43,26 +43,26 @@ def test_what_a_pretraining_step_sends():
 
 
 @pytest.mark.parametrize("bn", ["shuffle", "sync"])
-def test_the_ledger_notes_what_real_ranks_ask_for(bn):
+def test_the_call_log_records_what_real_ranks_call(bn):
     config = PriorConfig(bn=bn, **SMALL)
 
-    class Noted(CallLog):
-        """A ledger that passes the calls on."""
+    class Recorder(CallLog):
+        """A call log that passes the calls on."""
 
         def __init__(self, collectives) -> None:
             super().__init__(collectives.world_size)
             self.rank, self._collectives = collectives.rank, collectives
 
-        def gather(self, x):
-            super().gather(x)
+        def all_gather(self, x):
+            super().all_gather(x)
             return self._collectives.all_gather(x)
 
-        def exchange(self, x, send, receive):
-            super().exchange(x, send, receive)
+        def all_to_all(self, x, send, receive):
+            super().all_to_all(x, send, receive)
             return self._collectives.all_to_all(x, send, receive)
 
-        def sum(self, x):
-            super().sum(x)
+        def all_reduce(self, x):
+            super().all_reduce(x)
             return self._collectives.all_reduce(x)
 
         def mean_(self, tensors):
@@ -70,11 +70,11 @@ def test_the_ledger_notes_what_real_ranks_ask_for(bn):
             self._collectives.mean_(tensors)
 
     def rank(collectives) -> list[Call]:
-        method, noted = PriorExtractor(config), Noted(collectives)
-        loss, _ = method.loss(views(4, config), StepContext(noted))
+        method, recorder = PriorExtractor(config), Recorder(collectives)
+        loss, _ = method.loss(views(4, config), StepContext(recorder))
         loss.backward()
-        method.after_step(StepContext(noted))
-        return noted.calls + engine_calls(method)
+        method.after_step(StepContext(recorder))
+        return recorder.calls + engine_calls(method)
 
     assert run_ranks(2, rank) == [calls_of(PriorExtractor(config), views(4, config), 2)] * 2
 

@@ -10,6 +10,7 @@ from fss.data.episodes import EpisodeConfig, training_source
 from fss.data.folds import Fold, fold_of
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
+from fss.report.examples import draw_examples
 from fss.train.validation.episode_validation import ValidateConfig, Validation, held_out
 from shards.format import Manifest, ShardError
 from shards.read import ShardSet
@@ -89,10 +90,11 @@ def test_a_plainly_coloured_object_is_found(shards, context):
 
 
 def test_its_picture_is_drawn(shards, context, tmp_path):
-    path, rows = validation(shards, context).picture(Colour(), tmp_path / "validation", 20)
+    path = tmp_path / "validation" / "step_00000020.png"
+    rows = draw_examples(validation(shards, context).examples(Colour()), path)
     assert [row["class"] for row in rows] == ["blue"] * 4
     assert all(row[column].shape[2] == 3 for row in rows for column in ("supports", "query", "truth", "prediction"))
-    assert path.name == "step_00000020.png" and path.stat().st_size > 5000
+    assert path.stat().st_size > 5000
 
 
 def test_shards_that_mean_another_class_are_refused(shards, context, tmp_path):

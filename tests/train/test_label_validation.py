@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
+from fss.report.examples import draw_examples
 from fss.train.validation.label_validation import (
     LabelValidateConfig,
     LabelValidation,
@@ -35,7 +36,7 @@ MEAN = torch.tensor([0.485, 0.456, 0.406])
 class ByColour:
     """Segments green and yellow by nearness of the colour; where an image is darker than both it is background."""
 
-    trained: nn.Module
+    trainable: nn.Module
     non_trainable: nn.Module
 
     def segment(self, image: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def test_a_set_of_its_own_leaves_all_images_to_training(shards):
     assert validation_images(some, shards, None)[1].tolist() == [0, 3, 6, 9]
     with pytest.raises(ConfigError, match="keeps none of the 12 images"):
         validation_images(LabelValidateConfig(fraction=1e-9), shards, None)
-    with pytest.raises(ConfigError, match=r"validate\.share is 1"):
+    with pytest.raises(ConfigError, match=r"validate\.fraction is 1"):
         LabelValidateConfig(fraction=1)
 
 
@@ -144,7 +145,8 @@ def test_sets_must_mean_the_same_by_a_class(shards, context):
 
 
 def test_its_picture_is_drawn(shards, context, tmp_path):
-    path, rows = validation(shards, context).picture(by_colour(), tmp_path / "validation", 20)
+    path = tmp_path / "validation" / "step_00000020.png"
+    rows = draw_examples(validation(shards, context).examples(by_colour()), path)
     assert [list(row) for row in rows] == [["image", "truth", "prediction"]] * len(rows)
     assert all(row["truth"].shape == row["image"].shape for row in rows)
-    assert path.name == "step_00000020.png" and path.stat().st_size > 10_000
+    assert path.stat().st_size > 10_000
