@@ -38,8 +38,7 @@ from fss.data.episodes import EpisodeSource, Policy
 from fss.data.loader import load
 from fss.data.paired_transforms import AugmentConfig, augment
 from fss.data.transforms import class_mask, fit_image
-from fss.data.views import encoded_image
-from shards.codec import decode_image
+from shards.codec import decode_image, image_bytes
 from shards.read import ShardSet
 from shards.sources.voc import voc
 from shards.write import pack
@@ -169,11 +168,11 @@ def stages(shards: ShardSet, source: EpisodeSource, size: int) -> list[tuple[str
     """(stage, CPU milliseconds an image) of ours, and of the transform that evaluation uses instead."""
     episodes = [source.draw(number) for number in range(16)]
     read = [(shards.read(e.query), e.class_id) for e in episodes]
-    decoded = [(decode_image(encoded_image(m)), class_mask(m, c, "own")) for m, c in read]
+    decoded = [(decode_image(image_bytes(m)), class_mask(m, c, "own")) for m, c in read]
     rng, config = np.random.default_rng(SEED), AugmentConfig()
     work = {
         "read": lambda: [shards.read(e.query) for e in episodes],
-        "decode the image": lambda: [decode_image(encoded_image(m)) for m, _ in read],
+        "decode the image": lambda: [decode_image(image_bytes(m)) for m, _ in read],
         "decode the mask": lambda: [class_mask(m, c, "own") for m, c in read],
         "augment": lambda: [augment(image, mask, size, rng, config) for image, mask in decoded],
         "fit, exact (evaluation)": lambda: [fit_image(image, size, "exact") for image, _ in decoded],

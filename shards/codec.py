@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from shards.format import IGNORE_LABEL, ShardError
+from shards.format import IGNORE_LABEL, IMAGE_SUFFIXES, ShardError
 
 _TAR_BLOCK = 512
 _END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # how a JPEG and a PNG begin -> how they end
@@ -83,6 +83,14 @@ def flatten(masks: dict[int, np.ndarray], paint: list[int], ignore: np.ndarray |
     for class_id in paint:
         labels[masks[class_id]] = class_id
     return labels
+
+
+def image_bytes(members: dict[str, bytes]) -> bytes:
+    """The encoded image among the members of a sample. Raises ShardError if there is none."""
+    for suffix in IMAGE_SUFFIXES:
+        if suffix in members:
+            return members[suffix]
+    raise ShardError(f"has no image, only {', '.join(members)}")
 
 
 def split_members(raw: bytes) -> dict[str, bytes]:

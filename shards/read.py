@@ -13,7 +13,8 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +35,20 @@ SHARD_ORDER, SAMPLE_ORDER, REPLACEMENT = 1, 2, 3
 
 class LostShardError(ShardError):
     """A whole shard cannot be had: going on without it would quietly train on another data set."""
+
+
+@contextmanager
+def sample_context(name: str) -> Iterator[None]:
+    """Put `name`, the key of a sample or the name of a member, in front of every ShardError raised inside.
+
+    A LostShardError passes unchanged: it names the shard, and no sample is at fault.
+    """
+    try:
+        yield
+    except LostShardError:
+        raise
+    except ShardError as error:
+        raise ShardError(f"{name}: {error}") from None
 
 
 class _OpenFile:

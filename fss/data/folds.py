@@ -134,7 +134,7 @@ def fold_of(scheme: str, fold: int, manifest: Manifest, novel: Sequence[str] = (
 
 def training_fold(scheme: str, fold: int, manifest: Manifest, novel: Sequence[str] = ()) -> Fold:
     """The same for a training, which needs base classes. Raises ConfigError where the scheme has none."""
-    if not SCHEMES[scheme].trainable:
+    if not SCHEMES[scheme].trained:
         trained = ", ".join(name for name, how in SCHEMES.items() if how.trained)
         raise ConfigError(
             f"episodes.scheme is {scheme}, which has no base classes and is for evaluation alone: choose {trained}"

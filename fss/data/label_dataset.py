@@ -10,11 +10,10 @@ from fss.data.batch import LabelBatch, LabelSpec
 from fss.data.dataset import DataConfig, first_readable
 from fss.data.paired_transforms import AugmentConfig, augment
 from fss.data.transforms import flat_labels, require_same_size
-from fss.data.views import encoded_image, named
 from fss.errors import ConfigError
-from shards.codec import decode_image
+from shards.codec import decode_image, image_bytes
 from shards.format import IGNORE_LABEL, Meta
-from shards.read import EpochOrder, ShardSet
+from shards.read import EpochOrder, ShardSet, sample_context
 
 AUGMENT = 41  # what a random stream is for; the first word of its seed (see shards/read.py)
 
@@ -38,9 +37,9 @@ class LabelReader:
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 RGB [H, W, 3] and labels uint8 [H, W], 255 unknown. Raises ShardError, the key in front."""
-        with named(self.shards.keys[index]):
+        with sample_context(self.shards.keys[index]):
             members = self.shards.read(index)
-            image = decode_image(encoded_image(members))
+            image = decode_image(image_bytes(members))
             flat = flat_labels(members, Meta.decode(members.get("json", b"")))  # [H, W]
             require_same_size(flat, image.shape[:2])
         labels = self._label[flat]

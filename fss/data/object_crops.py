@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 
 from fss.data.augment import Box
-from fss.data.views import encoded_image
-from shards.codec import decode_image, decode_mask
+from shards.codec import decode_image, decode_mask, image_bytes
 from shards.format import ShardError
 from shards.read import ShardSet
 
@@ -82,7 +81,7 @@ class ObjectCrops:
         """
         row = self.rows[index]
         members = self._shards.read(row.sample)
-        image = decode_image(encoded_image(members))  # [H, W, 3]
+        image = decode_image(image_bytes(members))  # [H, W, 3]
         member = f"mask.{row.label}.png"
         if member not in members:
             raise ShardError(f"sample {row.key} has no {member} but the manifest lists it: pack the set again")

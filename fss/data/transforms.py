@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fss.data.episodes import Labels
-from fss.data.views import encoded_image, named
-from shards.codec import decode_image, decode_labels, decode_mask, flatten
+from shards.codec import decode_image, decode_labels, decode_mask, flatten, image_bytes
 from shards.format import IGNORE_LABEL, Meta, ShardError
-from shards.read import ShardSet
+from shards.read import ShardSet, sample_context
 
 Resize = Literal["exact", "compat", "squash"]
 """How an image is put into a square: see `fit_image`."""
@@ -32,9 +31,9 @@ def read_labelled(shards: ShardSet, index: int, class_id: int, labels: Labels) -
 
     Raises ShardError, the sample's key in front, where either cannot be read or their sizes differ.
     """
-    with named(shards.keys[index]):
+    with sample_context(shards.keys[index]):
         members = shards.read(index)
-        image = decode_image(encoded_image(members))
+        image = decode_image(image_bytes(members))
         mask = class_mask(members, class_id, labels)
         require_same_size(mask, image.shape[:2])
     return image, mask
@@ -79,7 +78,7 @@ def flat_labels(members: dict[str, bytes], meta: Meta) -> np.ndarray:
 
 def stored(members: dict[str, bytes], name: str, meta: Meta, decode: Callable = decode_mask) -> np.ndarray:
     """The mask or label map `name` of a sample, [H, W]. Raises ShardError where it is damaged or of another size."""
-    with named(name):
+    with sample_context(name):
         array = decode(members[name])
         require_same_size(array, (meta.height, meta.width))
     return array

@@ -9,10 +9,10 @@ import torch
 from fss.data.augment import Backend
 from fss.data.batch import ViewBatch, ViewSpec
 from fss.data.dataset import DataConfig, first_readable
-from fss.data.views import ViewMaker, named
+from fss.data.views import ViewMaker
 from fss.errors import at_least
 from shards.format import ShardError
-from shards.read import EpochOrder, ShardSet
+from shards.read import EpochOrder, ShardSet, sample_context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,5 +70,5 @@ class ViewDataset:
 
     def _row(self, position: tuple[int, int]) -> tuple[int, dict[str, np.ndarray]]:
         epoch, index = position
-        with named(self.shards.keys[index]):
+        with sample_context(self.shards.keys[index]):
             return index, self.make(self.shards.read(index), epoch, index)

@@ -3,8 +3,6 @@
 Every random choice comes from (seed, epoch, sample, purpose): it does not matter which process makes the view.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -12,9 +10,8 @@ import numpy as np
 
 from fss.data.augment import BACKENDS, Augmentation, Backend, Box, draw
 from fss.data.batch import ViewSpec
-from shards.codec import decode_labels
-from shards.format import IMAGE_SUFFIXES, SUPERPIXEL_STRIDE, ShardError
-from shards.read import LostShardError
+from shards.codec import decode_labels, image_bytes
+from shards.format import SUPERPIXEL_STRIDE, ShardError
 
 VIEW_SCALE = (0.2, 1.0)  # share of the image's area in a view: MoCo v2
 PATCH_SCALE = (0.5, 1.0)  # share of the patch's area in its view: our choice, a patch is small already
@@ -40,7 +37,7 @@ class ViewMaker:
         Raises ShardError where an image or a label map is missing, damaged or of the wrong size.
         """
         spec, backend = self.spec, BACKENDS[self.backend]
-        image = backend.decode(encoded_image(members))
+        image = backend.decode(image_bytes(members))
         size = backend.size(image)
         labels = None if spec.local == "none" else superpixels(members, spec.superpixels, size)
 
@@ -60,25 +57,6 @@ class ViewMaker:
         if spec.local == "region":
             row |= draw_regions(stream(CHOICE), labels, (query, key), spec)
         return row
-
-
-@contextmanager
-def named(key: str) -> Iterator[None]:
-    """What is found wrong with a sample inside gets its key in front."""
-    try:
-        yield
-    except LostShardError:  # names the shard, and is no fault of the sample's
-        raise
-    except ShardError as error:
-        raise ShardError(f"{key}: {error}") from None
-
-
-def encoded_image(members: dict[str, bytes]) -> bytes:
-    """The one member that is the image. Raises ShardError where there is none."""
-    for suffix in IMAGE_SUFFIXES:
-        if suffix in members:
-            return members[suffix]
-    raise ShardError(f"has no image, only {', '.join(members)}")
 
 
 def superpixels(members: dict[str, bytes], algorithm: str, size: tuple[int, int]) -> np.ndarray:

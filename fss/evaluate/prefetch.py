@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fss.data.episodes import Labels
 from fss.data.transforms import Frame, Resize, class_mask, fit_image
-from fss.data.views import encoded_image
-from shards.codec import decode_image
+from shards.codec import decode_image, image_bytes
 from shards.format import ShardError
 from shards.read import ShardSet
 
@@ -61,7 +60,7 @@ class Prefetcher:
             members = self._shards.read(index)
             if isinstance(key, tuple):
                 return class_mask(members, key[1], self._labels)
-            image = decode_image(encoded_image(members))
+            image = decode_image(image_bytes(members))
         except ShardError as error:
             raise ShardError(
                 f"sample {self._shards.keys[index]} cannot be read ({error}), and an evaluation leaves none out: see "

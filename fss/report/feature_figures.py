@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fss.data.augment import Backend
 from fss.data.batch import ViewSpec
-from fss.data.views import CHOICE, ViewMaker, draw_patch, encoded_image, superpixels
-from shards.codec import decode_image
+from fss.data.views import CHOICE, ViewMaker, draw_patch, superpixels
+from shards.codec import decode_image, image_bytes
 from shards.format import ShardError
 from shards.read import ShardSet
 
@@ -131,7 +131,7 @@ def views(shards: ShardSet, indices: Sequence[int], spec: ViewSpec, path: Path, 
 
 def _with_superpixels(members: dict[str, bytes], spec: ViewSpec, seed: int, index: int) -> np.ndarray:
     """The image [H, W, 3] with the boundaries of its superpixels, and the patch drawn from it in epoch 0."""
-    image = decode_image(encoded_image(members))
+    image = decode_image(image_bytes(members))
     if spec.local == "none":
         return image
     labels = superpixels(members, spec.superpixels, image.shape[:2])  # [H / 2, W / 2]

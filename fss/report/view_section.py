@@ -13,7 +13,6 @@ from fss.collectives import SingleProcess
 from fss.data.batch import ViewSpec
 from fss.data.object_crops import ObjectCrops
 from fss.data.view_dataset import ViewDataConfig
-from fss.data.views import encoded_image
 from fss.methods.base import Method, ViewMethod
 from fss.report import feature_figures as pictures
 from fss.report.curves import series
@@ -21,7 +20,7 @@ from fss.report.page import Picture, ReportSection, Verdict
 from fss.tracking.run_dir import RunDir
 from fss.train.tasks.view_task import ViewTask
 from fss.train.validation.knn_probe import embed
-from shards.codec import decode_image
+from shards.codec import decode_image, image_bytes
 from shards.format import ShardError
 from shards.read import ShardSet
 from shards.superpixels import picture as superpixel_picture
@@ -163,7 +162,7 @@ def _readable(shards: ShardSet, count: int) -> list[tuple[int, np.ndarray]]:
     for i in range(min(count, len(shards))):
         index = i * len(shards) // count if len(shards) > count else i
         try:
-            found.append((index, decode_image(encoded_image(shards.read(index)))))
+            found.append((index, decode_image(image_bytes(shards.read(index)))))
         except ShardError:
             continue
     return found

@@ -181,7 +181,7 @@ def test_what_no_draw_shows_enough_of():
         ("scale", (0, 1)),
         ("degrees", 200),
         ("blur", 1.5),
-        ("keep", -0.1),
+        ("min_foreground", -0.1),
     ],
 )
 def test_values_out_of_range(key, value):

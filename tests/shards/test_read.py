@@ -59,6 +59,21 @@ def test_keeps_few_files_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_the_file_that_was_not_read_for_longest_is_closed_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.read.OPEN_FILES", 2)
+    shards = ShardSet(write_set(tmp_path, [1] * 3))
+    opened, plain_open = [], os.open
+
+    def recording_open(path, *args, **kwargs) -> int:
+        opened.append(os.path.basename(path))
+        return plain_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", recording_open)
+    for index in (0, 1, 0, 2, 0, 2, 1):  # 2 takes the place of 1, the last 1 that of 0
+        shards.read(index)
+    assert opened == [f"toy-{shard:06d}.tar" for shard in (0, 1, 2, 1)]
+
+
 def test_threads_share_a_set(tmp_path, monkeypatch):
     """No thread closes what another reads, and none leaves a file behind."""
     monkeypatch.setattr("shards.read.OPEN_FILES", 2)
