@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,23 +48,23 @@ class EpisodePredictor:
         self.size = size or method.config.size
         self.resize: Resize = resize
         self._autocast = autocast
-        self._entered: AbstractContextManager | None = None
+        self._entered: list[AbstractContextManager] = []
 
-    def __enter__(self) -> "EpisodePredictor":
+    def __enter__(self) -> Self:
         running = self._running()
         running.__enter__()
-        self._entered = running  # only now: until it is set, `_running` switches modes
+        self._entered.append(running)  # only now: until then, `_running` switches modes
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            entered.__exit__(*exception)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.pop().__exit__(kind, error, trace)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Evaluation mode, no gradients, the job's precision; nothing is done again inside of `with predictor`."""
-        if self._entered is not None:
+        if self._entered:
             yield
             return
         with evaluation_mode(self.method), torch.inference_mode(), self._autocast():

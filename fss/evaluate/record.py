@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
+from fss.compat import EPISODE, current_fields
+
 SYNC_SECONDS = 5  # what a machine that loses its power may lose; a kill loses nothing but the episode at hand
 
 Counts = tuple[tuple[int, int], tuple[int, int]]
@@ -102,9 +104,9 @@ def _ends_line(file: IO) -> bool:
 
 def _parse(line: str) -> EpisodeResult | None:
     try:
-        row = json.loads(line)
+        row = current_fields(json.loads(line), EPISODE)
         background, foreground = row["counts"]
-        lists = {name: tuple(row[name]) for name in ("supports", "remarks")}
+        lists = {name: tuple(row[name]) for name in ("supports", "flags")}
         return EpisodeResult(**row | lists | {"counts": (tuple(background), tuple(foreground))})
     except (ValueError, TypeError, KeyError):
         return None

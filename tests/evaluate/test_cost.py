@@ -5,7 +5,7 @@ from torch import nn
 
 from fss.data.episodes import Episode
 from fss.evaluate.cost import episode_flops
-from fss.evaluate.scoring import Scoring
+from fss.evaluate.predictor import EpisodePredictor
 from fss.methods.base import Features
 from tests.support.episode_toy import Colour
 from tests.support.labelled import rectangles
@@ -32,5 +32,6 @@ class Convolved(Colour):
 def test_both_images_and_the_query_once_more(tmp_path):
     shards = rectangles(tmp_path / "set", [1, 1, 1])
     once = 2 * SIZE**2 * 3 * 3 * 9  # a product and a sum for every pixel, channel in and out, and place of the kernel
-    flops = episode_flops(Convolved(), shards, Episode(0, 0, 1, 0, (1, 2)), Scoring(size=SIZE), torch.device("cpu"))
+    predictor = EpisodePredictor(Convolved(), device=torch.device("cpu"), size=SIZE)
+    flops = episode_flops(predictor, shards, Episode(0, 0, 1, 0, (1, 2)), "own")
     assert flops == 3 * once, "of two shots the first alone"

@@ -2,7 +2,7 @@
 
 from fss.data.episode_lists import read_list
 from fss.data.folds import VOC_CLASSES
-from fss.evaluate.measure import measure
+from fss.evaluate.measure import measure, predictor_for
 from fss.evaluate.scoring import Scoring
 from tests.support.episode_toy import Colour
 from tests.support.manifests import pack_listed
@@ -14,7 +14,8 @@ def test_a_published_list_is_evaluated(context, tmp_path):
     classes = dict(enumerate(VOC_CLASSES, start=1))
     shards, short = pack_listed(published, tmp_path / "packed", classes, rows=20)
     episodes = read_list(short, shards.manifest, shots=1)
-    results = measure(Colour(), shards, episodes, Scoring(size=33), context)
+    scoring = Scoring(size=33)
+    results = measure(predictor_for(Colour(), scoring, context), shards, episodes, scoring, context)
     listed = [line.split("\t") for line in short.read_text().splitlines()]
     assert [(str(r.class_id - 1), r.query, *r.supports) for r in results] == [tuple(row) for row in listed]
     assert all(union > 0 for r in results for _, union in r.counts)

@@ -15,7 +15,7 @@ from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.transforms import fit_image, read_labelled
 from fss.distributed.signals import StopRequest
 from fss.errors import RunError
-from fss.evaluate.measure import measure
+from fss.evaluate.measure import measure, predictor_for
 from fss.evaluate.prefetch import Prefetcher
 from fss.evaluate.record import EpisodeRecord, EpisodeResult
 from fss.evaluate.scoring import Scoring
@@ -28,9 +28,9 @@ from tests.support.contexts import joined
 from tests.support.episode_toy import Colour
 from tests.support.ranks import on_ranks
 
-HOW = Scoring(size=33)
+SCORING = Scoring(size=33)
 CLASSES = (1, 5, 9, 13)
-ENCODED = 4 * 3 * HOW.size**2  # bytes that the toy keeps of an image
+ENCODED = 4 * 3 * SCORING.size**2  # bytes that the toy keeps of an image
 
 
 @dataclass
@@ -69,7 +69,9 @@ def measured(folder: Path, episodes: list[Episode], record: Path | None = None, 
     context = joined()
     try:
         kept = EpisodeRecord(record, context.rank) if record else None
-        return measure(Colour(), ShardSet(folder), episodes, HOW, context, kept, **options)
+        return measure(
+            predictor_for(Colour(), SCORING, context), ShardSet(folder), episodes, SCORING, context, kept, **options
+        )
     finally:
         context.close()
 
@@ -82,13 +84,13 @@ def plain(folder: Path, episodes: list[Episode]) -> dict[tuple[int, int], tuple]
 
         def encoded(index, class_id=episode.class_id):
             image, mask = read_labelled(shards, index, class_id, "own")
-            fitted, frame = fit_image(image, HOW.size, "exact")
+            fitted, frame = fit_image(image, SCORING.size, "exact")
             return method.encode(fitted[None]), mask, frame
 
         supports = [encoded(index) for index in episode.supports]
         described = [method.encode_support(f, torch.from_numpy(frame.mask(mask))[None]) for f, mask, frame in supports]
         features, truth, frame = encoded(episode.query)
-        prediction = frame.restore(method.predict(features, described), "original")
+        prediction = frame.restore(method.predict(features, described).margin, "original")
         valid = truth != 255
         found[episode.seed, episode.number] = tuple(
             (
@@ -136,7 +138,14 @@ def test_nothing_read_ahead_outlives_its_use(packed, context, monkeypatch):
     ]
     monkeypatch.setattr(Prefetcher, "__exit__", lambda reader, *_: left.append(len(reader._coming)))
     for images in (0, 2, 3):
-        measure(Colour(), shards, episodes, HOW, context, cache=images * ENCODED / 2**30)
+        measure(
+            predictor_for(Colour(), SCORING, context),
+            shards,
+            episodes,
+            SCORING,
+            context,
+            cache=images * ENCODED / 2**30,
+        )
     assert left == [0, 0, 0]
 
 
@@ -144,7 +153,7 @@ def test_the_method_comes_back_as_it_was(packed, context):
     method = Colour()
     method.trainable.train()
     method.non_trainable.train()
-    measure(method, ShardSet(packed), drawn(packed)[:2], HOW, context)
+    measure(predictor_for(method, SCORING, context), ShardSet(packed), drawn(packed)[:2], SCORING, context)
     assert method.trainable.training and all(m.training for m in method.non_trainable.modules())
 
 
@@ -152,7 +161,8 @@ def test_pixels_that_the_protocol_does_not_ignore_are_background(packed, context
     episodes = drawn(packed)[:4]
     pixels = {row.key: row.height * row.width for row in ShardSet(packed).manifest.samples}
     for ignore in (True, False):
-        results = measure(Colour(), ShardSet(packed), episodes, replace(HOW, ignore_255=ignore), context)
+        scoring = replace(SCORING, ignore_255=ignore)
+        results = measure(predictor_for(Colour(), scoring, context), ShardSet(packed), episodes, scoring, context)
         for result in results:
             (_, background_union), (hits, _) = result.counts
             assert (background_union + hits < pixels[result.query]) == ignore
@@ -272,4 +282,4 @@ def test_logits_that_are_not_finite_are_refused(packed, context):
     method = Colour()
     method.non_trainable.weight.fill_(float("nan"))
     with pytest.raises(RunError, match="not finite"):
-        measure(method, ShardSet(packed), drawn(packed), HOW, context)
+        measure(predictor_for(method, SCORING, context), ShardSet(packed), drawn(packed), SCORING, context)

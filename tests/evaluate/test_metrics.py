@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fss.evaluate.metrics import counts, known, scores, total
+from fss.evaluate.metrics import counts, ignored_as_background, scores, total
 
 
 def plain_counts(prediction: np.ndarray, truth: np.ndarray) -> list[list[int]]:
@@ -40,7 +40,7 @@ def test_a_large_map_does_not_overflow():
 
 
 def test_ignored_pixels_may_count_as_background():
-    assert known(np.array([[0, 1, 255]], np.uint8)).tolist() == [[0, 1, 0]]
+    assert ignored_as_background(np.array([[0, 1, 255]], np.uint8)).tolist() == [[0, 1, 0]]
 
 
 def test_scores_by_hand():

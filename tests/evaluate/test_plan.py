@@ -1,6 +1,6 @@
-"""Options, protocol and what the weights say of themselves, put together."""
+"""The plan of an evaluation: options, protocol and the header of the weights, put together."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,9 +9,10 @@ from fss.errors import ConfigError
 from fss.evaluate.plan import EvalConfig, FoldConfig, plan, require_taken
 from fss.methods.gfsam import GFSAMConfig
 from fss.methods.prototype import PrototypeConfig
+from fss.nn.exports import ExportHeader
 from shards.format import Manifest, SampleEntry
 
-TRAINED = {"scheme": "interleaved", "fold": "2", "shots": "5", "novel": "[3, 7]", "data": "toy", "steps": "10"}
+TRAINED = ExportHeader(scheme="interleaved", fold=2, shots=5, novel=[3, 7], data="toy", steps=10)
 
 
 @pytest.fixture
@@ -32,11 +33,11 @@ def manifest() -> Manifest:
     return Manifest(name="toy", classes={i: f"class {i}" for i in range(1, 9)}, samples=samples)
 
 
-def test_nothing_trained_and_nothing_said(manifest):
-    made = plan(FoldConfig(), EvalConfig(), {}, manifest, size=33)
+def test_nothing_trained_and_nothing_given(manifest):
+    made = plan(FoldConfig(), EvalConfig(), ExportHeader(), manifest, size=33)
     assert (made.fold.scheme, made.fold.fold, made.shots) == ("interleaved", 0, 1)
     assert made.classes == made.fold.novel == (1, 5)
-    assert made.how.size == 33 and made.how.resize == "exact" and made.how.resolution == "original"
+    assert made.scoring.size == 33 and made.scoring.resize == "exact" and made.scoring.resolution == "original"
     assert len(made.episodes) == made.protocol.episodes * len(made.protocol.seeds)
 
 
@@ -50,7 +51,7 @@ def test_weights_are_evaluated_as_they_were_trained(manifest):
 
 
 def test_listed_classes_are_those_of_training(manifest):
-    header = TRAINED | {"scheme": "list", "fold": "0"}
+    header = replace(TRAINED, scheme="list", fold=0)
     assert plan(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).classes == (3, 7)
 
 
@@ -69,9 +70,9 @@ def test_classes_that_were_trained_on_are_refused(manifest):
 def test_classes_that_were_trained_on_by_another_scheme_are_refused(manifest, other):
     with pytest.raises(ConfigError, match=r"weights, which have learned class [48] \(1 of"):
         plan(other, EvalConfig(), TRAINED, manifest, size=33)
-    held_out = TRAINED | {"held_out": "[4, 8]"}
+    held_out = replace(TRAINED, held_out=[4, 8])
     assert plan(other, EvalConfig(episodes=4), held_out, manifest, size=33).fold.scheme == "list"
-    elsewhere = TRAINED | {"data": "other photographs"}
+    elsewhere = replace(TRAINED, data="other photographs")
     assert plan(other, EvalConfig(episodes=4), elsewhere, manifest, size=33).fold.scheme == "list"
 
 
@@ -89,24 +90,31 @@ def test_what_is_given_stands_in_for_the_protocol(manifest):
         draw="round_robin",
         repeat_supports=False,
     )
-    made = plan(FoldConfig(), options, {}, manifest, size=33)
+    made = plan(FoldConfig(), options, ExportHeader(), manifest, size=33)
     assert [episode.seed for episode in made.episodes] == [8] * 6 + [9] * 6
-    how = made.how
-    assert (how.size, how.resize, how.resolution, how.labels, how.ignore_255) == (41, "compat", 64, "own", False)
-    words = made.statement(manifest, {})
+    scoring = made.scoring
+    assert (scoring.size, scoring.resize, scoring.resolution, scoring.labels, scoring.ignore_255) == (
+        41,
+        "compat",
+        64,
+        "own",
+        False,
+    )
+    words = made.statement(manifest, ExportHeader())
     assert words["input"] == "41 x 41 pixels, resize rule compat"
     assert words["scored at"] == "64 x 64 pixels"
     assert words["policy"] == "round_robin, supports without repetition, objects of at least 1 pixels"
     assert words["label 255"] == "counted as background"
 
 
-def test_the_statement_tells_of_training_and_prior(manifest):
-    header = TRAINED | {
-        "novel_in_training": "drop",
-        "episodes_seen": "40",
-        "selected_on": "novel",
-        "prior": json.dumps({"data": "voc", "epochs": "200", "images_seen": "9"}),
-    }
+def test_the_statement_names_training_and_prior(manifest):
+    header = replace(
+        TRAINED,
+        novel_in_training="drop",
+        episodes_seen=40,
+        selected_on="novel",
+        prior=ExportHeader(data="voc", epochs=200, images_seen=9),
+    )
     words = plan(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).statement(manifest, header)
     assert "images with novel classes dropped" in words["trained on"]
     assert words["training length"] == "10 steps, 40 episodes"
@@ -115,13 +123,13 @@ def test_the_statement_tells_of_training_and_prior(manifest):
 
 
 def test_a_list_is_evaluated_as_it_is(manifest, tmp_path):
-    drawn = plan(FoldConfig(), EvalConfig(episodes=5, seeds=[2, 6]), {}, manifest, size=33).episodes
+    drawn = plan(FoldConfig(), EvalConfig(episodes=5, seeds=[2, 6]), ExportHeader(), manifest, size=33).episodes
     write_list(tmp_path / "list.tsv", drawn, manifest)
-    made = plan(FoldConfig(), EvalConfig(episode_list=str(tmp_path / "list.tsv")), {}, manifest, size=33)
+    made = plan(FoldConfig(), EvalConfig(episode_list=str(tmp_path / "list.tsv")), ExportHeader(), manifest, size=33)
     assert made.episodes == drawn
-    assert "as " in made.statement(manifest, {})["episodes"]
+    assert "as " in made.statement(manifest, ExportHeader())["episodes"]
     with pytest.raises(ConfigError, match=r"list.tsv has episodes of class 1, which is none of the novel classes"):
-        plan(FoldConfig(fold=3), EvalConfig(episode_list=str(tmp_path / "list.tsv")), {}, manifest, size=33)
+        plan(FoldConfig(fold=3), EvalConfig(episode_list=str(tmp_path / "list.tsv")), ExportHeader(), manifest, size=33)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fss.data.episodes import Episode, Policy, evaluation_episodes
-from fss.evaluate.measure import measure
+from fss.evaluate.measure import measure, predictor_for
 from fss.evaluate.scoring import Scoring
 from fss.methods.gfsam import NO_POINT
 from shards.read import ShardSet
@@ -16,7 +16,7 @@ from tests.support.manifests import Listed
 from tests.support.tiny_gfsam import SIZE, tiny
 
 IMAGES, CLASSES, EPISODES = 300, 6, 1000
-HOW = Scoring(size=SIZE, resize="squash", resolution=SIZE)
+SCORING = Scoring(size=SIZE, resize="squash", resolution=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def episodes(shards) -> list[Episode]:
 
 def test_both_encoders_see_an_image_once(shards, episodes, context):
     method = tiny()
-    results = measure(method, shards, episodes, HOW, context)
+    results = measure(predictor_for(method, SCORING, context), shards, episodes, SCORING, context)
     images = {image for episode in episodes for image in (episode.query, *episode.supports)}
     queries = {episode.query for episode in episodes}
     assert len(results) == EPISODES and len(images) > 0.95 * IMAGES
@@ -52,28 +52,28 @@ def test_both_encoders_see_an_image_once(shards, episodes, context):
 
 def test_memory_and_readers_change_no_count(shards, episodes, context):
     some = episodes[:60]
-    expected = measure(tiny(), shards, some, HOW, context)
+    expected = measure(predictor_for(tiny(), SCORING, context), shards, some, SCORING, context)
     assert len({result.counts for result in expected}) > 30
     small = tiny()
-    found = measure(small, shards, some, HOW, context, cache=0, readers=0)
+    found = measure(predictor_for(small, SCORING, context), shards, some, SCORING, context, cache=0, readers=0)
     assert found == expected
     assert small.non_trainable["sam"].calls == len(some) > len({episode.query for episode in some})
 
 
-def test_remarks_come_with_the_result(shards, episodes, context, monkeypatch):
+def test_flags_come_with_the_result(shards, episodes, context, monkeypatch):
     method = tiny()
     expected = Counter()
     predict = method.predict
 
     def counted(query, supports):
-        logits = predict(query, supports)
-        expected.update(method.flags())
-        return logits
+        prediction = predict(query, supports)
+        expected.update(prediction.flags)
+        return prediction
 
     monkeypatch.setattr(method, "predict", counted)
     method.non_trainable["dino"].forward = lambda image, real=method.non_trainable["dino"].forward: real(image).round()
-    results = measure(method, shards, episodes[:200], HOW, context)
-    assert Counter(remark for result in results for remark in result.flags) == expected
+    results = measure(predictor_for(method, SCORING, context), shards, episodes[:200], SCORING, context)
+    assert Counter(flag for result in results for flag in result.flags) == expected
     assert expected[NO_POINT] == sum(
         not np.array(result.counts)[1, 0] for result in results if NO_POINT in result.flags
     )

@@ -40,7 +40,7 @@ def test_how_sure_it_is(monkeypatch):
     faint = segmenter.predict(scene((RIGHT, (150, 10, 100))), supports)
     assert 0.5 < faint.sure < plain.sure <= 1
     assert segmenter.predict(scene(), supports).sure is None
-    monkeypatch.setattr(Colour, "probable", GFSAM.has_probabilities)
+    monkeypatch.setattr(Colour, "has_probabilities", GFSAM.has_probabilities)
     likeness = segmenter.predict(scene((RIGHT, RED)), supports)
     assert likeness.mask().any() and likeness.sure is None
 
@@ -66,7 +66,7 @@ def test_a_turned_photograph_goes_with_a_mask_of_what_people_see(tmp_path):
         (scene(), scene(), r"a mask is an array uint8 \[48, 64, 3\]"),
         (scene(), marked(LEFT) / 255, "a mask is an array float64"),
         ("no.jpg", marked(LEFT), "no.jpg cannot be read as a picture"),
-        (__file__, marked(LEFT), "test_predict.py cannot be read as a picture"),
+        (__file__, marked(LEFT), "test_segmenter.py cannot be read as a picture"),
     ],
 )
 def test_supports_that_are_refused(photograph, mask, words):

@@ -16,9 +16,11 @@ from fss.distributed.signals import INTERRUPTED
 from fss.errors import ConfigError, RunError
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.plan import EvalConfig, FoldConfig
-from fss.jobs import evaluate as engine
+from fss.evaluate import loading
+from fss.jobs import evaluate as evaluate_job
 from fss.jobs.evaluate import evaluate
 from fss.methods import METHODS
+from fss.nn.exports import ExportHeader
 from fss.tracking.log import LogConfig
 from shards.read import ShardSet
 from shards.synthetic import synthetic
@@ -54,7 +56,7 @@ def colour(monkeypatch):
 @pytest.fixture
 def no_page(monkeypatch):
     """Drawing takes longer than all else here."""
-    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")
+    monkeypatch.setattr(evaluate_job, "report", lambda run, *_: run.report / "index.html")
 
 
 def job(packed: Path, folder: Path, **changes) -> Job:
@@ -165,18 +167,18 @@ def test_asked_to_stop_it_goes_on_where_it_stopped(packed, tmp_path, monkeypatch
 
 
 def test_a_method_that_learns_needs_weights(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(Colour, "learns", True)
+    monkeypatch.setattr(Colour, "requires_training", True)
     with pytest.raises(ConfigError, match="colour learns but weights names no file: train it"):
         evaluate(job(packed, tmp_path), "")
 
 
 def test_options_may_differ_from_those_of_training(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "load_method", lambda path: (Colour(ColourConfig(size=33)), {"fold": "2"}))
-    monkeypatch.setattr(engine, "load_export", lambda path: ({}, {}))
-    restored = classmethod(lambda cls, tensors, header: cls(ColourConfig(**json.loads(header["config"]))))
+    monkeypatch.setattr(loading, "load_method", lambda path: (Colour(ColourConfig(size=33)), ExportHeader(fold=2)))
+    monkeypatch.setattr(loading, "load_export", lambda path: ({}, ExportHeader()))
+    restored = classmethod(lambda cls, tensors, header: cls(ColourConfig(**header.config)))
     monkeypatch.setattr(Colour, "restore", restored)
-    method, header, notes = load_for_evaluation(job(packed, tmp_path, method=ColourConfig(size=41), weights="w"))
-    assert (method.config.size, header) == (41, {"fold": "2"})
-    assert notes == ["method.size is 41; trained with 33"]
-    _, _, notes = load_for_evaluation(job(packed, tmp_path, weights="w"))
-    assert notes == []
+    method, header, differences = load_for_evaluation(job(packed, tmp_path, method=ColourConfig(size=41), weights="w"))
+    assert (method.config.size, header) == (41, ExportHeader(fold=2))
+    assert differences == ["method.size is 41; trained with 33"]
+    _, _, differences = load_for_evaluation(job(packed, tmp_path, weights="w"))
+    assert differences == []

@@ -19,7 +19,7 @@ from tests.support.labelled import rectangles
 from tests.support.ranks import on_ranks
 from tests.support.tiny_gfsam import GRID, SIZE, STAND_INS, tiny
 
-HOW = Scoring(size=SIZE, resize="squash", resolution=SIZE)
+SCORING = Scoring(size=SIZE, resize="squash", resolution=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def analysed(folder: Path) -> list[dict]:
         shards = ShardSet(folder)
         policy = Policy(draw="round_robin", min_area=0)
         episodes = evaluation_episodes(shards.manifest, (2, 3), policy, 1, 6, (0, 1))
-        return mask_rows(tiny(), shards, episodes, HOW, context)
+        return mask_rows(tiny(), shards, episodes, SCORING, context)
     finally:
         context.close()
 

@@ -22,7 +22,7 @@ from tests.support.episode_toy import Colour
 from tests.support.labelled import rectangles
 from tests.support.ranks import on_ranks
 
-HOW = Scoring(size=33)
+SCORING = Scoring(size=33)
 LABELS = [1, 2, 3, 4] * 5
 
 
@@ -48,7 +48,7 @@ def measured(folder: Path, episodes: list[Episode]) -> Recall:
     torch.set_num_threads(1)
     context = joined()
     try:
-        return measure_recall(Near(), ShardSet(folder), episodes, HOW, context)
+        return measure_recall(Near(), ShardSet(folder), episodes, SCORING, context)
     finally:
         context.close()
 
@@ -149,7 +149,7 @@ def test_objects_too_small_for_the_input_are_left_out_and_counted(packed, contex
 def test_a_method_without_maps_is_refused_in_a_sentence(packed, context):
     shards = ShardSet(packed)
     with pytest.raises(ConfigError, match=r"Colour shows no maps as it is configured.*qgnet"):
-        measure_recall(Colour(), shards, drawn(shards), HOW, context)
+        measure_recall(Colour(), shards, drawn(shards), SCORING, context)
 
 
 RECALL = Recall(
