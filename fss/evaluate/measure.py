@@ -55,7 +55,7 @@ def measure(
     cache: float = 4,
     readers: int = 2,
     stop: StopRequest | None = None,
-    seen: Callable[[EpisodeResult, int], None] = lambda result, left: None,
+    on_result: Callable[[EpisodeResult, int], None] = lambda result, left: None,
 ) -> list[EpisodeResult]:
     """Evaluate `episodes`, all ranks together; every rank gets all results, ordered by (seed, number).
 
@@ -65,7 +65,7 @@ def measure(
 
     record: what it holds already is not done again, and every episode is written to it before the next begins.
     cache: GiB on each rank for the features of images and supports; 0 computes them anew for every episode.
-    readers: threads a rank that read ahead. seen: called on each rank with each of its results and how many are left.
+    readers: threads a rank that read ahead. on_result: called on each rank with each of its results and how many are left.
     stop: with a record, all ranks stop after their episode at hand when it was asked on any; fewer results come back.
 
     Raises ShardError on all ranks where a sample cannot be read, RunError where logits are not finite.
@@ -82,7 +82,7 @@ def measure(
                 found.append(result)
                 if record:
                     record.append(result)
-                seen(result, len(block) - len(found))
+                on_result(result, len(block) - len(found))
                 context.report_progress(f"past episode {len(found)} of its {len(block)}")
                 if record and stop and stop.asked:
                     record.halt()

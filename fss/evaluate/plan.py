@@ -13,7 +13,7 @@ from fss.evaluate.scoring import Scoring
 from fss.nn.exports import ExportHeader
 from shards.format import Manifest
 
-CHOSEN = {
+SELECTED_ON = {
     "none": "nothing: those of the last step",
     "base": "their score on base classes held out from training",
     "novel": "their score on the novel classes of the fold: the test",
@@ -91,7 +91,7 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EvaluationPlan:
     """What an evaluation does, decided."""
 
     fold: Fold
@@ -135,7 +135,9 @@ class Plan:
         }
 
 
-def plan(config: FoldConfig, evaluation: EvalConfig, header: ExportHeader, manifest: Manifest, size: int) -> Plan:
+def plan_evaluation(
+    config: FoldConfig, evaluation: EvalConfig, header: ExportHeader, manifest: Manifest, size: int
+) -> EvaluationPlan:
     """Decide what to evaluate.
 
     header: what the weights say of their training; empty where nothing was trained. size: the method's own input.
@@ -168,7 +170,7 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: ExportHeader, manif
         labels=protocol.labels,
         ignore_255=protocol.ignore_255,
     )
-    return Plan(
+    return EvaluationPlan(
         fold=fold,
         split=evaluation.split,
         classes=classes,
@@ -180,7 +182,7 @@ def plan(config: FoldConfig, evaluation: EvalConfig, header: ExportHeader, manif
     )
 
 
-def require_taken(config: Any, size: int | None, key: str = "eval.size") -> None:
+def require_valid_size(config: Any, size: int | None, key: str = "eval.size") -> None:
     """Raise ConfigError where a method of options `config` does not take images of `size` pixels a side; `key` is what
     the user calls it."""
     try:
@@ -217,7 +219,7 @@ def _training(header: ExportHeader) -> dict[str, str]:
         "trained on": f"{header.data or 'unknown data'}, scheme {header.scheme}, fold {header.fold}, "
         f"{_known(header.shots)} shot(s); images with novel classes {kept}",
         "training length": f"{_known(header.steps)} steps, {_known(header.episodes_seen)} episodes",
-        "weights chosen by": CHOSEN[header.selected_on or "none"],
+        "weights chosen by": SELECTED_ON[header.selected_on or "none"],
     }
     prior = header.prior
     if prior is not None:

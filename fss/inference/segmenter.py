@@ -14,7 +14,7 @@ from rich.progress import track
 from fss.data.transforms import Resize
 from fss.errors import ConfigError, RunError, UserError
 from fss.evaluate.loading import load_for_evaluation
-from fss.evaluate.plan import require_taken
+from fss.evaluate.plan import require_valid_size
 from fss.evaluate.predictor import EpisodePredictor
 from fss.inference.user_images import Picture, read_mask, read_photograph
 from fss.methods import METHODS, load_method
@@ -77,7 +77,7 @@ class Segmenter:
         size: int | None = None,
         resize: Resize = "exact",
     ) -> None:
-        require_taken(method.config, size, "size")
+        require_valid_size(method.config, size, "size")
         there = torch.cuda.is_available()
         self.device = torch.device(("cuda" if there else "cpu") if device == "auto" else device)
         if self.device.type == "cuda" and not there:
@@ -167,7 +167,7 @@ def load(
     if unknown := sorted(options.keys() - names):
         raise ConfigError(f"{unknown[0]} is no option of {method}: it has {', '.join(names)}")
     config = kind.Config(**options)
-    require_taken(config, size, "size")  # before files of gigabytes are read
+    require_valid_size(config, size, "size")  # before files of gigabytes are read
     return Segmenter(kind(config), device=device, size=size, resize=resize)
 
 
@@ -185,7 +185,7 @@ def load_segmenter(job: MethodJob) -> tuple[Segmenter, list[str]]:
 
     Raises UserError for what the user can mend.
     """
-    require_taken(job.method, job.size, "size")  # before files of gigabytes are read
+    require_valid_size(job.method, job.size, "size")  # before files of gigabytes are read
     method, header, notes = load_for_evaluation(job)
     segmenter = Segmenter(method, device=job.device, size=job.size)
     return segmenter, [*notes, *method.caveats(header.episodes_seen or 0)]

@@ -21,9 +21,9 @@ from fss.distributed.startup import check_ranks
 from fss.evaluate.cost import episode_flops
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.measure import measure, predictor_for
-from fss.evaluate.plan import EvalConfig, FoldConfig, Plan, plan, require_taken
+from fss.evaluate.plan import EvalConfig, EvaluationPlan, FoldConfig, plan_evaluation, require_valid_size
 from fss.evaluate.record import EpisodeRecord, EpisodeResult
-from fss.evaluate.summary import outcome, row, tables
+from fss.evaluate.summary import scalars, summarize, tables
 from fss.provenance import code_version, digest
 from fss.report.evaluation_page import report
 from fss.tracking.identity import identity_of
@@ -82,8 +82,10 @@ class _Evaluation:
         self.shards = open_shard_set(job.data, context.on_main)
         self.manifest = self.shards.manifest
         self.method, self.header, self.notes = load_for_evaluation(job)
-        require_taken(self.method.config, job.eval.size)
-        self.plan: Plan = plan(job.episodes, job.eval, self.header, self.manifest, self.method.config.size)
+        require_valid_size(self.method.config, job.eval.size)
+        self.plan: EvaluationPlan = plan_evaluation(
+            job.episodes, job.eval, self.header, self.manifest, self.method.config.size
+        )
         if self.plan.split == "novel":
             check_novel_unseen(self.method.seen_classes(), self.plan.fold, self.manifest.classes)
         identity = self._identity()
@@ -171,7 +173,7 @@ class _Evaluation:
     def _measure(self, log: Log, stop: StopRequest) -> list[EpisodeResult]:
         wanted, context, said = len(self.plan.episodes), self.context, time.monotonic()
 
-        def seen(result: EpisodeResult, left: int) -> None:
+        def on_result(result: EpisodeResult, left: int) -> None:
             nonlocal said
             done = max(0, wanted - left * context.size)  # the ranks' shares are alike
             log.at(done)
@@ -190,7 +192,7 @@ class _Evaluation:
             cache=self.job.eval.cache_gib,
             readers=self.job.data.workers,
             stop=stop,
-            seen=seen,
+            on_result=on_result,
         )
 
     def _speed(self, seconds: float) -> dict[str, float]:
@@ -203,7 +205,7 @@ class _Evaluation:
 
     def _deliver(self, log: Log, results: list[EpisodeResult]) -> None:
         """Scores into results.json, the log and the console, and the page to look at; rank 0's work."""
-        found = outcome(results, self.plan.classes, self.manifest.classes)
+        found = summarize(results, self.plan.classes, self.manifest.classes)
         statement = self.plan.statement(self.manifest, self.header)
 
         def deliver() -> Path:
@@ -222,7 +224,7 @@ class _Evaluation:
 
         self.context.report_progress("writing the report")
         page = self.context.on_main(deliver)
-        log.row({"step": len(results), **row(found)})
+        log.row({"step": len(results), **scalars(found)})
         log.scalars(len(results), self._speed(found["seconds_per_episode"]))
         log.table(
             len(results),
@@ -236,8 +238,8 @@ class _Evaluation:
             log.say(table)
         if found["never_met"]:
             log.say(f"note: no episode asked for {', '.join(found['never_met'])}: such a class is in the mIoU with 0")
-        for remark, count in found["remarks"].items():
-            log.say(f"note: {count:,} of {len(results):,} episodes: {remark}")
+        for flag, count in found["flags"].items():
+            log.say(f"note: {count:,} of {len(results):,} episodes: {flag}")
         log.say(
             f"{found['encoder_passes']} encoder passes for {found['images']} images, "
             f"{found['seconds_per_episode']:.3f} s an episode on each rank; results: {self.run_dir.results}"

@@ -55,7 +55,7 @@ def analyse(job: StudyJob) -> int:
             cache=job.eval.cache_gib,
             readers=job.data.workers,
         )
-        facts = {**at.facts(), "cautions": at.method.caveats(0)}
+        facts = {**at.facts(), "caveats": at.method.caveats(0)}
         at.tell(table(rows), lambda: write(Path(job.out), rows, facts))
     return 0
 

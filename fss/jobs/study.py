@@ -14,7 +14,7 @@ from fss.data.shard_sets import open_shard_set
 from fss.distributed.context import DistributedContext
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.measure import measure
-from fss.evaluate.plan import Plan, plan, require_taken
+from fss.evaluate.plan import EvaluationPlan, plan_evaluation, require_valid_size
 from fss.evaluate.predictor import EpisodePredictor
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.scoring import Scoring
@@ -43,7 +43,7 @@ class Study:
     method: EpisodeMethod
     header: ExportHeader
     """What the method's weights say of their training."""
-    plan: Plan
+    plan: EvaluationPlan
 
     def facts(self) -> dict[str, str]:
         """How the episodes were made."""
@@ -64,8 +64,8 @@ def study(job: StudyJob) -> Iterator[Study]:
     with DistributedContext.at(job.run, threads=1) as context:
         shards = open_shard_set(job.data, context.on_main)
         method, header, _ = load_for_evaluation(job)
-        require_taken(method.config, job.eval.size)
-        what = plan(job.episodes, job.eval, header, shards.manifest, method.config.size)
+        require_valid_size(method.config, job.eval.size)
+        what = plan_evaluation(job.episodes, job.eval, header, shards.manifest, method.config.size)
         if what.split == "novel":
             check_novel_unseen(method.seen_classes(), what.fold, shards.manifest.classes)
         context.check_same("the episodes", digest([asdict(episode) for episode in what.episodes]))
@@ -88,9 +88,9 @@ def map_episodes(
     """`row` of every episode, called right after `predictor` predicted it; in order, on every rank. Collective."""
     rows: dict[tuple[int, int], Row] = {}
 
-    def seen(result: EpisodeResult, left: int) -> None:
+    def on_result(result: EpisodeResult, left: int) -> None:
         rows[result.seed, result.number] = row(result)
 
-    measure(predictor, shards, episodes, scoring, context, cache=cache, readers=readers, seen=seen)
+    measure(predictor, shards, episodes, scoring, context, cache=cache, readers=readers, on_result=on_result)
     everyone = [entry for entries in context.gather_objects(list(rows.items())) for entry in entries]
     return [found for _, found in sorted(everyone, key=lambda entry: entry[0])]

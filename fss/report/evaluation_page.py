@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fss.data.episodes import Episode
 from fss.evaluate.examples import EpisodeExample, predict_example
-from fss.evaluate.plan import Plan
+from fss.evaluate.plan import EvaluationPlan
 from fss.evaluate.predictor import EpisodePredictor
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.scoring import Scoring
-from fss.evaluate.summary import in_words, outcome, percent, scores_by_seed
+from fss.evaluate.summary import format_mean_std, percent, scores_by_seed, summarize
 from fss.methods.base import EpisodeMethod
 from fss.nn.exports import ExportHeader
 from fss.report import class_charts as charts
@@ -37,7 +37,7 @@ def report(
     predictor: EpisodePredictor,
     shards: ShardSet,
     results: Sequence[EpisodeResult],
-    plan: Plan,
+    plan: EvaluationPlan,
     header: ExportHeader,
 ) -> Path:
     """Write the page of an evaluation into the report folder of `run`; for one rank. Returns the path of the HTML.
@@ -49,7 +49,7 @@ def report(
     """
     manifest, method, device = shards.manifest, predictor.method, predictor.device
     cell = cell_of(method, plan)
-    found = outcome(results, plan.classes, manifest.classes)
+    found = summarize(results, plan.classes, manifest.classes)
     environment = last_environment(run.folder)
     page = Page(
         title=f"{cell.method}, {cell.shots}-shot, on {manifest.name}, {cell.scheme} fold {cell.fold}",
@@ -74,7 +74,7 @@ def report(
     return write_page(run.report, page)
 
 
-def cell_of(method: EpisodeMethod, plan: Plan) -> Cell:
+def cell_of(method: EpisodeMethod, plan: EvaluationPlan) -> Cell:
     """Where the papers would print this score."""
     config = method.config
     return Cell(
@@ -99,7 +99,7 @@ def headline(found: Mapping, results: Sequence[EpisodeResult], cell: Cell | None
         for seed, one in found["seeds"].items()
     ]
     if len(rows) > 1:
-        both = [in_words(found[metric]) for metric in METRICS]
+        both = [format_mean_std(found[metric]) for metric in METRICS]
         rows.append(("mean ± standard deviation", *both, f"{len(results):,}"))
     papers = {metric: published(cell, metric) if cell else None for metric in METRICS}
     note = "Per cent."
@@ -116,7 +116,11 @@ def headline(found: Mapping, results: Sequence[EpisodeResult], cell: Cell | None
 
 
 def caveats(
-    method: EpisodeMethod, manifest: Manifest, results: Sequence[EpisodeResult], plan: Plan, header: ExportHeader
+    method: EpisodeMethod,
+    manifest: Manifest,
+    results: Sequence[EpisodeResult],
+    plan: EvaluationPlan,
+    header: ExportHeader,
 ) -> list[str]:
     """Why the score must not be read as the paper's: training, choice of weights, classes, test set."""
     said = method.caveats(header.episodes_seen or 0)
@@ -176,7 +180,7 @@ def _what_ran(method: EpisodeMethod, found: Mapping, ranks: str) -> dict[str, st
 
 
 def _pictures(
-    folder: Path, predictor: EpisodePredictor, shards: ShardSet, results: Sequence[EpisodeResult], plan: Plan
+    folder: Path, predictor: EpisodePredictor, shards: ShardSet, results: Sequence[EpisodeResult], plan: EvaluationPlan
 ) -> Iterator[Picture]:
     yield _bars(folder, shards.manifest, results, plan)
     blocks_2_3 = statistics.median(result.iou for result in results)
@@ -205,7 +209,7 @@ def _caption(chosen: Sequence[EpisodeResult], rows: Sequence[EpisodeExample], ho
     return f"{text} Queries: {', '.join(result.query for result in chosen)}."
 
 
-def _bars(folder: Path, manifest: Manifest, results: Sequence[EpisodeResult], plan: Plan) -> Picture:
+def _bars(folder: Path, manifest: Manifest, results: Sequence[EpisodeResult], plan: EvaluationPlan) -> Picture:
     episodes = Counter(result.class_id for result in results)
     by_seed = scores_by_seed(results, plan.classes).values()
     bars = [
@@ -221,7 +225,7 @@ def _bars(folder: Path, manifest: Manifest, results: Sequence[EpisodeResult], pl
 
 
 def _every_class(found: Mapping) -> Table:
-    rows = [(name, in_words(about["iou"]), f"{about['episodes']:,}") for name, about in found["classes"].items()]
+    rows = [(name, format_mean_std(about["iou"]), f"{about['episodes']:,}") for name, about in found["classes"].items()]
     return Table(title="Every class", header=("class", "IoU, %", "episodes"), rows=rows, folded=True)
 
 

@@ -211,7 +211,7 @@ def test_cut_off_at_a_random_episode_and_gone_on_with_by_other_ranks(packed, tmp
             raise Cut
 
     with pytest.raises(Cut):
-        measured(packed, episodes, tmp_path / "cut", seen=cut)
+        measured(packed, episodes, tmp_path / "cut", on_result=cut)
     before = len(read_lines(tmp_path / "cut"))
     assert 0 < before < len(episodes)
     for fresh, resumed in on_ranks(3, fresh_and_resumed, packed, episodes, tmp_path / "cut"):
@@ -239,7 +239,7 @@ def stopped(packed: Path, episodes: list[Episode], folder: Path) -> list[Episode
         stop.asked = second
         time.sleep(0.1)  # long enough for one rank's word to reach the other before that is done
 
-    return measured(packed, episodes, folder, seen=ask, stop=stop)
+    return measured(packed, episodes, folder, on_result=ask, stop=stop)
 
 
 def test_a_rank_that_fails_stops_all(packed, tmp_path):
@@ -258,7 +258,7 @@ def failed(packed: Path, episodes: list[Episode], folder: Path) -> str:
         time.sleep(0.1)
 
     with pytest.raises(RunError) as refused:
-        measured(packed, episodes, folder, seen=fail)
+        measured(packed, episodes, folder, on_result=fail)
     return str(refused.value)
 
 

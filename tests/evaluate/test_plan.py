@@ -6,7 +6,7 @@ import pytest
 
 from fss.data.episode_lists import write_list
 from fss.errors import ConfigError
-from fss.evaluate.plan import EvalConfig, FoldConfig, plan, require_taken
+from fss.evaluate.plan import EvalConfig, FoldConfig, plan_evaluation, require_valid_size
 from fss.methods.gfsam import GFSAMConfig
 from fss.methods.prototype import PrototypeConfig
 from fss.nn.exports import ExportHeader
@@ -34,7 +34,7 @@ def manifest() -> Manifest:
 
 
 def test_nothing_trained_and_nothing_given(manifest):
-    made = plan(FoldConfig(), EvalConfig(), ExportHeader(), manifest, size=33)
+    made = plan_evaluation(FoldConfig(), EvalConfig(), ExportHeader(), manifest, size=33)
     assert (made.fold.scheme, made.fold.fold, made.shots) == ("interleaved", 0, 1)
     assert made.classes == made.fold.novel == (1, 5)
     assert made.scoring.size == 33 and made.scoring.resize == "exact" and made.scoring.resolution == "original"
@@ -42,22 +42,22 @@ def test_nothing_trained_and_nothing_given(manifest):
 
 
 def test_weights_are_evaluated_as_they_were_trained(manifest):
-    made = plan(FoldConfig(), EvalConfig(episodes=4), TRAINED, manifest, size=33)
+    made = plan_evaluation(FoldConfig(), EvalConfig(episodes=4), TRAINED, manifest, size=33)
     assert (made.fold.fold, made.shots, made.classes) == (2, 5, (3, 7))
     assert {len(episode.supports) for episode in made.episodes} == {5}
-    assert plan(FoldConfig(shots=1), EvalConfig(episodes=4), TRAINED, manifest, size=33).shots == 1
-    base = plan(FoldConfig(), EvalConfig(episodes=4, split="base"), TRAINED, manifest, size=33)
+    assert plan_evaluation(FoldConfig(shots=1), EvalConfig(episodes=4), TRAINED, manifest, size=33).shots == 1
+    base = plan_evaluation(FoldConfig(), EvalConfig(episodes=4, split="base"), TRAINED, manifest, size=33)
     assert base.classes == (1, 2, 4, 5, 6, 8)
 
 
 def test_listed_classes_are_those_of_training(manifest):
     header = replace(TRAINED, scheme="list", fold=0)
-    assert plan(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).classes == (3, 7)
+    assert plan_evaluation(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).classes == (3, 7)
 
 
 def test_classes_that_were_trained_on_are_refused(manifest):
     with pytest.raises(ConfigError, match="trained on fold 2 of scheme interleaved, and have learned"):
-        plan(FoldConfig(fold=1), EvalConfig(), TRAINED, manifest, size=33)
+        plan_evaluation(FoldConfig(fold=1), EvalConfig(), TRAINED, manifest, size=33)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_classes_that_were_trained_on_are_refused(manifest):
 )
 def test_classes_that_were_trained_on_by_another_scheme_are_refused(manifest, other):
     with pytest.raises(ConfigError, match=r"weights, which have learned class [48] \(1 of"):
-        plan(other, EvalConfig(), TRAINED, manifest, size=33)
+        plan_evaluation(other, EvalConfig(), TRAINED, manifest, size=33)
     held_out = replace(TRAINED, held_out=[4, 8])
-    assert plan(other, EvalConfig(episodes=4), held_out, manifest, size=33).fold.scheme == "list"
+    assert plan_evaluation(other, EvalConfig(episodes=4), held_out, manifest, size=33).fold.scheme == "list"
     elsewhere = replace(TRAINED, data="other photographs")
-    assert plan(other, EvalConfig(episodes=4), elsewhere, manifest, size=33).fold.scheme == "list"
+    assert plan_evaluation(other, EvalConfig(episodes=4), elsewhere, manifest, size=33).fold.scheme == "list"
 
 
 def test_what_is_given_stands_in_for_the_protocol(manifest):
@@ -90,7 +90,7 @@ def test_what_is_given_stands_in_for_the_protocol(manifest):
         draw="round_robin",
         repeat_supports=False,
     )
-    made = plan(FoldConfig(), options, ExportHeader(), manifest, size=33)
+    made = plan_evaluation(FoldConfig(), options, ExportHeader(), manifest, size=33)
     assert [episode.seed for episode in made.episodes] == [8] * 6 + [9] * 6
     scoring = made.scoring
     assert (scoring.size, scoring.resize, scoring.resolution, scoring.labels, scoring.ignore_255) == (
@@ -115,7 +115,7 @@ def test_the_statement_names_training_and_prior(manifest):
         selected_on="novel",
         prior=ExportHeader(data="voc", epochs=200, images_seen=9),
     )
-    words = plan(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).statement(manifest, header)
+    words = plan_evaluation(FoldConfig(), EvalConfig(episodes=4), header, manifest, size=33).statement(manifest, header)
     assert "images with novel classes dropped" in words["trained on"]
     assert words["training length"] == "10 steps, 40 episodes"
     assert words["weights chosen by"].endswith("the test")
@@ -123,13 +123,19 @@ def test_the_statement_names_training_and_prior(manifest):
 
 
 def test_a_list_is_evaluated_as_it_is(manifest, tmp_path):
-    drawn = plan(FoldConfig(), EvalConfig(episodes=5, seeds=[2, 6]), ExportHeader(), manifest, size=33).episodes
+    drawn = plan_evaluation(
+        FoldConfig(), EvalConfig(episodes=5, seeds=[2, 6]), ExportHeader(), manifest, size=33
+    ).episodes
     write_list(tmp_path / "list.tsv", drawn, manifest)
-    made = plan(FoldConfig(), EvalConfig(episode_list=str(tmp_path / "list.tsv")), ExportHeader(), manifest, size=33)
+    made = plan_evaluation(
+        FoldConfig(), EvalConfig(episode_list=str(tmp_path / "list.tsv")), ExportHeader(), manifest, size=33
+    )
     assert made.episodes == drawn
     assert "as " in made.statement(manifest, ExportHeader())["episodes"]
     with pytest.raises(ConfigError, match=r"list.tsv has episodes of class 1, which is none of the novel classes"):
-        plan(FoldConfig(fold=3), EvalConfig(episode_list=str(tmp_path / "list.tsv")), ExportHeader(), manifest, size=33)
+        plan_evaluation(
+            FoldConfig(fold=3), EvalConfig(episode_list=str(tmp_path / "list.tsv")), ExportHeader(), manifest, size=33
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,10 +154,10 @@ def test_options_that_make_no_sense(options, words):
 
 
 def test_a_size_is_for_the_method_to_take():
-    require_taken(PrototypeConfig(size=33), None)
-    require_taken(PrototypeConfig(size=33), 41)
-    require_taken(GFSAMConfig(sam="vit_t"), 512)
+    require_valid_size(PrototypeConfig(size=33), None)
+    require_valid_size(PrototypeConfig(size=33), 41)
+    require_valid_size(GFSAMConfig(sam="vit_t"), 512)
     with pytest.raises(ConfigError, match=r"eval.size is 48: give a multiple of 8 plus 1, such as 49"):
-        require_taken(PrototypeConfig(size=33), 48)
+        require_valid_size(PrototypeConfig(size=33), 48)
     with pytest.raises(ConfigError, match=r"eval.size is 473 but SAM vit_h takes 1024 alone"):
-        require_taken(GFSAMConfig(), 473)
+        require_valid_size(GFSAMConfig(), 473)

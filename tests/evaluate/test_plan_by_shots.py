@@ -3,7 +3,7 @@
 import pytest
 
 from fss.data.folds import LVIS_CLASSES
-from fss.evaluate.plan import EvalConfig, FoldConfig, plan
+from fss.evaluate.plan import EvalConfig, FoldConfig, plan_evaluation
 from fss.nn.exports import ExportHeader
 from shards.format import Manifest, SampleEntry
 
@@ -18,7 +18,7 @@ def test_the_report_states_the_classes_of_its_shots(shots, count):
     ]
     packed = Manifest(name="lvis", classes={i: f"thing {i}" for i in range(1, LVIS_CLASSES + 1)}, samples=samples)
     options = EvalConfig(protocol="gfsam", episodes=30)
-    made = plan(FoldConfig(scheme="lvis", fold=1, shots=shots), options, ExportHeader(), packed, size=33)
+    made = plan_evaluation(FoldConfig(scheme="lvis", fold=1, shots=shots), options, ExportHeader(), packed, size=33)
     words = made.statement(packed, ExportHeader())
     assert words["fold"] == (
         "1 of scheme lvis (every 10th from the i-th on of the classes in more than K images; "

@@ -14,9 +14,9 @@ from torch import Tensor
 from fss.data.episodes import Episode
 from fss.data.folds import Fold
 from fss.evaluate.measure import measure
-from fss.evaluate.plan import EvalConfig, FoldConfig, Plan, plan
+from fss.evaluate.plan import EvalConfig, EvaluationPlan, FoldConfig, plan_evaluation
 from fss.evaluate.record import EpisodeResult
-from fss.evaluate.summary import outcome
+from fss.evaluate.summary import summarize
 from fss.methods.base import Features
 from fss.report import episode_figures as overlays
 from fss.report import paint
@@ -53,13 +53,13 @@ def shards(tmp_path_factory) -> ShardSet:
     return rectangles(tmp_path_factory.mktemp("reported") / "set", [1, 2, 3, 4] * 6)
 
 
-def planned(shards: ShardSet, shots: int = 1, **options) -> Plan:
+def planned(shards: ShardSet, shots: int = 1, **options) -> EvaluationPlan:
     evaluation = EvalConfig(**{"episodes": 10, "seeds": [0, 1], **options})
     folds = FoldConfig(scheme="list", novel=["green", "blue"], shots=shots)
-    return plan(folds, evaluation, {}, shards.manifest, 33)
+    return plan_evaluation(folds, evaluation, ExportHeader(), shards.manifest, 33)
 
 
-def measured(shards: ShardSet, what: Plan) -> list[EpisodeResult]:
+def measured(shards: ShardSet, what: EvaluationPlan) -> list[EpisodeResult]:
     context = joined()
     try:
         return measure(Near(), shards, what.episodes, what.how, context)
@@ -88,7 +88,7 @@ def test_the_page_is_whole_and_says_how_the_score_was_made(tmp_path, shards, sho
         assert words.replace("'", "&#x27;") in text
     assert f"colour, {shots}-shot, on rectangles, list fold 0" in text and "0 episodes are few." in text
     facts = json.loads((page.parent / "report.json").read_text())
-    found = outcome(results, what.classes, shards.manifest.classes)
+    found = summarize(results, what.classes, shards.manifest.classes)
     assert facts["figures"]["miou"] == found["miou"] and facts["figures"]["cell"]["shots"] == shots
     assert "| seed 1 |" in (page.parent / "report.md").read_text()
 
@@ -107,7 +107,7 @@ def test_the_headline_is_the_mean_over_classes_of_summed_counts(shards):
                     union += result.counts[1][1]
             ious.append(100 * inter / union)
         per_seed.append(sum(ious) / 2)
-    table = headline(outcome(results, what.classes, shards.manifest.classes), results, None)
+    table = headline(summarize(results, what.classes, shards.manifest.classes), results, None)
     assert [row[1] for row in table.rows[:2]] == [f"{value:.2f}" for value in per_seed]
     mean, deviation = sum(per_seed) / 2, abs(per_seed[0] - per_seed[1]) / 2**0.5
     assert table.rows[2][1] == f"{mean:.2f} ± {deviation:.2f}" and [row[3] for row in table.rows] == ["10", "10", "20"]
@@ -130,7 +130,7 @@ def result(
 )
 def test_the_papers_figure_stands_below_or_its_absence_is_said(cell, rows, note):
     results = [result()]
-    table = headline(outcome(results, (1,), {1: "a"}), results, cell)
+    table = headline(summarize(results, (1,), {1: "a"}), results, cell)
     assert table.rows[0] == ("seed 0", "50.00", "52.78", "1") and table.rows[1:] == rows and note in table.note
 
 
