@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from fss.compat import CELL, REPORT, current_fields
 from fss.errors import RunError
 from fss.report import class_charts as charts
 from fss.report.compute_hours import evaluation_hours, training_hours
@@ -90,9 +91,9 @@ def read(folder: Path) -> Entry:
     """The evaluation in `folder`; raises RunError where there is none, or one that did not finish."""
     try:
         found = json.loads((folder / "results.json").read_text())
-        told = json.loads((folder / "report" / "report.json").read_text())
+        report = current_fields(json.loads((folder / "report" / "report.json").read_text()), REPORT)
         run = json.loads((folder / "run.json").read_text())
-        cell, drawn = Cell(**told["figures"]["cell"]), run["episodes"]
+        cell, drawn = Cell(**current_fields(report["figures"]["cell"], CELL)), run["episodes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder} holds no finished evaluation ({error}): give run directories of launch/evaluate.py"
@@ -104,7 +105,7 @@ def read(folder: Path) -> Entry:
         found=found,
         drawn=drawn,
         options={key: bool(value) if key.endswith("_weights") else value for key, value in options.items()},
-        caveats=tuple(told["cautions"]),
+        caveats=tuple(report["caveats"]),
     )
 
 

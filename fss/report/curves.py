@@ -122,9 +122,9 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _levels(axes: Axes, rows: list[dict], found: list[str], levels: Mapping[str, float], guess: str) -> None:
-    """What guessing gives: known for the metric, or logged beside it as 'knn/chance'."""
+    """What guessing gives: known for the metric, or logged beside it as 'knn/chance_level'."""
     levels = {name: levels[name] for name in found if name in levels}
-    logged = series(rows, "knn/chance")[1]
+    logged = series(rows, "knn/chance_level")[1]
     if "knn/top1" in found and len(logged):
         levels["knn/top1"] = logged[-1]
     for colour, name in zip(COLOURS, found, strict=False):

@@ -75,7 +75,7 @@ def verdicts(rows: list[dict], chance: Mapping[str, float]) -> list[Verdict]:
         said.append(Verdict(good=mean > COLLAPSED, text=text if mean > COLLAPSED else text + collapsed))
     steps, accuracy = series(rows, "knn/top1")
     if len(accuracy):
-        final, guess = accuracy[-1], series(rows, "knn/chance")[1][-1]
+        final, guess = accuracy[-1], series(rows, "knn/chance_level")[1][-1]
         asked = max(series(rows, "knn/images")[1][-1] / 2, 1)  # half of the crops are held out, give or take
         error = math.sqrt(final * (1 - final) / asked)
         text = f"kNN finds the class of {final:.1%} (± {error:.1%}) of held-out crops, a constant answer of {guess:.1%}"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import statistics
 from pathlib import Path
 
 import pytest
@@ -11,50 +10,10 @@ import yaml
 from fss.errors import RunError
 from fss.report.comparison_page import compare
 from launch.report import main
-
-SCORING = {"size": 225, "resize": "exact", "resolution": "original", "labels": "own", "ignore_255": True}
-
-
-def evaluated(
-    folder: Path,
-    method: str,
-    ious: dict[str, float],
-    *,
-    fold: int = 0,
-    drawn: str = "a",
-    options: dict | None = None,
-    scoring: dict | None = None,
-    caveats: list[str] | None = None,
-    flops: int | None = None,
-) -> Path:
-    """A run directory as launch/evaluate.py leaves it, of one seed."""
-    (folder / "report").mkdir(parents=True)
-    mean = statistics.fmean(ious.values())
-    found = {
-        "protocol": {"data": "voc, 9 images", "fold": str(fold)},
-        "scoring": SCORING | (scoring or {}),
-        "parameters": {"trained": 5_000_000, "frozen": 25_000_000},
-        "miou": {"mean": mean, "std": None},
-        "fb_iou": {"mean": 0.5, "std": None},
-        "classes": {name: {"iou": {"mean": iou, "std": None}} for name, iou in ious.items()},
-        "episodes": 1440,
-        "seconds_per_episode": 0.25,
-        "encoder_passes_per_image": 1.0,
-    }
-    cell = {"method": method, "scheme": "pascal", "fold": fold, "shots": 1, "backbone": "resnet50", "size": 473}
-    run = {"episodes": drawn, "method.name": method, "method.backbone": "resnet50", "method.size": 473}
-    run |= {f"method.{key}": value for key, value in (options or {}).items()}
-    told = {"figures": {"cell": cell}, "cautions": caveats or [], "ran": {"ranks": "1 x cpu"}}
-    (folder / "results.json").write_text(json.dumps(found | ({"flops": flops} if flops else {})))
-    (folder / "environment.jsonl").write_text(json.dumps({"world": 1, "device": "cpu", "threads": 1}) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"run": {}, "method": {}, "weights": None}))
-    (folder / "run.json").write_text(json.dumps(run))
-    (folder / "report" / "report.json").write_text(json.dumps(told))
-    (folder / "report" / "worst.png").write_bytes(b"PNG")
-    return folder
+from tests.support.evaluated import evaluated, write_environment
 
 
-def told(out: Path) -> dict:
+def report_of(out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
@@ -64,14 +23,14 @@ def test_training_runs_of_a_cell_are_one_row_beside_the_paper(tmp_path):
         for seed, iou in enumerate((0.3, 0.4, 0.5))
     ]
     runs.append(evaluated(tmp_path / "p", "prototype", {"cat": 0.2, "dog": 0.3}, options={"scale": 20.0}))
-    page = told(compare(runs, tmp_path / "out").parent)
+    page = report_of(compare(runs, tmp_path / "out").parent)
     [table] = page["tables"]
     assert table["header"] == ["", "backbone", "fold 0", "FB-IoU", "published"]
     assert table["rows"] == [
         ["prototype", "resnet50", "25.00", "50.00", "\N{EM DASH}"],
         ["qgnet", "resnet50", "45.00 ± 5.00 (3)", "50.00", "63.4"],
     ]
-    assert page["cautions"] == []
+    assert page["caveats"] == []
     rows = list(csv.reader((tmp_path / "out" / "tables.csv").read_text().splitlines()))
     assert rows[2:] == table["rows"]
     assert r"45.00 $\pm$ 5.00 (3)" in (tmp_path / "out" / "tables.tex").read_text()
@@ -84,14 +43,14 @@ def test_options_that_differ_name_the_row_and_equal_ones_do_not(tmp_path):
         evaluated(tmp_path / value, "qgnet", {"cat": 0.5}, options={"prior_map": value, "dim": 256})
         for value in ("on", "off")
     ]
-    [table] = told(compare(runs, tmp_path / "out").parent)["tables"]
+    [table] = report_of(compare(runs, tmp_path / "out").parent)["tables"]
     assert {row[0] for row in table["rows"]} == {"qgnet (prior_map on)", "qgnet (prior_map off)"}
 
 
 def test_runs_with_and_without_weights_are_not_averaged(tmp_path):
     given = evaluated(tmp_path / "a", "gfsam", {"cat": 0.6}, options={"sam_weights": "sha256 12"})
     random = evaluated(tmp_path / "b", "gfsam", {"cat": 0.2}, options={"sam_weights": None})
-    [table] = told(compare([given, random], tmp_path / "out").parent)["tables"]
+    [table] = report_of(compare([given, random], tmp_path / "out").parent)["tables"]
     assert [row[0] for row in table["rows"]] == ["gfsam (sam_weights False)", "gfsam (sam_weights True)"]
 
 
@@ -102,7 +61,7 @@ def test_weights_that_follow_from_another_option_are_not_named(tmp_path):
         )
 
     def names(*runs: Path) -> set[str]:
-        [table] = told(compare(runs, tmp_path / f"out_{len(runs)}").parent)["tables"]
+        [table] = report_of(compare(runs, tmp_path / f"out_{len(runs)}").parent)["tables"]
         return {row[0] for row in table["rows"]}
 
     on, off, unused = run("a", "on", "sha256 12"), run("b", "off", None), run("c", "off", "sha256 12")
@@ -117,7 +76,7 @@ def test_weights_that_follow_from_another_option_are_not_named(tmp_path):
 def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
     runs = [evaluated(tmp_path / f"a{seed}", "qgnet", {"cat": iou}) for seed, iou in enumerate((0.2, 0.4))]
     runs.append(evaluated(tmp_path / "b", "qgnet", {"cow": 0.6}, fold=1))
-    [table] = told(compare(runs, tmp_path / "out").parent)["tables"]
+    [table] = report_of(compare(runs, tmp_path / "out").parent)["tables"]
     [row] = table["rows"]
     assert table["header"][2:5] == ["fold 0", "fold 1", "mean"]
     assert row[3:5] == ["60.00", "45.00"]
@@ -129,7 +88,7 @@ def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):
         evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}),
         evaluated(tmp_path / "b", "gfsam", {"cat": 0.5}, scoring={"resolution": 1024}),
     ]
-    titles = [table["title"] for table in told(compare(runs, tmp_path / "out").parent)["tables"]]
+    titles = [table["title"] for table in report_of(compare(runs, tmp_path / "out").parent)["tables"]]
     assert len(titles) == 2 and "1024" in titles[1]
 
 
@@ -139,7 +98,7 @@ def test_unlike_episodes_and_missing_folds_are_told(tmp_path):
         evaluated(tmp_path / "b", "prototype", {"cat": 0.5}, drawn="b"),
         evaluated(tmp_path / "c", "prototype", {"cow": 0.5}, fold=1),
     ]
-    said = "\n".join(told(compare(runs, tmp_path / "out").parent)["cautions"])
+    said = "\n".join(report_of(compare(runs, tmp_path / "out").parent)["caveats"])
     assert "fold 0 were not evaluated on the same episodes" in said
     assert "not every method has every fold" in said
     assert "qgnet: short." in said
@@ -160,12 +119,12 @@ def test_equal_cautions_are_told_once(tmp_path):
         evaluated(tmp_path / name, method, {"cat": 0.5}, caveats=["short."], options={"seed": name})
         for name, method in (("a", "qgnet"), ("b", "qgnet"), ("c", "bam"))
     ]
-    assert told(compare(runs, tmp_path / "out").parent)["cautions"] == ["qgnet, bam: short."]
+    assert report_of(compare(runs, tmp_path / "out").parent)["caveats"] == ["qgnet, bam: short."]
 
 
 def costs(out: Path) -> dict[str, dict[str, str]]:
     """Row -> column -> cell of the one table of costs."""
-    [table] = [table for table in told(out)["appendix"] if table["title"].startswith("Cost")]
+    [table] = [table for table in report_of(out)["appendix"] if table["title"].startswith("Cost")]
     return {row[0]: dict(zip(table["header"], row, strict=True)) for row in table["rows"]}
 
 
@@ -179,12 +138,7 @@ def trained(folder: Path, ranks: int, device: str, *, threads: int = 1, **made_f
 
 
 def placed(folder: Path, ranks: int, device: str, threads: int, **config) -> None:
-    environment = {"world": ranks, "device": device, "threads": threads}
-    (folder / "environment.jsonl").write_text(json.dumps(environment) + "\n")
-    told = folder / "report" / "report.json"
-    facts = json.loads(told.read_text()) if told.exists() else {}
-    kind = "cpu" if device == "cpu" else "cuda"
-    told.write_text(json.dumps(facts | {"ran": {"ranks": f"{ranks} x {kind}"}}))
+    write_environment(folder, ranks, device, threads)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -194,11 +148,11 @@ def test_hours_are_those_of_all_runs_behind_the_weights(tmp_path):
     weights = trained(tmp_path / "meta", 3, "cpu", threads=2, prior_weights=prior)
     run = evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}, flops=3_210_000_000)
     placed(run, 2, "H200", 1, run={}, method={"prior_weights": prior}, weights=weights)
-    random_weights_caveat = evaluated(tmp_path / "b", "prototype", {"cat": 0.5})
-    placed(random_weights_caveat, 1, "cpu", 4, run={}, method={}, weights=None)
+    untrained = evaluated(tmp_path / "b", "prototype", {"cat": 0.5})
+    placed(untrained, 1, "cpu", 4, run={}, method={}, weights=None)
     lost = evaluated(tmp_path / "c", "bam", {"cat": 0.5})
     placed(lost, 1, "cpu", 4, run={}, method={}, weights=str(tmp_path / "gone" / "best.safetensors"))
-    found = costs(compare([run, random_weights_caveat, lost], tmp_path / "out").parent)
+    found = costs(compare([run, untrained, lost], tmp_path / "out").parent)
     assert found["qgnet"]["hours of training"] == "0.23 CPU core + 0.35 H200"
     assert found["qgnet"]["of evaluation"] == "0.10 H200", "1440 episodes of 0.25 s"
     assert found["prototype"]["of evaluation"] == "0.40 CPU core"

@@ -17,15 +17,17 @@ from fss.data.episodes import EpisodeConfig
 from fss.data.loader import load
 from fss.data.paired_transforms import AugmentConfig
 from fss.distributed.context import DistributedContext
-from fss.nn.exports import save_export
+from fss.methods.base import Prediction
+from fss.nn.exports import ExportHeader, save_export
 from fss.report.episode_section import SAMPLE, constant_losses, constant_scores, object_share, verdicts
+from fss.report.examples import draw_examples
 from fss.report.training_page import report
 from fss.tracking.run_dir import RunDir
 from fss.train.tasks import EpisodeTask
 from fss.train.validation.episode_validation import ValidateConfig
 from shards.read import ShardSet
-from tests.report.test_training_page import Outline
 from tests.support.episode_toy import Colour
+from tests.support.html_outline import Outline
 from tests.support.labelled import rectangles
 
 COIN = math.log(2)
@@ -55,7 +57,7 @@ class Constant(Colour):
 
     def predict(self, query, supports):
         size = self.config.size
-        return torch.eye(2)[self.label].view(1, 2, 1, 1).expand(1, 2, size, size)
+        return Prediction(logits=torch.eye(2)[self.label].view(1, 2, 1, 1).expand(1, 2, size, size))
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +141,8 @@ def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(sh
     task, method = task_of(shards, context, split="novel"), Learner()
     run = finished(tmp_path / "run", log_of(20))
     for step in (0, 20):
-        task.picture(method, run.folder, step)
-    header = {"scored_by": "val/miou", "score": "0.5", "steps": "20"}
+        draw_examples(task.examples(method), run.folder / "validation" / f"step_{step:08d}.png")
+    header = ExportHeader(scored_by="val/miou", score=0.5, steps=20)
     save_export(run.folder / "best.safetensors", {"x": torch.zeros(1)}, header)
     page = report(run, method, task, context.device)
     assert Outline(page).links == {"curves.png", "validation.png"}

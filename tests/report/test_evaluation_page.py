@@ -3,49 +3,31 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fss.data.episodes import Episode
 from fss.data.folds import Fold
-from fss.evaluate.measure import measure
-from fss.evaluate.plan import EvalConfig, EvaluationPlan, FoldConfig, plan_evaluation
+from fss.evaluate.examples import EpisodeExample, predict_example
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.summary import summarize
-from fss.methods.base import Features
+from fss.nn.exports import ExportHeader
 from fss.report import episode_figures as overlays
 from fss.report import paint
 from fss.report.class_charts import Bar, class_bars
-from fss.report.episode_figures import EpisodeExample, predict_example
 from fss.report.evaluation_page import caveats, cell_of, choose, headline, report
 from fss.report.page import Page, Table, markdown_table, on_console, write_page
 from fss.report.published import Cell
-from fss.tracking.run_dir import RunDir
 from shards.read import ShardSet
-from tests.report.test_training_page import Outline
-from tests.support.contexts import joined
-from tests.support.episode_toy import Colour
+from tests.support.evaluated import Near, measured, opened, planned, predictor_of
+from tests.support.html_outline import Outline
 from tests.support.labelled import HEIGHT, WIDTH, rectangles
 
 CPU = torch.device("cpu")
 QGNET = Cell(method="qgnet", scheme="pascal", fold=0, shots=1, backbone="resnet50", size=473)
-
-
-class Near(Colour):
-    """A toy with a map: how near each pixel's colour is to the supports'."""
-
-    def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        colour = torch.stack([support["class"] for support in supports]).mean(0)
-        distance = (query["colour"] - colour).square().sum(1)[0]  # [S, S]
-        return {"near": 1 - distance / distance.max()}
-
-    def caveats(self, images_seen: int) -> list[str]:
-        return [f"{images_seen} episodes are few."]
 
 
 @pytest.fixture(scope="module")
@@ -53,38 +35,17 @@ def shards(tmp_path_factory) -> ShardSet:
     return rectangles(tmp_path_factory.mktemp("reported") / "set", [1, 2, 3, 4] * 6)
 
 
-def planned(shards: ShardSet, shots: int = 1, **options) -> EvaluationPlan:
-    evaluation = EvalConfig(**{"episodes": 10, "seeds": [0, 1], **options})
-    folds = FoldConfig(scheme="list", novel=["green", "blue"], shots=shots)
-    return plan_evaluation(folds, evaluation, ExportHeader(), shards.manifest, 33)
-
-
-def measured(shards: ShardSet, what: EvaluationPlan) -> list[EpisodeResult]:
-    context = joined()
-    try:
-        return measure(Near(), shards, what.episodes, what.how, context)
-    finally:
-        context.close()
-
-
-def opened(folder: Path) -> RunDir:
-    run = RunDir(folder)
-    run.open({}, "")
-    run.record_environment(2, torch.device("cpu"))
-    return run
-
-
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_page_is_whole_and_says_how_the_score_was_made(tmp_path, shards, shots):
     what = planned(shards, shots)
     results = measured(shards, what)
-    page = report(opened(tmp_path / "run"), Near(), shards, results, what, {}, CPU)
+    page = report(opened(tmp_path / "run"), predictor_of(what), shards, results, what, ExportHeader())
     outline = Outline(page)
     assert outline.open == [] and outline.links == {"classes.png", "best.png", "median.png", "worst.png"}
     assert all(cv2.imread(str(page.parent / name)).std() > 10 for name in outline.links)
     text = page.read_text()
     assert "://" not in text
-    for words in what.statement(shards.manifest, {}).values():
+    for words in what.statement(shards.manifest, ExportHeader()).values():
         assert words.replace("'", "&#x27;") in text
     assert f"colour, {shots}-shot, on rectangles, list fold 0" in text and "0 episodes are few." in text
     facts = json.loads((page.parent / "report.json").read_text())
@@ -128,7 +89,7 @@ def result(
         (None, [], "Not the classes of a published score"),
     ],
 )
-def test_the_papers_figure_stands_below_or_its_absence_is_said(cell, rows, note):
+def test_the_papers_figure_stands_below_or_its_absence_is_reported(cell, rows, note):
     results = [result()]
     table = headline(summarize(results, (1,), {1: "a"}), results, cell)
     assert table.rows[0] == ("seed 0", "50.00", "52.78", "1") and table.rows[1:] == rows and note in table.note
@@ -142,23 +103,23 @@ def test_cautions_say_what_a_score_is_not(shards):
     what, names = planned(shards), shards.manifest
     both = [result(class_id=2), result(class_id=3)]
 
-    def said(what=what, results=both, **header) -> str:
-        return " ".join(caveats(Near(), names, results, what, header))
+    def found(what=what, results=both, **header) -> str:
+        return " ".join(caveats(Near(), names, results, what, ExportHeader(**header)))
 
-    assert said() == "0 episodes are few."
-    assert "12 episodes are few." in said(episodes_seen="12")
-    assert "upper bound, not a test" in said(selected_on="novel") and "upper bound" not in said(selected_on="base")
-    assert "No episode asked for blue: such a class counts as 0" in said(results=both[:1])
-    trained = {"data": names.name, "held_out": "[1]"}
-    assert "have learned blue: this is no test" in said(novel="[2]", **trained)
-    assert said(novel="[2, 3]", **trained) == said(novel="[2]", **{**trained, "data": "other"}) == said()
+    assert found() == "0 episodes are few."
+    assert "12 episodes are few." in found(episodes_seen=12)
+    assert "upper bound, not a test" in found(selected_on="novel") and "upper bound" not in found(selected_on="base")
+    assert "No episode asked for blue: such a class counts as 0" in found(results=both[:1])
+    trained = {"data": names.name, "held_out": [1]}
+    assert "have learned blue: this is no test" in found(novel=[2], **trained)
+    assert found(novel=[2, 3], **trained) == found(novel=[2], **{**trained, "data": "other"}) == found()
     of_base = replace(what, split="base", classes=(1, 4))
-    assert "base classes of the fold" in said(of_base, [result(), result(class_id=4)])
+    assert "base classes of the fold" in found(of_base, [result(), result(class_id=4)])
 
 
 def test_a_set_that_is_not_the_published_test_set_is_called_so(shards):
     what = replace(planned(shards), fold=Fold("fss", 0, (2, 3), (1, 4)))
-    (text,) = caveats(Near(), shards.manifest, [result(class_id=2), result(class_id=3)], what, {})[1:]
+    (text,) = caveats(Near(), shards.manifest, [result(class_id=2), result(class_id=3)], what, ExportHeader())[1:]
     assert "shows the novel classes 12 times, the published test set 2,400 times" in text
 
 
@@ -181,7 +142,7 @@ def test_shown_episodes_are_of_different_classes_and_queries():
 
 def test_few_episodes_are_each_shown_once(tmp_path, shards):
     what = planned(shards, episodes=2, seeds=[0])
-    page = report(opened(tmp_path / "run"), Near(), shards, measured(shards, what), what, {}, CPU)
+    page = report(opened(tmp_path / "run"), predictor_of(what), shards, measured(shards, what), what, ExportHeader())
     captions = re.findall(r"Queries: (.*?)\.<", page.read_text())
     assert len(captions) == 2 and len(set(captions)) == 2
 
@@ -190,14 +151,14 @@ def test_few_episodes_are_each_shown_once(tmp_path, shards):
 def test_what_is_shown_is_what_was_scored(shards, options):
     what = planned(shards, 2, **options)
     for episode, scored in zip(what.episodes, measured(shards, what), strict=True):
-        shown = predict_example(Near(), shards, episode, what.how, CPU)
+        shown = predict_example(predictor_of(what), shards, episode, what.scoring)
         assert shown.score == f"IoU {100 * scored.iou:.1f} %"
         assert shown.prediction.shape == shown.truth.shape == (HEIGHT, WIDTH) and len(shown.supports) == 2
 
 
 def test_maps_lie_over_the_image_and_not_over_its_padding(shards):
     episode = Episode(0, 0, 2, shards.find("r0001"), (shards.find("r0005"),))
-    shown = predict_example(Near(), shards, episode, planned(shards).how, CPU)
+    shown = predict_example(predictor_of(planned(shards)), shards, episode, planned(shards).scoring)
     found = cv2.resize(shown.maps["near"], (WIDTH, HEIGHT))
     inside = shown.truth == 1
     assert shown.maps["near"].shape == (25, 33)  # 48 x 64 in 33 x 33

@@ -4,32 +4,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fss.methods.prior.config import PriorConfig
-from fss.methods.prior.method import PriorExtractor
+from fss.nn.exports import ExportHeader
 from fss.report import evaluation_page as evaluation
 from fss.report import training_page as training
 from fss.report.comparison_page import compare
-from tests.report.test_comparison_page import evaluated
-from tests.report.test_evaluation_page import Near, measured, opened, planned
-from tests.report.test_training_page import CPU, SMALL, run_of, task_of
 from tests.support.browser import browser
+from tests.support.evaluated import evaluated, measured, opened, planned, predictor_of
 from tests.support.labelled import rectangles
+from tests.support.prior_runs import run_of, small_prior, task_of
 
 
 def of_pretraining(folder: Path) -> Path:
-    method = PriorExtractor(PriorConfig(**SMALL))
-    return training.report(
-        run_of(folder / "run", method), method, task_of(rectangles(folder / "set", [1, 2, 3] * 8), method), CPU
-    )
+    method = small_prior()
+    task = task_of(rectangles(folder / "set", [1, 2, 3] * 8), method)
+    return training.report(run_of(folder / "run", method), method, task, torch.device("cpu"))
 
 
 def of_an_evaluation(folder: Path) -> Path:
     shards = rectangles(folder / "set", [1, 2, 3, 4] * 6)
     what = planned(shards)
     run = opened(folder / "run_of_a_long_name_that_has_no_place_to_break_it_on_a_telephone")
-    return evaluation.report(run, Near(), shards, measured(shards, what), what, {}, CPU)
+    return evaluation.report(run, predictor_of(what), shards, measured(shards, what), what, ExportHeader())
 
 
 def of_a_comparison(folder: Path) -> Path:

@@ -18,7 +18,7 @@ def rows() -> list[dict]:
 
 def test_every_cell_is_complete_and_stands_once():
     keys = [
-        tuple(row.get(k) for k in ("method", "variant", "data", "backbone", "size", "shots", "metric"))
+        tuple(row.get(k) for k in ("method", "ablation", "data", "backbone", "size", "shots", "metric"))
         for row in rows()
     ]
     assert len(set(keys)) == len(keys)

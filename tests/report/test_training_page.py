@@ -2,65 +2,30 @@
 
 import json
 import math
-from dataclasses import asdict
-from html.parser import HTMLParser
-from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from fss.data.view_dataset import ViewDataConfig
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
 from fss.report import curves
 from fss.report import feature_figures as pictures
 from fss.report.page import Page, Picture, Verdict, speed_table, write_page
-from fss.report.training_page import report, resume_command
+from fss.report.training_page import report
 from fss.report.view_section import verdicts
-from fss.tracking.run_dir import RunDir
-from fss.train.tasks import ViewTask
-from fss.train.validation.knn_probe import ProbeConfig
-from shards.read import ShardSet
+from fss.tracking.run_dir import resume_command
+from tests.support.html_outline import Outline
 from tests.support.labelled import rectangles
+from tests.support.prior_runs import CHANCE_LEVELS, log_of, run_of, small_prior, task_of
 from tests.support.toy import Toy
 
 CPU = torch.device("cpu")
 
-SMALL = {"backbone": "resnet18", "queue": 63, "local_queue": 31, "view_size": 32, "patch_size": 32, "regions": 4}
-CHANCE = {"loss": math.log(64), "loss/global": math.log(64), "top1/global": 1 / 64}
-
-
-def log_of(steps: int, *, loss=1.0, top1=0.6, spread=0.8, fill=1.0, knn=0.5) -> list[dict]:
-    """Rows as a run logs them, kNN rows at both ends."""
-    probes = [
-        {"step": step, "knn/top1": value, "knn/chance": 0.1, "knn/images": 400.0, "knn/unreadable": 0.0}
-        for step, value in ((0, 0.2), (steps, knn))
-    ]
-    rows = [
-        {
-            "step": step,
-            "epoch": step / 10,
-            "lr": 0.03,
-            "grad_norm": 1.0,
-            "loss": loss,
-            "loss/global": loss,
-            "top1/global": top1,
-            "positive/global": 0.9,
-            "negative/global": 0.1,
-            "spread/global": spread,
-            "fill/global": min(fill, step / 10),
-            "speed": {"images_per_s": 100.0 + step, "step_s": 0.25, "data_wait": 0.01, "peak_memory_mb": 500.0},
-        }
-        for step in range(1, steps + 1)
-    ]
-    return [probes[0], *rows, probes[1]]
-
 
 def judged(**log) -> dict[str, bool]:
-    return {verdict.text.split()[0].rstrip(":"): verdict.good for verdict in verdicts(log_of(40, **log), CHANCE)}
+    return {verdict.text.split()[0].rstrip(":"): verdict.good for verdict in verdicts(log_of(40, **log), CHANCE_LEVELS)}
 
 
 def test_a_good_run_is_called_good_and_each_failing_by_its_name():
@@ -76,25 +41,25 @@ def test_a_good_run_is_called_good_and_each_failing_by_its_name():
 
 
 def test_verdicts_of_a_run_that_logged_next_to_nothing():
-    assert verdicts([], CHANCE) == []
-    assert verdicts([{"step": 0, "knn/top1": 0.3, "knn/chance": 0.5, "knn/images": 10.0}], {})[0].good is False
+    assert verdicts([], CHANCE_LEVELS) == []
+    assert verdicts([{"step": 0, "knn/top1": 0.3, "knn/chance_level": 0.5, "knn/images": 10.0}], {})[0].good is False
 
 
 def test_chance_follows_from_the_queues_in_use():
-    both = PriorExtractor(PriorConfig(**SMALL)).chance()
+    both = small_prior().chance_levels()
     assert both["loss/global"] == pytest.approx(math.log(64))
     assert both["loss"] == pytest.approx(math.log(64) + math.log(32))
     assert both["top1/local"] == 1 / 32
-    assert set(PriorExtractor(PriorConfig(**SMALL | {"local": "none"})).chance()) == {
+    assert set(small_prior(local="none").chance_levels()) == {
         "loss",
         "loss/global",
         "top1/global",
     }
-    assert Toy().chance() == {}
+    assert Toy().chance_levels() == {}
 
 
 def test_a_run_far_from_the_recipe_is_called_so_and_the_recipe_is_not():
-    (text,) = PriorExtractor(PriorConfig(**SMALL)).caveats(40 * 32)
+    (text,) = small_prior().caveats(40 * 32)
     assert "1,280 images seen" in text and "K = 63" in text and "M = 31" in text and "ResNet-18" in text
     full = PriorExtractor(PriorConfig())
     assert full.caveats(41_000 * 256) == []
@@ -118,24 +83,6 @@ def test_the_command_to_go_on():
     assert resume_command("launch/x.py", 1, "cuda") == "accelerate launch --num_processes 1 launch/x.py"
 
 
-class Outline(HTMLParser):
-    """What a page refers to, and whether every tag is closed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: set[str] = set()
-        self.dataset(path.read_text())
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        self.links |= {value for name, value in attrs if name in ("src", "href")}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_page_escapes_what_it_is_told_and_needs_nothing_from_outside(tmp_path):
     page = Page(
         title="<b>x</b>",
@@ -153,24 +100,10 @@ def test_page_escapes_what_it_is_told_and_needs_nothing_from_outside(tmp_path):
     assert "PASS: 1 < 2" in (tmp_path / "report" / "report.md").read_text()
 
 
-def run_of(folder: Path, method: PriorExtractor) -> RunDir:
-    run = RunDir(folder)
-    method_options = {f"method.{name}": value for name, value in asdict(method.config).items()}
-    run.open({"data.batch": 4, "data.backend": "cv2", "run.seed": 0, **method_options}, "")
-    run.record_environment(1, torch.device("cpu"))
-    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in log_of(30)))
-    return run
-
-
-def task_of(shards: ShardSet, method: PriorExtractor) -> ViewTask:
-    data = ViewDataConfig(shards=str(shards.folder), batch=4)
-    return ViewTask(SimpleNamespace(data=data, probe=ProbeConfig(size=32), run=SimpleNamespace(seed=0)), method, None)
-
-
 @pytest.mark.parametrize("local", ["patch", "region", "none"])
 def test_report_of_a_prior_run_has_all_its_pictures(tmp_path, local):
     shards = rectangles(tmp_path / "shards", [1, 2, 3] * 8)
-    method = PriorExtractor(PriorConfig(**SMALL | {"local": local}))
+    method = small_prior(local=local)
     run = run_of(tmp_path / "run", method)
     before = torch.get_rng_state()
     page = report(run, method, task_of(shards, method), CPU)
@@ -190,7 +123,7 @@ def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
     shards = rectangles(tmp_path / "shards", [1, 2, 3] * 4)
     read = shards.read
     monkeypatch.setattr(shards, "read", lambda index: {"json": b"{}"} if index == 0 else read(index))
-    method = PriorExtractor(PriorConfig(**SMALL))
+    method = small_prior()
     task = task_of(shards, method)
     task.shards, task.crops = shards, None
     page = report(run_of(tmp_path / "run", method), method, task, CPU)
@@ -208,7 +141,7 @@ def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
     ],
 )
 def test_curves_of_many_few_and_odd_rows(tmp_path, rows):
-    curves.curves(rows, tmp_path / "curves.png", levels=CHANCE, filling=10)
+    curves.curves(rows, tmp_path / "curves.png", levels=CHANCE_LEVELS, filling=10)
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 

@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fss.errors import ConfigError
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from fss.tracking.log import Log, LogConfig
 from fss.tracking.run_dir import RunDir
 from fss.tracking.tracker import RunInfo
@@ -108,7 +108,7 @@ def test_pictures_and_tables_reach_tensorboard(run):
 @pytest.mark.parametrize("keeping", ["none", "reference", "upload"])
 def test_exports_in_wandb(run, keeping):
     path = run.folder / "toy.safetensors"
-    save_export(path, {"x": torch.zeros(3)}, {"method": "toy", "steps": "4"})
+    save_export(path, {"x": torch.zeros(3)}, ExportHeader(method="toy", steps=4))
     log = started(run, wandb="offline", artifacts=keeping)
     log.export(4, path)
     log.close()

@@ -49,8 +49,8 @@ def test_colour_tells_the_classes_apart_and_a_blind_method_guesses(tmp_path):
     assert good["knn/top1"] == 1.0
     assert good["knn/images"] == len(LABELS) and good["knn/unreadable"] == 0
     asked = [row.label for row in crops.rows if row.held_out]
-    assert good["knn/chance"] == max(map(asked.count, asked)) / len(asked)
-    assert probe(Blind(), crops, SingleProcess(), CPU)["knn/top1"] <= good["knn/chance"]
+    assert good["knn/chance_level"] == max(map(asked.count, asked)) / len(asked)
+    assert probe(Blind(), crops, SingleProcess(), CPU)["knn/top1"] <= good["knn/chance_level"]
 
 
 def probe_of_rank(folder: Path, few: Path) -> tuple[dict, list, list[int], dict]:

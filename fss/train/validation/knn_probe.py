@@ -69,7 +69,7 @@ def probe(
 
     Returns:
         knn/top1: share of the held-out crops whose class is found.
-        knn/chance: what the best constant answer would score, the share of the commonest held-out class.
+        knn/chance_level: what the best constant answer would score, the share of the commonest held-out class.
         knn/images: crops used, both halves.
         knn/unreadable: crops left out because their sample could not be read.
     """
@@ -83,7 +83,7 @@ def probe(
     right = collectives.all_reduce((predicted == labels[mine]).sum())
     return {
         "knn/top1": right.item() / max(len(asked), 1),
-        "knn/chance": labels[asked].bincount().max().item() / len(asked) if len(asked) else 0.0,
+        "knn/chance_level": labels[asked].bincount().max().item() / len(asked) if len(asked) else 0.0,
         "knn/images": float(readable.sum()),
         "knn/unreadable": float((~readable).sum()),
     }
