@@ -1,6 +1,6 @@
 """Exports that methods are built from, and configs of small methods."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def prior_file(tmp_path_factory):
     torch.manual_seed(1)
     tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", dim=8, queue=16, local_queue=16)).export()
     path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
-    save_export(path, tensors, header | {"epochs": "3.0", "images_seen": "2400"})
+    save_export(path, tensors, replace(header, epochs=3.0, images_seen=2400))
     return str(path)
 
 

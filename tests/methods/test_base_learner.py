@@ -1,7 +1,6 @@
 """The base learner as a method: its loss by hand, on ranks, its optimizer groups, what it exports and starts from."""
 
 import copy
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from fss.data.batch import LabelBatch
 from fss.errors import ConfigError, WeightsError
 from fss.methods.base import StepContext
 from fss.methods.base_learner import BaseLearner, BaseLearnerConfig
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from fss.nn.norm import SyncBatchNorm2d, running_statistics
 from fss.nn.weights import load_base
 from tests.support.thread_ranks import run_ranks
@@ -92,7 +91,7 @@ def test_ranks_together_compute_what_one_does():
 def test_batch_statistics_are_shared_with_all_peers():
     collectives = SingleProcess()
     layers = [m for m in learner(collectives=collectives).trainable.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert layers and all(type(m) is SyncBatchNorm2d and m.ranks() is collectives for m in layers)
+    assert layers and all(type(m) is SyncBatchNorm2d and m.collectives() is collectives for m in layers)
 
 
 def test_one_image_has_no_batch_statistics():
@@ -120,7 +119,7 @@ def test_before_training_the_loss_is_near_chance():
 
 def export(path: Path, method: BaseLearner) -> Path:
     tensors, header = method.export()
-    save_export(path, tensors, header | {"scheme": "interleaved", "fold": "0"})
+    save_export(path, tensors, replace(header, scheme="interleaved", fold=0))
     return path
 
 
@@ -128,8 +127,8 @@ def export(path: Path, method: BaseLearner) -> Path:
 def test_what_it_exports_is_read_back(tmp_path, backbone, stem):
     method = learner(replace(SMALL, backbone=backbone, stem=stem))
     tensors, header = load_base(export(tmp_path / "base.safetensors", method))
-    assert (header["method"], header["backbone"], header["stem"]) == ("base", backbone, stem)
-    assert json.loads(header["classes"]) == {"2": "green", "4": "yellow"} and header["fold"] == "0"
+    assert (header.method, header.backbone, header.stem) == ("base", backbone, stem)
+    assert header.class_names == CLASSES and header.fold == 0
     network = copy.deepcopy(method.trainable["network"])
     for p in network.parameters():
         p.data.zero_()
@@ -141,23 +140,23 @@ def test_files_that_are_no_base_learner_are_refused(tmp_path):
     method, path = learner(), tmp_path / "file.safetensors"
     tensors, header = method.export()
 
-    def told() -> str:
+    def refusal() -> str:
         with pytest.raises(WeightsError) as refused:
             load_base(path)
         assert str(path) in str(refused.value)
         return str(refused.value)
 
-    assert "no file" in told()
-    save_export(path, tensors, header | {"method": "prior"})
-    assert "an export of the method prior" in told()
-    save_export(path, tensors, {})
-    assert "no export of a base learner" in told()
+    assert "no file" in refusal()
+    save_export(path, tensors, replace(header, method="prior"))
+    assert "an export of the method prior" in refusal()
+    save_export(path, tensors, ExportHeader())
+    assert "no export of a base learner" in refusal()
     save_export(path, {name: t for name, t in tensors.items() if name != "head.classify.bias"}, header)
-    assert "head.classify.bias first" in told()
-    save_export(path, tensors, header | {"classes": json.dumps({"1": "one"})})
-    assert "2 tensors" in told()
-    save_export(path, tensors, header | {"stem": "deep"})
-    assert "of another shape" in told()
+    assert "head.classify.bias first" in refusal()
+    save_export(path, tensors, replace(header, classes={"1": "one"}))
+    assert "2 tensors" in refusal()
+    save_export(path, tensors, replace(header, stem="deep"))
+    assert "of another shape" in refusal()
 
 
 def test_a_new_run_starts_from_another_fold_without_its_classifier(tmp_path):

@@ -98,6 +98,6 @@ def test_an_evaluation(make, name):
     supports = [
         method.encode_support(method.encode(given.support[:, k].float()), given.support_mask[:, k]) for k in (0, 1)
     ]
-    logits = method.predict(query, supports)
+    logits = method.predict(query, supports).logits
     assert logits.is_meta and logits.shape == (1, 2, SIZE, SIZE)
     assert all(picture.is_meta for picture in method.maps(query, supports).values())

@@ -3,7 +3,6 @@
 QGNet stands for them; what an export must bring is most with its two networks.
 """
 
-import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from fss.errors import ConfigError, WeightsError
 from fss.methods import load_method
 from fss.methods.qgnet.method import QGNet
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from tests.support.made_episodes import episodes, image_by_image
 from tests.support.made_qgnet import build
 
@@ -21,12 +20,11 @@ from tests.support.made_qgnet import build
 def test_an_export_needs_no_other_file(qgnet_config, ablation, tmp_path):
     method = build(replace(qgnet_config, **ablation))
     tensors, header = method.export()
-    stored = json.loads(header["config"])
-    assert stored == json.loads(json.dumps(asdict(method.config)))
-    header["config"] = json.dumps(stored | {"prior_weights": "/gone", "backbone_weights": "/gone"})
-    save_export(tmp_path / "qgnet.safetensors", tensors, header)
+    assert header.config == asdict(method.config)
+    gone = {"prior_weights": "/gone", "backbone_weights": "/gone"}
+    save_export(tmp_path / "qgnet.safetensors", tensors, replace(header, config=header.config | gone))
     again, read = load_method(tmp_path / "qgnet.safetensors")
-    assert read["method"] == "qgnet"
+    assert read.method == "qgnet"
     batch = episodes(b=1)
     assert torch.equal(image_by_image(again, batch), image_by_image(method, batch))
     assert any("prior extractor" in text for text in again.caveats(10**7)) == (method.config.prior_map != "off")
@@ -34,7 +32,7 @@ def test_an_export_needs_no_other_file(qgnet_config, ablation, tmp_path):
 
 def test_a_prior_map_cannot_be_switched_on_after_training(qgnet_config):
     tensors, header = build(replace(qgnet_config, prior_map="off")).export()
-    header["config"] = json.dumps(json.loads(header["config"]) | {"prior_map": "on"})
+    header = replace(header, config=header.config | {"prior_map": "on"})
     with pytest.raises(ConfigError, match="prior_map is on but these weights were trained with off"):
         QGNet.restore(tensors, header)
 
@@ -59,11 +57,11 @@ def test_a_warm_start_takes_everything_and_refuses_other_shapes(qgnet_config, tm
 def test_files_of_other_methods_and_versions_are_refused_in_a_sentence(qgnet_config, tmp_path, prior_file):
     with pytest.raises(WeightsError, match=r"holds prior, which is not evaluated.*qgnet"):
         load_method(prior_file)
-    save_export(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    save_export(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, ExportHeader())
     with pytest.raises(WeightsError, match="without the name of a method"):
         load_method(tmp_path / "x.safetensors")
     tensors, header = build(qgnet_config).export()
-    header["config"] = json.dumps(json.loads(header["config"]) | {"unheard_of": 1})
+    header = replace(header, config=header.config | {"unheard_of": 1})
     save_export(tmp_path / "new.safetensors", tensors, header)
     with pytest.raises(WeightsError, match="another version"):
         load_method(tmp_path / "new.safetensors")

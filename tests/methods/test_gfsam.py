@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fss.data.transforms import Frame
 from fss.errors import ConfigError
 from fss.evaluate.predictor import evaluation_mode
-from fss.methods.base import Features, StepContext
+from fss.methods.base import Features, Prediction, StepContext
 from fss.methods.gfsam import FALLBACK, GFSAM, NO_POINT, GFSAMConfig
 from fss.report.published import Cell, published
 from tests.support.tiny_gfsam import GRID, SIZE, tiny
@@ -36,11 +36,10 @@ def supported(method: GFSAM, image: Tensor, *masks: Tensor) -> list[Features]:
     return [method.encode_support(method.encode(image), mask) for mask in masks]
 
 
-def predicted(method: GFSAM, query: Tensor, supports: list[Features]) -> Tensor:
-    """bool [S, S]."""
-    logits = method.predict(method.encode(query) | method.encode_query(query), supports)
-    assert logits.shape == (1, 2, SIZE, SIZE)
-    return logits.argmax(1)[0] == 1
+def predicted(method: GFSAM, query: Tensor, supports: list[Features]) -> Prediction:
+    prediction = method.predict(method.encode(query) | method.encode_query(query), supports)
+    assert prediction.mask.shape == (SIZE, SIZE) and prediction.mask.dtype == torch.bool
+    return prediction
 
 
 def alike(found: Tensor, mask: Tensor) -> bool:
@@ -51,9 +50,9 @@ def alike(found: Tensor, mask: Tensor) -> bool:
 def test_the_object_is_found_where_it_is(image, mask):
     method = tiny()
     moved = image.roll((16, -16), (2, 3))
-    found = predicted(method, moved, supported(method, image, mask))
-    assert alike(found, mask.roll((16, -16), (1, 2)))
-    assert method.flags() == ()
+    prediction = predicted(method, moved, supported(method, image, mask))
+    assert alike(prediction.mask, mask.roll((16, -16), (1, 2)))
+    assert prediction.flags == ()
 
 
 def test_the_margin_says_how_alike_they_are_and_leaves_the_mask(image, mask):
@@ -63,11 +62,13 @@ def test_the_margin_says_how_alike_they_are_and_leaves_the_mask(image, mask):
     other[:, :, 16:48, 16:48] = torch.tensor([0.8, 0.5, 0.3]).view(3, 1, 1)
     query = method.encode(image) | method.encode_query(image)
     same, alike_only = (method.predict(query, supported(method, support, mask)) for support in (image, other))
-    assert alike(alike_only.argmax(1)[0] == 1, mask)
-    assert 0 < alike_only.max() < same.max() <= 1
+    assert alike(alike_only.mask, mask)
+    assert 0 < alike_only.score < same.score <= 1
     frame = Frame.fit(100, 77, SIZE, "squash")
-    for logits in (same, alike_only):
-        assert (frame.restore(logits, "original") == frame.restore(logits.sign(), "original")).all()
+    for prediction in (same, alike_only):
+        margin = prediction.margin
+        assert margin.max() == prediction.score == -margin.min()
+        assert (frame.restore(margin, "original") == frame.restore(margin.sign(), "original")).all()
 
 
 def test_the_papers_figures_are_those_of_its_networks():
@@ -81,39 +82,37 @@ def test_the_papers_figures_are_those_of_its_networks():
 def test_shots_are_joined(image, mask):
     method = tiny()
     supports = supported(method, image, mask, mask)
-    assert alike(predicted(method, image, supports), mask)
+    assert alike(predicted(method, image, supports).mask, mask)
 
 
 def test_no_point_is_an_empty_mask_and_is_told(image, mask):
     method = tiny()
     supports = supported(method, image, mask)
-    assert not predicted(method, torch.ones_like(image), supports).any()  # nothing stands out
-    assert method.flags() == (NO_POINT,)
-    predicted(method, image, supports)
-    assert method.flags() == ()
+    empty = predicted(method, torch.ones_like(image), supports)  # nothing stands out
+    assert not empty.mask.any() and empty.flags == (NO_POINT,)
+    assert predicted(method, image, supports).flags == ()
 
 
 def test_a_mask_taken_alone_is_told(image, mask, monkeypatch):
     method = tiny()
     sam = method.non_trainable["sam"]
     monkeypatch.setattr(sam, "masks", lambda embedding, points: -torch.ones(len(points), 16, 16))
-    assert not predicted(method, image, supported(method, image, mask)).any()
-    assert method.flags() == (FALLBACK,)
+    prediction = predicted(method, image, supported(method, image, mask))
+    assert not prediction.mask.any() and prediction.flags == (FALLBACK,)
 
 
 @pytest.mark.parametrize("value", [0, 255])
 def test_a_support_without_a_pixel_of_the_class(image, mask, value):
     method = tiny()
     empty = torch.full_like(mask, value)
-    found = predicted(method, image, supported(method, image, empty))  # a square in the centre stands in
-    assert found.shape == (SIZE, SIZE)
+    assert predicted(method, image, supported(method, image, empty))  # a square in the centre stands in
     both = predicted(method, image, supported(method, image, mask, empty))
-    assert alike(both, mask)
+    assert alike(both.mask, mask)
 
 
 def test_a_support_that_is_all_object(image, mask):
     method = tiny()
-    assert predicted(method, image, supported(method, image, torch.ones_like(mask))).shape == (SIZE, SIZE)
+    assert predicted(method, image, supported(method, image, torch.ones_like(mask)))
 
 
 def test_sam_alone_looks_once(image, mask):
@@ -144,7 +143,7 @@ def test_decisions_are_taken_in_float32(image, mask):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = method.encode(image)
         rough = method.maps(features, supported(method, image, mask))
-        assert alike(predicted(method, image, supports), mask)
+        assert alike(predicted(method, image, supports).mask, mask)
     for name, found in exact.items():
         torch.testing.assert_close(rough[name], found, rtol=0, atol=1e-4)
 
@@ -170,8 +169,8 @@ def test_real_networks_fit_together(image, mask):
     torch.manual_seed(0)
     method = GFSAM(GFSAMConfig(sam="vit_t", size=SIZE, dino="vits14", dino_size=56))
     with evaluation_mode(method):
-        first = predicted(method, image, supported(method, image, mask))
-        assert torch.equal(first, predicted(method, image, supported(method, image, mask)))
+        first, second = (predicted(method, image, supported(method, image, mask)).mask for _ in range(2))
+        assert torch.equal(first, second)
     said = method.caveats(0)
     assert len(said) == 3 and said[0].startswith("SAM has random weights")
     assert not any(parameter.requires_grad for parameter in method.non_trainable.parameters())

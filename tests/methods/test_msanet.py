@@ -100,7 +100,7 @@ def test_what_the_base_learner_knows_is_taken_from_the_class(msanet_config):
     query, supports = seen(method, episodes(b=1))
     known = query | {"base": torch.ones_like(query["base"])}
     unknown = query | {"base": torch.zeros_like(query["base"])}
-    shift = method.predict(known, supports) - method.predict(unknown, supports)
+    shift = method.predict(known, supports).logits - method.predict(unknown, supports).logits
     torch.testing.assert_close(shift[:, 0], torch.full_like(shift[:, 0], 0.4))  # `suppress` of the base map
     assert shift[:, 1].eq(0).all()
 
@@ -108,17 +108,19 @@ def test_what_the_base_learner_knows_is_taken_from_the_class(msanet_config):
 def test_the_order_of_shots_changes_nothing(msanet_config):
     method = build(msanet_config(kshot="learned", shots=3))
     query, supports = seen(method, episodes(b=1, k=3))
-    expected = method.predict(query, supports)
-    torch.testing.assert_close(method.predict(query, supports[::-1]), expected, rtol=1e-4, atol=1e-5)
+    expected = method.predict(query, supports).logits
+    torch.testing.assert_close(method.predict(query, supports[::-1]).logits, expected, rtol=1e-4, atol=1e-5)
     reference = build(msanet_config(kshot="learned", shots=3, reference=True))
-    first, second = (reference.predict(query, order) for order in (supports, supports[::-1]))
+    first, second = (reference.predict(query, order).logits for order in (supports, supports[::-1]))
     assert (first - second).abs().max() > 1e-5, "the reference gives weights to shots that they were not made for"
 
 
 def test_one_shot_weighs_exactly_1_and_alike_shots_weigh_alike(msanet_config):
     method = build(msanet_config())
     query, (shot,) = seen(method, episodes(b=1))
-    torch.testing.assert_close(method.predict(query, [shot] * 4), method.predict(query, [shot]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        method.predict(query, [shot] * 4).logits, method.predict(query, [shot]).logits, rtol=1e-4, atol=1e-5
+    )
     weights = method.trainable["learner"].weights
     assert weights(torch.tensor([[0.3]])).item() == 1
     ordered = weights(torch.tensor([[0.1, 0.2, 0.3]]))[0]
@@ -130,7 +132,7 @@ def test_a_support_without_an_object_still_gives_a_prediction(msanet_config):
     query, _ = seen(method, episodes(b=1))
     empty = method.encode_support(query, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
     assert empty["prototype"].eq(0).all() and all(empty[n].shape[1] == 0 for n in empty if n.startswith("layer"))
-    assert method.predict(query, [empty]).isfinite().all()
+    assert method.predict(query, [empty]).logits.isfinite().all()
 
 
 def test_maps_are_named_and_between_0_and_1(msanet_config):

@@ -1,6 +1,5 @@
 """MSANet and BAM: every option is what it says, exports stand alone, and files that do not fit are refused."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -12,16 +11,16 @@ from fss.methods import METHODS, load_method
 from fss.methods.base import StepContext
 from fss.methods.msanet.bam import BAM
 from fss.methods.msanet.config import BAMConfig, MSANetConfig
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from tests.support.made_episodes import SIZE, episodes, image_by_image
 from tests.support.made_msanet import CLASSES, build
 
 
 @pytest.mark.parametrize(("kind", "counted"), [(MSANetConfig, 5_131_782), (BAMConfig, 4_917_254)])
 def test_learned_parameters_are_those_counted_in_the_published_code(kind, counted):
-    base = {"backbone": "resnet50", "stem": "deep", "classes": json.dumps(CLASSES)}
+    base = {"backbone": "resnet50", "stem": "deep", "classes": {str(i): name for i, name in CLASSES.items()}}
     with torch.device("meta"):
-        method = METHODS[kind.name](kind(stem="deep"), header={"base": json.dumps(base)})
+        method = METHODS[kind.name](kind(stem="deep"), header=ExportHeader(base=ExportHeader(**base)))
     assert sum(p.numel() for p in method.trainable.parameters()) == counted
 
 
@@ -76,15 +75,13 @@ def test_fixed_batch_norm_stays_fixed(msanet_config):
 def test_an_export_needs_no_other_file_and_may_show_the_meta_learner_alone(msanet_config, kind, tmp_path):
     method = build(msanet_config(kind))
     tensors, header = method.export()
-    stored = json.loads(header["config"]) | {"base_weights": "/gone"}
-    header["config"] = json.dumps(stored)
+    header = replace(header, config=header.config | {"base_weights": "/gone"})
     save_export(tmp_path / "x.safetensors", tensors, header)
     again, _ = load_method(tmp_path / "x.safetensors")
     batch = episodes(b=1)
     assert torch.equal(image_by_image(again, batch), image_by_image(method, batch))
     assert again.seen_classes() == CLASSES and any("episodes" in text for text in again.caveats(1000))
-    header["config"] = json.dumps(stored | {"output": "meta"})
-    meta = type(method).restore(tensors, header)
+    meta = type(method).restore(tensors, replace(header, config=header.config | {"output": "meta"}))
     with torch.no_grad():
         expected = method.forward(batch)[1]
     torch.testing.assert_close(
@@ -125,10 +122,10 @@ def test_learned_weights_are_for_one_number_of_shots(msanet_config):
 def test_a_warm_start_keeps_to_the_classes_of_the_base_learner(msanet_config, tmp_path):
     """The file brings its own base learner, which `base_weights`, checked against the fold, must not belie."""
     source, method = build(msanet_config()), build(msanet_config())
-    source.base_header = source.base_header | {"best_miou": "0.5"}
+    source.base_header = replace(source.base_header, best_miou=0.5)
     save_export(tmp_path / "x.safetensors", *source.export())
     assert method.init_from(tmp_path / "x.safetensors") and method.base_header == source.base_header
-    source.base_header = source.base_header | {"classes": json.dumps(CLASSES | {6: "bird"})}
+    source.base_header = replace(source.base_header, classes=source.base_header.classes | {"6": "bird"})
     save_export(tmp_path / "x.safetensors", *source.export())
     with pytest.raises(WeightsError, match=r"x\.safetensors holds .* other classes .*base_weights \(bird, bus\)"):
         method.init_from(tmp_path / "x.safetensors")

@@ -41,7 +41,7 @@ def test_one_module_takes_any_number_of_shots(mshnet_config):
         batch = episodes(b=1, k=5)
         batch.support, batch.support_mask = batch.support[:, :k], batch.support_mask[:, :k]
         expected = in_evaluation(method, batch)
-        torch.testing.assert_close(method.predict(query, supports[:k]), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(method.predict(query, supports[:k]).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_similarities_are_those_of_every_residual_sum(mshnet_config):
@@ -70,11 +70,13 @@ def test_similarities_are_those_of_every_residual_sum(mshnet_config):
 def test_shots_have_no_order(mshnet_config, ablation):
     method = build(replace(mshnet_config, **ablation))
     query, supports = seen(method, episodes(b=1, k=4))
-    expected = method.predict(query, supports)
-    torch.testing.assert_close(method.predict(query, supports[::-1]), expected)
-    torch.testing.assert_close(method.predict(query, supports[2:] + supports[:2]), expected)
-    assert not torch.allclose(method.predict(query, supports[:2]), expected)
-    torch.testing.assert_close(method.predict(query, supports[:1] * 3), method.predict(query, supports[:1]))
+    expected = method.predict(query, supports).logits
+    torch.testing.assert_close(method.predict(query, supports[::-1]).logits, expected)
+    torch.testing.assert_close(method.predict(query, supports[2:] + supports[:2]).logits, expected)
+    assert not torch.allclose(method.predict(query, supports[:2]).logits, expected)
+    torch.testing.assert_close(
+        method.predict(query, supports[:1] * 3).logits, method.predict(query, supports[:1]).logits
+    )
 
 
 @pytest.mark.parametrize("ablation", [{}, *ALONE], ids=str)
@@ -129,8 +131,10 @@ def test_a_support_without_an_object_still_gives_a_prediction(mshnet_config):
     for block in BLOCKS:
         assert supports[1][f"columns {block}"].shape[2] == 0
         assert supports[1][f"prototype {block}"].eq(0).all()
-    assert method.predict(query, supports).isfinite().all()
-    torch.testing.assert_close(method.predict(query, supports), in_evaluation(method, batch), rtol=1e-4, atol=1e-5)
+    assert method.predict(query, supports).logits.isfinite().all()
+    torch.testing.assert_close(
+        method.predict(query, supports).logits, in_evaluation(method, batch), rtol=1e-4, atol=1e-5
+    )
     batch.support_mask[:] = 255
     loss, _ = method.loss(batch, StepContext())
     loss.backward()
@@ -166,7 +170,7 @@ def test_evaluation_is_the_same_in_training_mode_and_leaves_the_mode(mshnet_conf
     method = build(mshnet_config)
     batch = episodes(b=1)
     method.trainable.train()
-    first, second = (method.predict(*seen(method, batch)) for _ in range(2))
+    first, second = (method.predict(*seen(method, batch)).logits for _ in range(2))
     assert torch.equal(first, second)
     assert method.trainable.training and not method.non_trainable["backbone"].training
 
@@ -175,4 +179,4 @@ def test_bfloat16_stays_finite_and_near(mshnet_config):
     method = build(mshnet_config)
     assert_bfloat16_is_near(method, episodes(k=2))
     with torch.autocast("cpu", torch.bfloat16):
-        assert method.predict(*seen(method, episodes(k=2))).isfinite().all()
+        assert method.predict(*seen(method, episodes(k=2))).logits.isfinite().all()

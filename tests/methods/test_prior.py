@@ -214,7 +214,7 @@ def test_export_is_the_momentum_trunk_and_can_be_started_from(tmp_path):
     method.after_step(StepContext())
     tensors, header = method.export()
     save_export(tmp_path / "prior.safetensors", tensors, header)
-    assert header["backbone"] == "resnet18" and header["encoder"] == "momentum"
+    assert header.backbone == "resnet18" and header.encoder == "momentum"
     assert not any(name.startswith("fc.") for name in tensors)
     slow = method.non_trainable["encoder"].state_dict()
     start = load_start(tmp_path / "prior.safetensors", "resnet18")

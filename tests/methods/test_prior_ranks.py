@@ -63,7 +63,7 @@ def test_ranks_leave_a_step_equal(buffers):
     batches = [views(6, seed=s) for s in range(3)]
     run_ranks(3, lambda collectives: train(methods[collectives.rank], batches, collectives))
     for method in methods[1:]:
-        for side in ("trained", "replica"):
+        for side in ("trainable", "non_trainable"):
             for name, value in getattr(methods[0], side).state_dict().items():
                 assert torch.equal(value, getattr(method, side).state_dict()[name]), name
 

@@ -47,7 +47,7 @@ def test_logits_are_scaled_cosines_to_the_mean_of_the_shots_prototypes(features)
     method = build(features=features, scale=7.0)
     supports = [(method.encode(image(1)), mask(unknown=9)), (method.encode(image(2)), mask(top=30))]
     query = method.encode(image())
-    found = method.predict(query, [method.encode_support(f, m) for f, m in supports])
+    found = method.predict(query, [method.encode_support(f, m) for f, m in supports]).logits
 
     prototypes = []
     for value in (0, 1):
@@ -80,7 +80,7 @@ def test_it_finds_an_object_of_another_colour():
     found[:, 40:140, 60:170] = 1
     painted[:, 0][found == 1] += 4
     features = method.encode(painted)
-    prediction = method.predict(features, [method.encode_support(features, found)]).argmax(1)
+    prediction = method.predict(features, [method.encode_support(features, found)]).logits.argmax(1)
     truth = found == 1
     assert ((prediction == 1) & truth).sum() / ((prediction == 1) | truth).sum() > 0.5
 
@@ -89,7 +89,7 @@ def test_a_support_without_an_object_gives_finite_logits():
     method = build()
     features = method.encode(image())
     seen = method.encode_support(features, torch.zeros(1, SIZE, SIZE, dtype=torch.uint8))
-    assert method.predict(features, [seen])[:, 1].eq(0).all()
+    assert method.predict(features, [seen]).logits[:, 1].eq(0).all()
 
 
 def test_it_cannot_be_trained_and_says_where_to_go():

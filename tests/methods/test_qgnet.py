@@ -10,6 +10,7 @@ from fss.errors import ConfigError, WeightsError
 from fss.methods.base import StepContext
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import GUIDED_MAP, PRIOR_MAP, QGNet
+from fss.nn.exports import ExportHeader
 from fss.nn.region import guided_region_map, prior_region_map, small_mask
 from tests.support.learning import (
     UNKNOWN,
@@ -55,8 +56,8 @@ def test_shots_are_averaged(qgnet_config):
     query = method.encode(method.non_trainable["standardise"](batch.query))
     alone = [method.maps(query, [s])[GUIDED_MAP] for s in seen]
     torch.testing.assert_close(method.maps(query, seen)[GUIDED_MAP], (alone[0] + alone[1]) / 2)
-    torch.testing.assert_close(method.predict(query, seen), method.predict(query, seen[::-1]))
-    torch.testing.assert_close(method.predict(query, [seen[0]] * 3), method.predict(query, [seen[0]]))
+    torch.testing.assert_close(method.predict(query, seen).logits, method.predict(query, seen[::-1]).logits)
+    torch.testing.assert_close(method.predict(query, [seen[0]] * 3).logits, method.predict(query, [seen[0]]).logits)
 
 
 def test_maps_are_those_of_the_two_frozen_networks(qgnet_config):
@@ -92,7 +93,7 @@ def test_a_support_without_an_object_still_gives_a_prediction(qgnet_config):
     seen = method.encode_support(features, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
     assert seen["prototype"].eq(0).all() and seen["columns"].shape[1] == 0
     assert method.maps(features, [seen])[GUIDED_MAP].eq(0).all()
-    assert method.predict(features, [seen]).isfinite().all()
+    assert method.predict(features, [seen]).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("ablation", [{}, {"heads": True}, {"guided_map": False}], ids=str)
@@ -167,7 +168,7 @@ def test_cautions_name_what_is_far_from_the_paper(qgnet_config):
     for piece in ("random weights", "2,400 images seen", "1,000 episodes"):
         assert piece in said
     known = build(qgnet_config)
-    known.prior_header = {"method": "moco", "backbone": "resnet18"}
+    known.prior_header = ExportHeader(method="moco", backbone="resnet18")
     assert any("MoCo" in text for text in known.caveats(10**7))
 
 

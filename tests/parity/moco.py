@@ -87,13 +87,13 @@ def run_rank(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     from torch.nn.parallel import DistributedDataParallel
 
     from fss.data.batch import ViewBatch
-    from fss.distributed.process_group import Ranks
+    from fss.distributed.process_group import ProcessGroupCollectives
     from fss.methods.prior.config import PriorConfig
     from fss.methods.prior.method import PriorExtractor
     from fss.nn import contrast
 
     dist.init_process_group("gloo")
-    collectives = Ranks()
+    collectives = ProcessGroupCollectives()
     n, rank = int(golden["batch_per_rank"]), collectives.rank
     config = PriorConfig(
         dim=int(golden["dim"]),

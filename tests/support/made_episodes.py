@@ -3,7 +3,7 @@
 import torch
 
 from fss.data.batch import EpisodeBatch
-from fss.methods.base import Features, Method
+from fss.methods.base import EpisodeMethod, Features
 
 SIZE = 65  # 9 x 9 positions
 
@@ -28,7 +28,7 @@ def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
     )
 
 
-def seen(method: Method, batch: EpisodeBatch, row: int = 0) -> tuple[Features, list[Features]]:
+def seen(method: EpisodeMethod, batch: EpisodeBatch, row: int = 0) -> tuple[Features, list[Features]]:
     """The query's features and the descriptions of the supports of one episode."""
     normalize = method.non_trainable["standardise"]
     described = [
@@ -38,6 +38,6 @@ def seen(method: Method, batch: EpisodeBatch, row: int = 0) -> tuple[Features, l
     return method.encode(normalize(batch.query[row : row + 1])), described
 
 
-def image_by_image(method: Method, batch: EpisodeBatch) -> torch.Tensor:
+def image_by_image(method: EpisodeMethod, batch: EpisodeBatch) -> torch.Tensor:
     """The logits of an evaluation, [B, 2, S, S]."""
-    return torch.cat([method.predict(*seen(method, batch, row)) for row in range(len(batch))])
+    return torch.cat([method.predict(*seen(method, batch, row)).logits for row in range(len(batch))])

@@ -1,6 +1,5 @@
 """Small MSANets and BAMs over a base learner with random weights."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from fss.methods import METHODS
 from fss.methods.msanet.config import BAMConfig
 from fss.methods.msanet.method import MSANet
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from fss.nn.pspnet import PSPNet
 
 CLASSES = {1: "cat", 4: "dog", 6: "bus"}  # the made-up episodes are of class 1
@@ -17,7 +16,8 @@ CLASSES = {1: "cat", 4: "dog", 6: "bus"}  # the made-up episodes are of class 1
 def save_base(path: Path, backbone: str) -> None:
     """A base learner's file as launch/train_base.py writes it."""
     torch.manual_seed(1)
-    header = {"method": "base", "backbone": backbone, "stem": "torchvision", "classes": json.dumps(CLASSES)}
+    classes = {str(class_id): name for class_id, name in CLASSES.items()}
+    header = ExportHeader(method="base", backbone=backbone, stem="torchvision", classes=classes)
     save_export(path, PSPNet(backbone, "torchvision", len(CLASSES)).state_dict(), header)
 
 
