@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--voc", type=Path, help="folder with JPEGImages and SegmentationClass; default: made-up ones")
     parser.add_argument("--size", type=int, default=473, help="side of the training crop, pixels")
     parser.add_argument("--shots", type=int, default=1, help="support images of an episode")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of either variant")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of either version")
     parser.add_argument("--json", action="store_true", help="end with the figures as one line of JSON")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as made:

@@ -168,7 +168,7 @@ def forward(ablation: Plain | Shipped, batch: EpisodeBatch) -> tuple[Tensor, Ten
 
 
 def extra_mib(name: str, case: str, threads: int) -> float:
-    """What a step of one variant adds to the resident memory of a process of its own, at its peak."""
+    """What a step of one version adds to the resident memory of a process of its own, at its peak."""
     arguments = ["--alone", name, "--cases", case, "--threads", str(threads)]
     done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     return float(done.stdout)

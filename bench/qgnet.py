@@ -145,7 +145,7 @@ def check(method: QGNet, size: int) -> None:
 
 
 def seconds(variants: dict[str, Plain | Shipped], size: int, batch: int, steps: int) -> dict[str, float]:
-    """Median CPU seconds of a step by variant, after one to warm up."""
+    """Median CPU seconds of a step by version, after one to warm up."""
     optimizers = {name: torch.optim.SGD(v.trainable.parameters(), **SGD) for name, v in variants.items()}
     seen: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(steps + 1):
@@ -160,7 +160,7 @@ def seconds(variants: dict[str, Plain | Shipped], size: int, batch: int, steps: 
 
 
 def peak_mib(name: str, size: int, batch: int, threads: int) -> float:
-    """Peak resident memory of a process that takes a step of one variant."""
+    """Peak resident memory of a process that takes a step of one version."""
     arguments = ["--alone", name, "--batches", str(batch), "--sizes", str(size), "--threads", str(threads)]
     done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     return float(done.stdout)
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[225, 473])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--steps", type=int, default=3, help="steps of every variant, after one to warm up")
+    parser.add_argument("--steps", type=int, default=3, help="steps of every version, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", choices=sorted(VARIANTS), help="print the peak memory of one step of this one, MiB")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -157,7 +157,7 @@ def random_batch() -> ViewBatch:
 
 
 def measure(backbone: str, steps: int) -> dict[str, dict[str, float]]:
-    """Median CPU ms by variant and stage ('total' among them) of `steps` steps each, after one to warm up."""
+    """Median CPU ms by version and stage ('total' among them) of `steps` steps each, after one to warm up."""
     variants = {
         "plain": Plain(backbone),
         "float32": Shipped(backbone),
@@ -202,7 +202,7 @@ def show(ms: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5, help="steps of every variant, after one to warm up")
+    parser.add_argument("--steps", type=int, default=5, help="steps of every version, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet50")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -111,7 +111,7 @@ def stages(data: bytes, size: int) -> list[tuple[str, float, float, str]]:
 
 
 def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
-    """Print the table; returns images per core-second of each variant and the ratios to the plain one."""
+    """Print the table; returns images per core-second of each version and the ratios to the plain one."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     random.seed(SEED)
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of JPEGs, searched below; default: 64 made-up ones")
     parser.add_argument("--size", type=int, default=224, help="side of a view, pixels")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every variant")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every version")
     parser.add_argument("--json", action="store_true", help="end with the figures as one line of JSON")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as made:

@@ -1,4 +1,4 @@
-"""Every command, option, path and link of the pages is checked: a mistyped one is found, and one that was renamed."""
+"""Every command, option, path and link of the pages exists; mistyped and renamed ones are found."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ def checker(tmp_path, monkeypatch) -> Checker:
     return Checker(tmp_path, monkeypatch)
 
 
-FOLLOWED = "docs/own_method.md"  # whose commands test_own_method.py runs
+FOLLOWED = "docs/own_method.md"  # test_own_method.py runs its commands
 COMMANDS = [code for page in PAGES if page.name != FOLLOWED for code in page.commands]
 INLINE = [code for page in PAGES for code in page.inline]
 PROGRAMS = re.compile(r"(accelerate launch (\S+ )*\S+\.py|python (-m \S+|[^-\s]\S*)|sbatch) \S|(make|pip install) \S")
@@ -98,23 +98,23 @@ def test_files_in_sentences_exist():
 
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_program():
-    """`...` stands for what differs."""
-    said = "\n".join(
+    """`...` stands for any text."""
+    program = "\n".join(
         text
         for room in ("fss", "shards", "launch")
         for path in (ROOT / room).rglob("*.py")
         for text in texts(ast.parse(path.read_text()))
     )
-    said += "\n".join(path.read_text() for path in (ROOT / "slurm").glob("*.sh"))
+    program += "\n".join(path.read_text() for path in (ROOT / "slurm").glob("*.sh"))
     quoted = [line.split("|")[1].strip() for line in Page("docs/troubleshooting.md").lines if line.startswith("| `")]
     messages = [cell[1:-1] for cell in quoted if not cell.endswith("no error")]
     assert len(messages) > 30
-    lost = [text for text in messages if not re.search(".*".join(map(re.escape, text.split("..."))), said)]
+    lost = [text for text in messages if not re.search(".*".join(map(re.escape, text.split("..."))), program)]
     assert not lost
 
 
 def texts(tree: ast.Module) -> Iterator[str]:
-    """Every string of a source, each with a space where an f-string inserts something."""
+    """Every string of a source, with a space for each value that an f-string inserts."""
     for node in ast.walk(tree):
         match node:
             case ast.JoinedStr(values=values):
@@ -154,7 +154,7 @@ def test_no_block_is_of_an_unknown_kind():
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch) -> Path:
-    """A folder with what the snippets of the pages name: weights of a network and small pictures."""
+    """A folder with the weights and the small pictures that the snippets of the pages name."""
     torch.manual_seed(0)
     method = QGNet(QGNetConfig(size=33, backbone="resnet18", prior_map="off", dim=8))
     weights = tmp_path / "runs" / "demo" / "qgnet" / "best.safetensors"

@@ -1,6 +1,6 @@
-"""docs/own_method.md, followed literally in a copy of the sources: the method trains, is evaluated and is reported.
+"""Follows docs/own_method.md literally in a copy of the sources: the method trains, is evaluated and is reported.
 
-This file is imported by the processes that run the copy, so it imports nothing of the sources itself.
+The processes that run the copy import this file, so it imports nothing of the sources itself.
 """
 
 import importlib
@@ -20,28 +20,18 @@ from tests.support.places import ROOT
 from tests.support.ranks import forked
 
 PAGE = Page("docs/own_method.md")
-SOON = {  # options after those of the page, for a test that is over soon
-    "launch/meta_train.py": [
-        "--method.backbone_weights",
-        "null",
-        "--method.size",
-        "33",
-        "--episodes.min_area",
-        "50",
-        "--optim.steps",
-        "2",
-        "--validate.every",
-        "2",
-        "--validate.episodes",
-        "2",
-    ],
-    "launch/evaluate.py": ["--eval.episodes", "6", "--eval.seeds", "[0]", "--eval.min_area", "50"],
+FASTER = {  # options after those of the page
+    "launch/meta_train.py": (
+        "--method.backbone_weights null --method.size 33 --episodes.min_area 50 "
+        "--optim.steps 2 --validate.every 2 --validate.episodes 2"
+    ).split(),
+    "launch/evaluate.py": "--eval.episodes 6 --eval.seeds [0] --eval.min_area 50".split(),
 }
 
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """The sources, with what the page adds."""
+    """A copy of the sources with the files and lines that the page adds."""
     for room in ("configs", "fss", "launch", "shards"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     [code] = [block.text for block in PAGE.blocks if block.language == "python"]
@@ -65,7 +55,7 @@ def added(text: str, diff: str) -> str:
 
 @pytest.fixture
 def inside(checkout) -> Iterator[ProcessPoolExecutor]:
-    """A process that sees the copy and forks ranks."""
+    """A process that imports the copy and forks ranks."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=enter, initargs=(checkout,)) as pool:
         yield pool
 
@@ -96,12 +86,20 @@ def test_a_method_written_by_the_page(checkout, inside):
         place = next(i for i, word in enumerate(command) if word.startswith("launch/"))
         launcher, *options = command[place:]
         ranks = int(options[options.index("--run.world_size") + 1]) if "--run.world_size" in options else 1
-        if launcher in SOON:
-            options += [*SOON[launcher], "--data.shards", "shards_of_test", "--data.workers", "0", "--log.wandb", "off"]
+        if launcher in FASTER:
+            options += [
+                *FASTER[launcher],
+                "--data.shards",
+                "shards_of_test",
+                "--data.workers",
+                "0",
+                "--log.wandb",
+                "off",
+            ]
         options = [word for word in options if word != "runs/demo/evaluation"]  # no demo was run here
         inside.submit(forked, ranks, launched, (launcher, options), 240).result()
 
     [header] = (json.loads(line) for line in (checkout / "runs/projected_evaluation/environment.jsonl").open())
-    assert header["world"] == 2
+    assert header["world_size"] == 2
     [table] = json.loads((checkout / "runs/comparison/report.json").read_text())["tables"]
     assert [row[0] for row in table["rows"]] == ["projected"]

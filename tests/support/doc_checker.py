@@ -1,7 +1,7 @@
 """Follows a command of a page to the point where work begins.
 
-Nothing is trained: a launcher is called in this process up to the job that it would do, with a stand-in where it reads
-the header of weights.
+Nothing is trained: a launcher runs in this process until it has parsed its job. Weights that a command names are
+replaced by a small file with the header of the method.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import io
 import itertools
-import json
 import re
 import runpy
 import subprocess
@@ -28,39 +27,40 @@ from accelerate.commands.launch import launch_command_parser
 import fss.config
 from fss.config import parse
 from fss.methods import METHODS
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from tests.support.doc_pages import words
 from tests.support.places import ROOT
 
 OURS = ("bench/", "configs/", "docs/", "fss/", "launch/", "shards/", "slurm/", "tests/")
 MADE = ("slurm/logs/", "fss/methods/projected.py", "configs/meta/projected.yaml")  # below OURS, but not shipped
 SBATCH = ("--array", "--cpus-per-task", "--nodes")  # each with a value
-ELSEWHERE = ("apt-get", "cd", "export", "git", "tail", "tensorboard", "wandb")  # others' programs
+ELSEWHERE = ("apt-get", "cd", "export", "git", "tail", "tensorboard", "wandb")  # programs of others
 
 
 class Reached(Exception):
-    """A program has read its options; what it would do with them is not done."""
+    """A program has read its options and would now begin to work."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
 
 
 class Checker:
-    """Raises AssertionError where a command would be refused."""
+    """Raises AssertionError if a command would be refused."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """folder: for stand-ins."""
+        """folder: for the files that replace weights."""
         self.folder = folder
         self.monkeypatch = monkeypatch
         monkeypatch.chdir(ROOT)
 
     def line(self, command: str) -> None:
+        """Check a line of shell, command by command."""
         for simple in words(command):
             settings = list(itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), simple))
             self.simple(simple[len(settings) :], dict(word.split("=", 1) for word in settings))
 
     def simple(self, command: list[str], settings: dict[str, str]) -> None:
-        """One program with its words, which must exist where they are paths of the checkout."""
+        """Check one program and its words; a word that is a path of the checkout must exist."""
         for word in command:
             if word.startswith(OURS) and not word.startswith(MADE):
                 assert any(ROOT.glob(word)), f"there is no {word}"
@@ -86,10 +86,10 @@ class Checker:
             case ["source" | "$EDITOR", file]:
                 assert Path(file).is_file()
             case [program, *_]:
-                assert program in ELSEWHERE, f"{program} is a program that this test cannot check: teach it"
+                assert program in ELSEWHERE, f"{program} is a program that this test cannot check: add a case for it"
 
     def accelerate(self, options: list[str]) -> None:
-        """Its own options, those of the script, and that both speak of the same number of ranks."""
+        """Check accelerate's own options, those of the script, and that both give the same number of ranks."""
         options = ["0" if re.fullmatch(r"\$[A-Z_]+", word) else word for word in options]
         asked = reached(lambda: launch_command_parser().parse_args(options))
         config = yaml.safe_load(Path(asked.config_file).read_text()) if asked.config_file else {}
@@ -99,9 +99,9 @@ class Checker:
         assert promised in (None, ranks), f"{ranks} ranks are started and run.world_size promises {promised}"
 
     def sbatch(self, options: list[str], settings: dict[str, str]) -> None:
-        """Its own options, and behind the script, if there are any, those of the launcher that it starts first."""
+        """Check sbatch's own options and, after the script, those of the launcher that the script starts first."""
         while options[0].startswith("--"):
-            assert options[0].split("=")[0] in SBATCH, f"sbatch {options[0]}: teach this test"
+            assert options[0].split("=")[0] in SBATCH, f"sbatch {options[0]}: add it to SBATCH"
             options = options[1 if "=" in options[0] else 2 :]
         script, *own = options
         lines = [line for line in (ROOT / script).read_text().splitlines() if not line.startswith("#")]
@@ -110,7 +110,7 @@ class Checker:
             self.script(Path(launchers[0]), [*recipe, *own])
 
     def script(self, path: Path, options: list[str]) -> Any:
-        """The job, or the parsed arguments, that a program of ours reads from its options; None after --help."""
+        """The job, or the parsed arguments, that a program of this project parses from its options; None for --help."""
         assert path.is_file(), f"there is no {path}"
         options = [
             self.stand_in(word) if before == "--weights" else word
@@ -120,7 +120,7 @@ class Checker:
         if path.parts[0] == "launch" and re.search(r"from fss\.config import .*\bparse\b", source):
             module = importlib.import_module(f"launch.{path.stem}")
             with self.monkeypatch.context() as patched:
-                for place in (module, fss.config):  # some launchers import it late
+                for place in (module, fss.config):  # some launchers import it inside main
                     patched.setattr(place, "parse", lambda *given, **how: stop(parse(*given, **how)), raising=False)
                 return reached(lambda: module.main(options))
         if "parse_args" not in source:
@@ -133,11 +133,11 @@ class Checker:
             return reached(lambda: runpy.run_path(str(path), run_name="__main__"))
 
     def stand_in(self, weights: str) -> str:
-        """An export with the header of the method in the path's name, QGNet's where there is none."""
+        """An export with the header of the method that the path names, or of QGNet."""
         name = next((name for name in METHODS if name in weights), "qgnet")
         path = self.folder / f"{name}.safetensors"
-        config = json.dumps(asdict(METHODS[name].Config()))
-        save_export(path, {"x": torch.zeros(1)}, {"method": name, "config": config})
+        header = ExportHeader(method=name, config=asdict(METHODS[name].Config()))
+        save_export(path, {"x": torch.zeros(1)}, header)
         return str(path)
 
 
@@ -146,15 +146,15 @@ def stop(job: Any) -> None:
 
 
 def reached(call: Callable[[], Any]) -> Any:
-    """What `call` reads from its options. Raises AssertionError with what it says where it refuses them."""
-    said = io.StringIO()
+    """The job that `call` reads from its options. Raises AssertionError with the last line of its error output."""
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            found = call()
-    except Reached as there:
-        return there.job
-    except SystemExit as ended:
-        assert not ended.code, said.getvalue().strip().splitlines()[-1]
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            result = call()
+    except Reached as reached_job:
+        return reached_job.job
+    except SystemExit as exit_:
+        assert not exit_.code, errors.getvalue().strip().splitlines()[-1]
         return None
-    assert found != 2, said.getvalue().strip().splitlines()[-1]
-    return found
+    assert result != 2, errors.getvalue().strip().splitlines()[-1]
+    return result

@@ -1,6 +1,6 @@
-"""What the pages of README.md and docs/ hold: blocks of code, commands, inline code and links.
+"""The parts of the pages of README.md and docs/: blocks of code, commands, inline code and links.
 
-An indented block is shell, line by line. A fenced one says what it is: Python is executed, the rest is shown.
+An indented block is shell, one command a line. A fenced block names its language; Python is executed.
 """
 
 import re
@@ -20,7 +20,7 @@ class Code:
 
     page: str
     line: int
-    """Where it begins, from 1."""
+    """Its first line, from 1."""
     language: str
     text: str
 
@@ -72,7 +72,7 @@ class Page:
 
     @cached_property
     def prose(self) -> list[str]:
-        """The lines, those of blocks empty."""
+        """The lines; those of blocks are empty."""
         blocks = {line for block in self.blocks for line in range(block.line, block.line + len(block.text.split("\n")))}
         return ["" if number in blocks else line for number, line in enumerate(self.lines, 1)]
 
