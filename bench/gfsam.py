@@ -1,13 +1,14 @@
-"""What GF-SAM costs beside its networks, as a ratio to the same computation at full resolution (plain_gfsam.py).
+"""The cost of GF-SAM without its networks, as a ratio to the same computation at full resolution (plain_gfsam.py).
 
     python bench/gfsam.py [--shots 1 5] [--points 128] [--grid 37] [--channels 1024] [--runs 5] [--threads 1]
 
 From patch tokens, reference masks and the decoder's 256 x 256 logits, all made up, to the final mask at 1024 x 1024.
 The program checks that both choose the same points, clusters and gates, and give the same mask but inside masks whose
 part in growth is rounding. They take turns and the median CPU time of each counts; "from cache" is the shipped one
-where the evaluation has features and references already. Extra memory is how far the peak of a process of its own rises
-over what it held before (Linux). The allocator is told the same for both: to keep what it has while time is measured,
-as page faults would otherwise be much of the plain one's, and to return all of it while memory is.
+with features and references from the cache. Extra memory is how far the peak of a process of its own rises
+over its memory before (Linux). The allocator has the same settings for both: it keeps its memory while time is
+measured, because page faults would otherwise be much of the plain one's, and returns all of it while memory is
+measured.
 """
 
 import argparse
@@ -105,7 +106,7 @@ class Scene:
 
 
 def check(scene: Scene) -> str:
-    """That both agree; says on what."""
+    """Assert that both give the same result; returns a line about it."""
     alignment, found = scene.ours(Stages())
     expected = scene.plain(Stages())
     assert alignment.points.equal(expected.points), "points differ"
@@ -123,18 +124,18 @@ def check(scene: Scene) -> str:
 
 
 def take_time(scene: Scene, runs: int) -> dict:
-    """What the two agree on and the milliseconds of their stages."""
-    agreed, stages = check(scene), {"ours": Stages(), "plain": Stages()}
+    """The line of `check` and the milliseconds of the stages of both."""
+    line, stages = check(scene), {"ours": Stages(), "plain": Stages()}
     for _ in range(runs + 1):
         for name, taken in stages.items():
             getattr(scene, name)(taken)
-    return {"agreed": agreed, "ms": {name: taken.medians() for name, taken in stages.items()}}
+    return {"line": line, "ms": {name: taken.medians() for name, taken in stages.items()}}
 
 
 def extra_mib(scene: Scene, name: str) -> float:
-    """How far one run lifts the peak of this process over what it holds."""
+    """The rise of this process's peak memory during one run, MiB."""
     torch.ones(64, 64) @ torch.ones(64, 64)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now the current size
     before = peak_mib()
     getattr(scene, name)(Stages())
     return peak_mib() - before
@@ -172,9 +173,9 @@ def main() -> None:
         memory = {name: alone(name, shots, RETURN) for name in ("ours", "plain")}
         total = {name: sum(stages.values()) for name, stages in found["ms"].items()}
         cached = total["ours"] - found["ms"]["ours"]["features, references"]
-        print(f"{shots}-shot: {found['agreed']}")
+        print(f"{shots}-shot: {found['line']}")
         for name, stages in found["ms"].items():
-            each = ", ".join(f"{stage} {hours_of:.0f}" for stage, hours_of in stages.items())
+            each = ", ".join(f"{stage} {ms:.0f}" for stage, ms in stages.items())
             print(f"  {name:5} {total[name]:6.0f} ms CPU ({each}); {memory[name]:.0f} MiB extra")
         print(
             f"  ratio {total['plain'] / total['ours']:.1f} in time, {total['plain'] / cached:.1f} from cache; "

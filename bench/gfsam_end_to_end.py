@@ -1,13 +1,14 @@
-"""What an episode of GF-SAM costs on photographs, stage by stage, beside the published code's recorded run of it.
+"""The cost of an episode of GF-SAM on photographs, by stage, beside a recorded run of the reference implementation.
 
     python bench/gfsam_end_to_end.py --golden GOLDEN/gfsam_real --photographs PHOTOGRAPHS \
         --dino-weights DINOV2_VITS14 --sam-weights MOBILE_SAM [--episodes 30] [--threads 2] [--plain]
         [--dino vits14] [--sam vit_t] [--device cpu]
 
 The recorded run (episodes.tsv, results.tsv and the masks beside them) was made with two threads, the small networks and
-an allocator that keeps what it has: page faults were most of the decoder otherwise. So is this one; it says how many
-masks agree. Other networks, with random weights where none are given, are for time on a GPU, and are set against
-`--plain` alone: the decoder of the package in batches of 64 and plain_gfsam.py, on the same features in the same run.
+an allocator that keeps what it has: page faults were most of the decoder otherwise. This program runs likewise and
+prints how many masks match. Other networks, with random weights if none are given, are for times on a GPU. They are
+compared with `--plain` alone: the decoder of the package in batches of 64 and plain_gfsam.py, on the same features in
+the same run.
 Means over the episodes; seconds of the CPU, or of the clock on a GPU.
 """
 
@@ -37,12 +38,12 @@ from fss.nn.pointgraph import segment
 STAGES = ("DINOv2", "SAM encoder", "SAM decoder", "rest")
 ALIKE = 0.999  # IoU of two final masks
 Row = dict[str, str]
-Spent = dict[str, float]
+Seconds = dict[str, float]
 """Stage -> seconds of an episode; 'clock' is all of it by the clock."""
 
 
 class Episode:
-    """A recorded episode: its photographs as networks see them, the supports' masks, and what was recorded of it."""
+    """A recorded episode: the photographs as networks take them, the supports' masks, the recorded mask and times."""
 
     def __init__(self, row: Row, result: Row, golden: Path, photographs: Path, device: str):
         self.shots = int(row["shot"])
@@ -68,12 +69,12 @@ def class_mask(path: Path, class_id: int) -> Tensor:
     return torch.from_numpy(Frame.fit(*labels.shape, SIZE, "squash").mask((labels == class_id).astype(np.uint8)))[None]
 
 
-class Watchdog:
+class Stopwatch:
     """Seconds by stage of one episode."""
 
     def __init__(self, device: str):
         self._gpu = device != "cpu"
-        self.hours_of: Spent = defaultdict(float)
+        self.seconds: Seconds = defaultdict(float)
 
     def _now(self) -> float:
         if self._gpu:
@@ -84,10 +85,10 @@ class Watchdog:
     def __call__(self, name: str) -> Iterator[None]:
         start = self._now()
         yield
-        self.hours_of[name] += self._now() - start
+        self.seconds[name] += self._now() - start
 
 
-def ours(method: GFSAM, episode: Episode, stage: Watchdog) -> tuple[Tensor, Tensor]:
+def ours(method: GFSAM, episode: Episode, stage: Stopwatch) -> tuple[Tensor, Tensor]:
     """The final mask bool [S, S], and SAM's embedding of the query."""
     rules, sam = method.config, method.non_trainable["sam"]
     with stage("DINOv2"):
@@ -105,7 +106,7 @@ def ours(method: GFSAM, episode: Episode, stage: Watchdog) -> tuple[Tensor, Tens
         return segment(target, found, logits, SIZE, rules).mask, embedding
 
 
-def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Watchdog) -> None:
+def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Stopwatch) -> None:
     """Decoder and the rest in the straightforward way; on a GPU the published code, too, does the rest on it."""
     rules, sam = method.config, method.non_trainable["sam"]
     small = [F.interpolate(x, (rules.dino_size,) * 2, mode="bilinear", antialias=False) for x in episode.images]
@@ -123,10 +124,10 @@ def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Watchdog) -
 
     with stage("decoder and rest"):
         plain_gfsam.segment(tokens[0], tokens[1:], torch.cat(episode.masks), decode, SIZE)
-    stage.hours_of["rest"] = stage.hours_of.pop("decoder and rest") - stage.hours_of["SAM decoder"]
+    stage.seconds["rest"] = stage.seconds.pop("decoder and rest") - stage.seconds["SAM decoder"]
 
 
-def line(name: str, rows: list[Spent]) -> str:
+def line(name: str, rows: list[Seconds]) -> str:
     """The mean of each stage over episodes."""
     mean = {stage: sum(row[stage] for row in rows) / len(rows) for stage in (*STAGES, "clock")}
     each = "".join(f"{mean[stage]:13.2f}" for stage in STAGES)
@@ -158,37 +159,37 @@ def main() -> None:
     rows, results = (read(args.golden / f"{name}.tsv") for name in ("episodes", "results"))
     pairs = list(zip(rows, results, strict=True))
     taken = [pairs[i * len(pairs) // args.episodes] for i in range(min(args.episodes, len(pairs)))]
-    hours_of: dict[tuple[int, str], list[Spent]] = defaultdict(list)
+    measured: dict[tuple[int, str], list[Seconds]] = defaultdict(list)
     alike = 0
     with torch.inference_mode():
         for number, (row, result) in enumerate([taken[0], *taken]):  # the first once more: to warm up
             episode = Episode(row, result, args.golden, args.photographs, args.device)
-            watch, start = Watchdog(args.device), time.perf_counter()
-            mask, embedding = ours(method, episode, watch)
-            watch.hours_of["clock"] = time.perf_counter() - start
-            versions = {"ours": watch.hours_of}
+            stopwatch, start = Stopwatch(args.device), time.perf_counter()
+            mask, embedding = ours(method, episode, stopwatch)
+            stopwatch.seconds["clock"] = time.perf_counter() - start
+            versions = {"ours": stopwatch.seconds}
             if as_recorded:
                 versions["recorded"] = episode.recorded
             if args.plain:
-                other, start = Watchdog(args.device), time.perf_counter()
+                other, start = Stopwatch(args.device), time.perf_counter()
                 plain(method, episode, embedding, other)
-                encoders = {stage: watch.hours_of[stage] for stage in STAGES[:2]}  # the same for both
+                encoders = {stage: stopwatch.seconds[stage] for stage in STAGES[:2]}  # the same for both
                 clock = time.perf_counter() - start
-                versions["plain"] = {**other.hours_of, **encoders, "clock": clock}
+                versions["plain"] = {**other.seconds, **encoders, "clock": clock}
             if number:
                 union = (mask.cpu() | episode.mask).sum().clamp(min=1)
                 alike += bool((mask.cpu() & episode.mask).sum() / union >= ALIKE)
                 for name, seconds in versions.items():
-                    hours_of[episode.shots, name].append(seconds)
+                    measured[episode.shots, name].append(seconds)
     print(f"{len(taken)} episodes, {args.threads} threads, {args.device}; seconds an episode")
     if as_recorded:
-        print(f"{alike} final masks agree with the recorded ones to an IoU of {ALIKE}")
-    for shots in sorted({shots for shots, _ in hours_of}):
-        names = [name for known, name in hours_of if known == shots]
-        print(f"{shots}-shot, {len(hours_of[shots, 'ours'])} episodes")
+        print(f"{alike} final masks match the recorded ones with an IoU of {ALIKE}")
+    for shots in sorted({shots for shots, _ in measured}):
+        names = [name for known, name in measured if known == shots]
+        print(f"{shots}-shot, {len(measured[shots, 'ours'])} episodes")
         print(" " * 11 + "".join(f"{stage:>13}" for stage in (*STAGES, "all", "by the clock")))
         for name in names:
-            print(line(name, hours_of[shots, name]))
+            print(line(name, measured[shots, name]))
 
 
 def read(path: Path) -> list[Row]:

@@ -34,7 +34,7 @@ from fss.methods.base import StepContext
 from fss.methods.msanet.config import MSANetConfig
 from fss.methods.msanet.method import MSANet
 from fss.nn.ensemble import cosine_gram, psi
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from fss.nn.multisim import class_share, compared_layers, layer_similarity
 from fss.nn.pspnet import PSPNet
 from fss.nn.region import guided_region_map, small_mask
@@ -42,7 +42,7 @@ from fss.nn.resnet import PointwiseConv2d
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
-CLASSES = {number: f"class {number}" for number in range(1, 16)}
+CLASSES = {str(number): f"class {number}" for number in range(1, 16)}
 PUBLISHED = {"backbone": 1.06, "multi-similarity": 0.80, "base learner": 0.30, "prior mask": 0.27, "Gram": 0.03}
 """Seconds of a forward pass of the published code at 473 px, 1 shot, a quarter of the image, on two threads."""
 
@@ -50,10 +50,10 @@ PUBLISHED = {"backbone": 1.06, "multi-similarity": 0.80, "base learner": 0.30, "
 def build() -> MSANet:
     """The paper's network with random weights, without dropout, which would make the two draw differently."""
     torch.manual_seed(0)
-    told = {"method": "base", "backbone": "resnet50", "stem": "torchvision", "classes": json.dumps(CLASSES)}
+    header = ExportHeader(method="base", backbone="resnet50", stem="torchvision", classes=CLASSES)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base.safetensors"
-        save_export(path, PSPNet("resnet50", "torchvision", len(CLASSES)).state_dict(), told)
+        save_export(path, PSPNet("resnet50", "torchvision", len(CLASSES)).state_dict(), header)
         off = dict.fromkeys(("reduction_dropout", "classifier_dropout", "attention_dropout"), 0.0)
         return MSANet(MSANetConfig(base_weights=str(path), **off))
 
@@ -83,7 +83,7 @@ class Plain:
                 if type(layer) is PointwiseConv2d:
                     layer.__class__ = nn.Conv2d
         self.classes = torch.tensor(list(method.classes))
-        self.hours_of: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
         self.plain = PlainMSANet(
             self.trainable["learner"],
             self.trainable["reduce_query"],
@@ -96,7 +96,7 @@ class Plain:
     def stage(self, name: str):
         began = time.process_time()
         yield
-        self.hours_of[name] += time.process_time() - began
+        self.seconds[name] += time.process_time() - began
 
     def base(self, block4: Tensor) -> Tensor:
         """The base learner's head, its pyramid concatenated."""
@@ -125,7 +125,7 @@ class Plain:
         return sum(F.cross_entropy(x, mask, ignore_index=255) for x in outputs)
 
 
-VARIANTS: dict[str, Callable] = {"plain": Plain, "shipped": Shipped}
+VERSIONS: dict[str, Callable] = {"plain": Plain, "shipped": Shipped}
 
 
 def episodes(size: int, shots: int, share: float) -> EpisodeBatch:
@@ -145,26 +145,26 @@ def episodes(size: int, shots: int, share: float) -> EpisodeBatch:
     )
 
 
-def median(action: Callable, variants: dict[str, Plain | Shipped], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of `action(ablation)`, in turns, after one to warm up."""
+def median(action: Callable, versions: dict[str, Plain | Shipped], repeats: int) -> dict[str, float]:
+    """Median CPU seconds of `action(version)`, in turns, after one to warm up."""
     seen: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats + 1):
-        for name, ablation in variants.items():
+        for name, version in versions.items():
             began = time.process_time()
-            action(ablation)
+            action(version)
             seen[name].append(time.process_time() - began)
     return {name: statistics.median(row[1:]) for name, row in seen.items()}
 
 
-def step(ablation: Plain | Shipped, batch: EpisodeBatch) -> None:
-    ablation.loss(batch).backward()
-    torch.optim.SGD(ablation.trainable.parameters(), **SGD).step()
-    ablation.trainable.zero_grad()
+def step(version: Plain | Shipped, batch: EpisodeBatch) -> None:
+    version.loss(batch).backward()
+    torch.optim.SGD(version.trainable.parameters(), **SGD).step()
+    version.trainable.zero_grad()
 
 
-def forward(ablation: Plain | Shipped, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def forward(version: Plain | Shipped, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return ablation.forward(batch)
+        return version.forward(batch)
 
 
 def extra_mib(name: str, case: str, threads: int) -> float:
@@ -175,9 +175,9 @@ def extra_mib(name: str, case: str, threads: int) -> float:
 
 
 def alone(name: str, batch: EpisodeBatch) -> float:
-    ablation = VARIANTS[name](build())
+    version = VERSIONS[name](build())
     before = psutil.Process().memory_info().rss
-    step(ablation, batch)
+    step(version, batch)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / (1 << 20)
 
 
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--large", default="641:5:0.25", help="a case that the shipped method alone is run on")
     parser.add_argument("--repeats", type=int, default=3, help="of everything, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--alone", choices=sorted(VARIANTS), help="print what one step of this one adds, MiB")
+    parser.add_argument("--alone", choices=sorted(VERSIONS), help="print what one step of this one adds, MiB")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -232,32 +232,32 @@ def main() -> None:
         print(alone(args.alone, episodes(*parsed(args.cases[0]))))
         return
     # First of all: the peak that a process reports is at least what the one that started it held.
-    memory = {case: {name: extra_mib(name, case, args.threads) for name in VARIANTS} for case in args.cases}
+    memory = {case: {name: extra_mib(name, case, args.threads) for name in VERSIONS} for case in args.cases}
     large = extra_mib("shipped", args.large, args.threads)
     method = build()
-    variants = {name: ablation(copy.deepcopy(method)) for name, ablation in VARIANTS.items()}
+    versions = {name: version(copy.deepcopy(method)) for name, version in VERSIONS.items()}
     figures: dict[str, dict] = {}
     heads = ("forward: s", "step: s", "extra MiB")
     print(" " * 21 + "".join(f"{head:>12} {'ratio':>6}" for head in heads))
     for case, extra in memory.items():
         batch = episodes(*parsed(case))
-        for ours, theirs in zip(forward(variants["shipped"], batch), forward(variants["plain"], batch), strict=True):
+        for ours, theirs in zip(forward(versions["shipped"], batch), forward(versions["plain"], batch), strict=True):
             torch.testing.assert_close(ours, theirs, **CLOSE)
-        hours_of = {
-            "forward": median(lambda v, batch=batch: forward(v, batch), variants, args.repeats),
-            "step": median(lambda v, batch=batch: step(v, batch), variants, args.repeats),
+        seconds = {
+            "forward": median(lambda v, batch=batch: forward(v, batch), versions, args.repeats),
+            "step": median(lambda v, batch=batch: step(v, batch), versions, args.repeats),
             "extra": extra,
         }
-        figures[case] = hours_of
-        for name in VARIANTS:
-            cells = "".join(f"{row[name]:>12.2f} {row[name] / row['plain']:>6.2f}" for row in hours_of.values())
+        figures[case] = seconds
+        for name in VERSIONS:
+            cells = "".join(f"{row[name]:>12.2f} {row[name] / row['plain']:>6.2f}" for row in seconds.values())
             print(f"{case:>12} {name:>8}{cells}", flush=True)
     print(f"{args.large:>12}  shipped: a step adds {large:.0f} MiB")
     batch = episodes(*parsed(args.cases[0]))
-    variants["plain"].hours_of.clear()
+    versions["plain"].seconds.clear()
     for _ in range(args.repeats):
-        forward(variants["plain"], batch)
-    plain = {name: hours_of / args.repeats for name, hours_of in variants["plain"].hours_of.items()}
+        forward(versions["plain"], batch)
+    plain = {name: seconds / args.repeats for name, seconds in versions["plain"].seconds.items()}
     shipped = stages(method, batch, args.repeats)
     print(f"\n{'stage, CPU s':>18} {'plain':>7} {'shipped':>8} {'ratio':>6}   published, wall s on 2 threads elsewhere")
     for name, published in PUBLISHED.items():

@@ -160,8 +160,8 @@ def evaluation(size: int, shots: int, repeats: int) -> str:
         "predict": lambda: method.predict(seen, supports),
     }
     kept = [sum(t.nbytes for t in tensors.values()) / (1 << 20) for tensors in (seen, supports[0])]
-    hours_of = ", ".join(f"{name} {taken:.2f} s" for name, taken in in_turns(actions, repeats).items())
-    return f"evaluation, {shots} shots: {hours_of}; kept of an image {kept[0]:.1f} MiB, of a support {kept[1]:.1f} MiB"
+    times = ", ".join(f"{name} {taken:.2f} s" for name, taken in in_turns(actions, repeats).items())
+    return f"evaluation, {shots} shots: {times}; kept of an image {kept[0]:.1f} MiB, of a support {kept[1]:.1f} MiB"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """MSANet in the shape of the published code: what the shipped method is measured against.
 
-Shots, images and layers are processed one after the other; every matrix of cosines exists as a whole, with a copy for its ReLU;
+Shots, images and layers are processed in turn; every matrix of cosines exists as a whole, with a copy for its ReLU;
 the similarity of block 1's last layer is computed and thrown away; prototypes are tiled, everything is concatenated.
 Parameters are those of the shipped modules. Nothing else is done twice or in a roundabout way.
 """

@@ -132,7 +132,7 @@ class Shipped:
         return loss
 
 
-VARIANTS = {"plain": Plain, "float32": Shipped, "bf16": lambda method: Shipped(method, bf16=True)}
+VERSIONS = {"plain": Plain, "float32": Shipped, "bf16": lambda method: Shipped(method, bf16=True)}
 
 
 def check(method: QGNet, size: int) -> None:
@@ -144,15 +144,15 @@ def check(method: QGNet, size: int) -> None:
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
-def seconds(variants: dict[str, Plain | Shipped], size: int, batch: int, steps: int) -> dict[str, float]:
+def seconds(versions: dict[str, Plain | Shipped], size: int, batch: int, steps: int) -> dict[str, float]:
     """Median CPU seconds of a step by version, after one to warm up."""
-    optimizers = {name: torch.optim.SGD(v.trainable.parameters(), **SGD) for name, v in variants.items()}
-    seen: dict[str, list[float]] = {name: [] for name in variants}
+    optimizers = {name: torch.optim.SGD(v.trainable.parameters(), **SGD) for name, v in versions.items()}
+    seen: dict[str, list[float]] = {name: [] for name in versions}
     for _ in range(steps + 1):
         drawn = episodes(batch, size)
-        for name, ablation in variants.items():
+        for name, version in versions.items():
             start = time.process_time()
-            ablation.loss(drawn).backward()
+            version.loss(drawn).backward()
             optimizers[name].step()
             optimizers[name].zero_grad()
             seen[name].append(time.process_time() - start)
@@ -172,26 +172,26 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=3, help="steps of every version, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--alone", choices=sorted(VARIANTS), help="print the peak memory of one step of this one, MiB")
+    parser.add_argument("--alone", choices=sorted(VERSIONS), help="print the peak memory of one step of this one, MiB")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.alone:
-        seconds({args.alone: VARIANTS[args.alone](build())}, args.sizes[0], args.batches[0], steps=0)
+        seconds({args.alone: VERSIONS[args.alone](build())}, args.sizes[0], args.batches[0], steps=0)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     # First of all: the peak that a process reports is at least what the one that started it held.
     cases = [(size, batch) for size in args.sizes for batch in args.batches]
-    memory = {case: {name: peak_mib(name, *case, args.threads) for name in VARIANTS} for case in cases}
+    memory = {case: {name: peak_mib(name, *case, args.threads) for name in VERSIONS} for case in cases}
     method, rows = build(), []
-    print(f"{'px':>4} {'batch':>5}" + "".join(f"{f'{name}: CPU s':>17} {'ratio':>5} {'MiB':>5}" for name in VARIANTS))
+    print(f"{'px':>4} {'batch':>5}" + "".join(f"{f'{name}: CPU s':>17} {'ratio':>5} {'MiB':>5}" for name in VERSIONS))
     for (size, batch), peak in memory.items():
         check(method, size)
-        variants = {name: ablation(copy.deepcopy(method)) for name, ablation in VARIANTS.items()}
-        taken = seconds(variants, size, batch, args.steps)
-        ratio = {name: hours_of / taken["plain"] for name, hours_of in taken.items()}
+        versions = {name: version(copy.deepcopy(method)) for name, version in VERSIONS.items()}
+        taken = seconds(versions, size, batch, args.steps)
+        ratio = {name: time_ / taken["plain"] for name, time_ in taken.items()}
         rows.append({"size": size, "batch": batch, "cpu_s": taken, "ratio": ratio, "peak_mib": peak})
-        cells = (f"{taken[name]:>17.2f} {ratio[name]:>5.2f} {peak[name]:>5.0f}" for name in VARIANTS)
+        cells = (f"{taken[name]:>17.2f} {ratio[name]:>5.2f} {peak[name]:>5.0f}" for name in VERSIONS)
         print(f"{size:>4} {batch:>5}" + "".join(cells), flush=True)
     if args.json:
         args.json.write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=1))

@@ -2,11 +2,11 @@
 
     python bench/step.py [--steps 5] [--threads 1] [--json FILE]
 
-ResNet-50, 224 px, batch 8, K = 65536. The variants take turns, step by step, and the median of each counts, so that
+ResNet-50, 224 px, batch 8, K = 65536. The versions take turns, step by step, and the median of each counts, so that
 other load on the machine meets all of them alike. The stages of both are printed beside those that the official code
 took on another machine.
 
-Like the plain one, the shipped variants take batch statistics over all 8 images, as every rank of a larger job does
+Like the plain one, the shipped versions take batch statistics over all 8 images, as every rank of a larger job does
 (bn_split 1); 'split' is float32 with the default of a lone process, which cuts its batch into two groups.
 """
 
@@ -158,7 +158,7 @@ def random_batch() -> ViewBatch:
 
 def measure(backbone: str, steps: int) -> dict[str, dict[str, float]]:
     """Median CPU ms by version and stage ('total' among them) of `steps` steps each, after one to warm up."""
-    variants = {
+    versions = {
         "plain": Plain(backbone),
         "float32": Shipped(backbone),
         "bf16": Shipped(backbone, bf16=True),
@@ -166,15 +166,15 @@ def measure(backbone: str, steps: int) -> dict[str, dict[str, float]]:
         "float32 + patches": Shipped(backbone, local="patch"),
         "bf16 + patches": Shipped(backbone, local="patch", bf16=True),
     }
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
     for _ in range(steps + 1):
         batch = random_batch()
-        for name, ablation in variants.items():
-            ready = ablation.prepare(batch)
+        for name, version in versions.items():
+            ready = version.prepare(batch)
             start = time.process_time()
-            ablation.step(ready)
+            version.step(ready)
             total = 1000 * (time.process_time() - start)
-            seen[name].append(ablation.stages.take() | {"total": total})
+            seen[name].append(version.stages.take() | {"total": total})
     return {
         name: {stage: statistics.median(row[stage] for row in rows[1:]) for stage in rows[0]}
         for name, rows in seen.items()

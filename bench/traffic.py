@@ -1,9 +1,9 @@
-"""What a training step sends between its ranks: asked of the shipped methods, not written down by hand.
+"""The traffic between ranks in a training step, recorded from the shipped methods.
 
 A method is given a `CallLog` as its collectives, which answers every call with a tensor of the right shape and records
-it. The prior extractor runs on meta tensors, whose shapes are real and whose contents do not exist.
-What methods that learn from episodes send depends on neither image size nor batch: they run on one small episode. To it
-comes what the engine sends: gradients and control words. What a rank hands in does not depend on the number of ranks.
+it. The prior extractor runs on meta tensors, which have shapes and no contents. The traffic of methods that are trained
+on episodes depends on neither image size nor batch: they run on one small episode. The training loop adds gradients and
+control words. The input of a rank to a collective does not depend on the number of ranks.
 """
 
 from collections import Counter
@@ -80,7 +80,7 @@ class CallLog:
 
 
 def engine_calls(method: Method) -> list[Call]:
-    """What DDP and the loop send at every step, whatever the method: see `DistributedContext.wrap` and `Trainer._step`."""
+    """The collectives of DDP and of the loop in a step of any method: `DistributedContext.wrap`, `Trainer._step`."""
     parameters = list(method.trainable.parameters())
     return [
         Call(GRADIENTS, "all_reduce", sum(4 * p.numel() for p in parameters)),
