@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fss.data.episodes import Episode
-from fss.data.folds import class_named
+from fss.datasets.base import class_named
 from shards.format import Manifest, ShardError, write_whole
 from shards.sources import read_file, unique_keys
 

@@ -12,12 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from fss.data.folds import Fold, SchemeName
+from fss.data.folds import Fold
+from fss.datasets import SchemeName
+from fss.datasets.base import Draw, Labels
 from fss.errors import at_least
 from shards.format import Manifest, ShardError
-
-Draw = Literal["class_image", "image_class", "round_robin", "every_image", "every_pair"]
-Labels = Literal["own", "flat"]
 
 # What a random stream is for; the first word of its seed (see shards/read.py).
 EPISODE, PASS, SUBSET = 21, 22, 23

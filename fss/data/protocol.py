@@ -1,46 +1,40 @@
 """Evaluation protocols by name: everything besides the method that decides a score.
 
-The figures are those of the published code; `note` says what of it cannot be had here. docs/protocols.md lists them.
+The values are those of the reference implementations; `note` states what cannot be reproduced here. docs/protocols.md
+lists them.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from fss.data.episodes import Policy
-from fss.data.folds import SchemeName
 from fss.data.transforms import Resize, Resolution
+from fss.datasets import dataset_named
+from fss.datasets.base import NOT_THE_SAME_EPISODES, ProtocolName
 from fss.errors import ConfigError
-
-ProtocolName = Literal["default", "pfenet", "bam", "hsnet", "mshnet", "hdmnet", "gfsam"]
 
 SEEDS_OF_123 = (510, 365, 382, 322, 988, 98, 742, 17, 595, 106)  # legacy NumPy: seed(123); randint(0, 1000, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Policy):
-    """How a method is evaluated on a data set: which episodes, and in which frame they are scored."""
+    """Rules by which a method is evaluated on a data set: the episodes, and the frame in which they are scored."""
 
     name: ProtocolName
     episodes: int
     """Episodes of each seed."""
     passes: int | None = None
-    """At most so many passes over the queries of an ordered policy; None: as many as the episodes take."""
+    """Most passes over the queries of an ordered policy; None: as many as the episodes take."""
     seeds: tuple[int, ...]
     """Every seed is one run; several give a mean and a standard deviation."""
     resize: Resize
-    """How an image gets into the square input, see fss.data.transforms.fit_image."""
+    """Rule that fits an image into the square input, see fss.data.transforms.fit_image."""
     resolution: Resolution
-    """Where a prediction meets the truth: at the size of the photograph, or in a square of so many pixels a side."""
+    """Size at which predictions are scored: the photograph's own, or a square of so many pixels a side."""
     ignore_255: bool = True
-    """Whether pixels of unknown class stay out of the score; otherwise they count as background."""
+    """Leave pixels of unknown class out of the score; False counts them as background."""
     note: str
-    """What differs from the published runs, in one sentence."""
+    """Difference from the published runs, in one sentence."""
 
-
-NOT_THE_SAME_EPISODES = "episodes of the same distribution, not the same ones: the published draws "
-
-UNLISTED = NOT_THE_SAME_EPISODES + "come from NumPy's global generator and no list of them is published"
-COUNTED = UNLISTED + "; images are counted in the official JSON, there in an extract of it, "
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "default": Protocol(
@@ -116,80 +110,17 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         "here the aspect is kept; seeds and resolution are our choice",
     ),
 }
-"""As on PASCAL-5i."""
-
-BINARY = {"labels": "own", "ignore_255": False, "min_area": 0}  # sets of one mask a class, without unknown pixels
-SMALL: tuple[SchemeName, ...] = (
-    "fss",
-    "lvis",
-    "paco",
-    "pascal_part",
-    "deepglobe",
-    "isic",
-    "isaid",
-    "interleaved",
-    "list",
-)  # images or objects are small, or may be
-
-ELSEWHERE: dict[tuple[ProtocolName, SchemeName], dict] = {
-    ("pfenet", "coco"): {"episodes": 20000, "passes": None},
-    ("hdmnet", "coco"): {"episodes": 10000},
-    ("hsnet", "coco"): {"draw": "class_image", "ignore_255": False},
-    ("gfsam", "coco"): {"draw": "class_image", "ignore_255": False},
-    ("hsnet", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
-    ("gfsam", "fss"): {"draw": "every_image", "episodes": 2400, "passes": 1, "min_area": 0},
-    ("gfsam", "lvis"): BINARY
-    | {
-        "draw": "round_robin",
-        "episodes": 2300,
-        "note": COUNTED + "so a class near K images may be in or out, and those after it in other folds",
-    },
-    ("gfsam", "paco"): BINARY
-    | {
-        "draw": "class_image",
-        "episodes": 2500,
-        "note": COUNTED + "so a class near K images may be in or out",
-    },
-    ("gfsam", "pascal_part"): BINARY
-    | {
-        "draw": "round_robin",
-        "episodes": 2500,
-        "passes": 1,
-        "repeat_supports": False,
-        "note": UNLISTED + ", and prefer photographs most of whose objects show the part",
-    },
-    ("gfsam", "deepglobe"): BINARY | {"draw": "round_robin", "episodes": 600, "note": UNLISTED},
-    ("gfsam", "isic"): BINARY | {"draw": "round_robin", "episodes": 600, "note": UNLISTED},
-    ("gfsam", "isaid"): {
-        "episodes": 5000,
-        "passes": 1,
-        "min_area": 0,
-        "note": "each patch once for each of its classes, in the order of the keys; the published runs have the order, "
-        "the patches and the supports of their lists: evaluate these to have them",
-    },
-    **{("default", scheme): {"min_area": 0} for scheme in SMALL},
-}
-"""What changes on another data set."""
-
-USED_ON: dict[SchemeName, tuple[str, tuple[ProtocolName, ...]]] = {
-    "fss": ("FSS-1000", ("default", "hsnet", "gfsam")),
-    "lvis": ("LVIS-92i", ("default", "gfsam")),
-    "paco": ("PACO-Part", ("default", "gfsam")),
-    "pascal_part": ("PASCAL-Part", ("default", "gfsam")),
-    "deepglobe": ("DeepGlobe", ("default", "gfsam")),
-    "isic": ("ISIC 2018", ("default", "gfsam")),
-    "isaid": ("iSAID-5i", ("default", "gfsam")),
-}
-"""Data sets on which few protocols were used: their names, and which."""
+"""On PASCAL-5i; `DataSet.changes` has what differs on another set."""
 
 
-def protocol_of(name: ProtocolName, scheme: SchemeName) -> Protocol:
-    """Protocol `name` on the data set of `scheme`. Users' own sets ('interleaved', 'list') take PASCAL's figures.
+def protocol_of(name: ProtocolName, scheme: str) -> Protocol:
+    """Return protocol `name` on the data set of `scheme`. Users' own sets ('interleaved', 'list') take PASCAL's values.
 
-    Raises ConfigError where nothing was published for that data set.
+    Raises ConfigError if there is no such scheme, or the protocol was never used on its data set.
     """
-    data_set, used = USED_ON.get(scheme, ("", (name,)))
-    if name not in used:
-        raise ConfigError(f"eval.protocol {name} was never used on {data_set}: choose {', '.join(used)}")
-    data = "coco" if scheme == "coco_contiguous" else scheme
-    return replace(PROTOCOLS[name], **ELSEWHERE.get((name, data), {}))
+    dataset = dataset_named(scheme)
+    if dataset.protocols is not None and name not in dataset.protocols:
+        raise ConfigError(
+            f"eval.protocol {name} was never used on {dataset.title}: choose {', '.join(dataset.protocols)}"
+        )
+    return replace(PROTOCOLS[name], **dataset.changes.get(name, {}))

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fss.data.episodes import Labels
+from fss.datasets.base import Labels
 from shards.codec import decode_image, decode_labels, decode_mask, flatten, image_bytes
 from shards.format import IGNORE_LABEL, Meta, ShardError
 from shards.read import ShardSet, sample_context

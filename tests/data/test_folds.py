@@ -2,7 +2,10 @@
 
 import pytest
 
-from fss.data.folds import SCHEMES, VOC_CLASSES, fold_of, fss1000_split
+from fss.data.folds import fold_of
+from fss.datasets import DATASETS
+from fss.datasets.fss1000 import fss1000_split
+from fss.datasets.pascal import NAMES
 from fss.errors import ConfigError
 from shards.format import Manifest, ShardError
 from shards.sources.voc import CLASSES
@@ -31,7 +34,7 @@ def test_pascal_goes_by_names_whatever_their_spelling_and_ids():
         "motorbike": "motorcycle",
         "sofa": "couch",
     }
-    classes = {100 - i: spelled.get(name, name) for i, name in enumerate(VOC_CLASSES)}
+    classes = {100 - i: spelled.get(name, name) for i, name in enumerate(NAMES)}
     assert fold_of("pascal", 0, of(classes)).novel == (96, 97, 98, 99, 100)
     assert fold_of("pascal", 3, of(classes)).novel == (81, 82, 83, 84, 85)
 
@@ -91,7 +94,7 @@ def test_a_list_of_names_or_ids():
         ("list", 0, CLASSES, (), "episodes.novel is empty"),
         ("list", 0, CLASSES, ["cat", "unicorn"], "'unicorn', which is none of the 20"),
         ("list", 0, CLASSES, ["21"], "'21', which is none"),
-        ("list", 0, CLASSES, list(VOC_CLASSES), "leaves 20 novel and 0 base"),
+        ("list", 0, CLASSES, list(NAMES), "leaves 20 novel and 0 base"),
         ("coco", 0, COCO, ["person"], "set the scheme to list"),
     ],
 )
@@ -101,6 +104,6 @@ def test_what_does_not_fit_is_said(scheme, fold, classes, novel, message):
 
 
 def test_every_scheme_is_named_as_its_errors_name_it():
-    for name, scheme in SCHEMES.items():
+    for name, dataset in DATASETS.items():
         with pytest.raises(ConfigError, match=f"scheme {name} "):
-            fold_of(name, scheme.folds, of(CLASSES))
+            fold_of(name, dataset.folds, of(CLASSES))

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from fss.data.episodes import EpisodeSource, Policy, evaluation_episodes
-from fss.data.folds import DEEPGLOBE_CLASSES, ISAID_ENDS, ISIC_CLASSES, LVIS_CLASSES, fold_of, training_fold
+from fss.data.folds import fold_of, training_fold
 from fss.data.protocol import PROTOCOLS, protocol_of
+from fss.datasets.isaid import ENDS as ISAID_ENDS
+from fss.datasets.lvis import CLASSES as LVIS_CLASSES
 from fss.errors import ConfigError
 from shards.format import Manifest, SampleEntry, ShardError
+from shards.sources.deepglobe import CLASSES as DEEPGLOBE_CLASSES
+from shards.sources.isic import CLASSES as ISIC_CLASSES
 
 
 def shown(times: dict[int, int], classes: dict[int, str], crops: int = 1) -> Manifest:
@@ -80,9 +84,8 @@ def test_isaid_folds_are_contiguous():
     assert folds[1].base == (1, 2, 3, 4, 5, 11, 12, 13, 14, 15)
 
 
-@pytest.mark.parametrize("scheme, names", [("deepglobe", DEEPGLOBE_CLASSES), ("isic", ISIC_CLASSES)])
-def test_cross_domain_sets_are_novel_as_a_whole(scheme, names):
-    classes = dict(enumerate(names, start=1))
+@pytest.mark.parametrize("scheme, classes", [("deepglobe", DEEPGLOBE_CLASSES), ("isic", ISIC_CLASSES)])
+def test_cross_domain_sets_are_novel_as_a_whole(scheme, classes):
     found = fold_of(scheme, 0, Manifest(name="made", classes=classes))
     assert found.novel == tuple(classes) and found.base == ()
     with pytest.raises(ConfigError, match="it has only fold 0"):
@@ -119,7 +122,7 @@ def test_nothing_trains_on_a_scheme_without_base_classes(scheme):
 
 
 def test_no_episodes_of_base_classes_that_are_none():
-    packed = shown({1: 9, 2: 9, 3: 9}, dict(enumerate(ISIC_CLASSES, start=1)))
+    packed = shown({1: 9, 2: 9, 3: 9}, ISIC_CLASSES)
     with pytest.raises(ShardError, match=r"no class of set made is left.*choose an episodes.scheme that has base"):
         EpisodeSource(packed, fold_of("isic", 0, packed).base, Policy(draw="round_robin"), 1, seed=0)
 

@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 
 from fss.data.episodes import evaluation_episodes
-from fss.data.protocol import PROTOCOLS, ProtocolName, protocol_of
+from fss.data.protocol import PROTOCOLS, protocol_of
+from fss.datasets.base import ProtocolName
 from fss.errors import ConfigError
 from tests.support.manifests import manifest
 
