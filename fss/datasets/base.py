@@ -67,7 +67,9 @@ class PublishedTest:
 
     def count(self, manifest: Manifest, novel: Sequence[int]) -> int:
         """Count the (image, class) pairs of `novel`, class ids, in a packed set."""
-        return sum(sample.classes.get(class_id, -1) >= self.min_area for sample in manifest.samples for class_id in novel)
+        return sum(
+            sample.classes.get(class_id, -1) >= self.min_area for sample in manifest.samples for class_id in novel
+        )
 
     def matches(self, pairs: int, fold: int) -> bool:
         """Return True if a set with `pairs` pairs is about as large as the published one of fold `fold`."""

@@ -1,4 +1,4 @@
-"""Small sets of another domain, all of whose classes are novel: DeepGlobe and ISIC 2018, as GF-SAM evaluates on them."""
+"""DeepGlobe and ISIC 2018 as GF-SAM evaluates on them: small sets of other domains, all of whose classes are novel."""
 
 from fss.datasets.base import BINARY_MASKS, NO_LIST_PUBLISHED, SMALL_OBJECTS, DataSet, ProtocolChanges, all_novel
 from shards.sources import deepglobe, isic

@@ -2,8 +2,9 @@
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from fss.data.episodes import Episode, Labels
+from fss.data.episodes import Episode
 from fss.data.transforms import read_labelled
+from fss.datasets.base import Labels
 from fss.evaluate.predictor import EpisodePredictor
 from shards.read import ShardSet
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fss.data.episode_lists import read_list
-from fss.data.episodes import Draw, Episode, Labels, evaluation_episodes
-from fss.data.folds import Fold, SchemeName, fold_of
-from fss.data.protocol import Protocol, ProtocolName, protocol_of
+from fss.data.episodes import Episode, evaluation_episodes
+from fss.data.folds import Fold, fold_of
+from fss.data.protocol import Protocol, protocol_of
 from fss.data.transforms import Resize, Resolution
+from fss.datasets import SchemeName
+from fss.datasets.base import Draw, Labels, ProtocolName
 from fss.errors import ConfigError, at_least
 from fss.evaluate.scoring import Scoring
 from fss.nn.exports import ExportHeader

@@ -7,8 +7,8 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from fss.data.episodes import Labels
 from fss.data.transforms import Frame, Resize, class_mask, fit_image
+from fss.datasets.base import Labels
 from shards.codec import decode_image, image_bytes
 from shards.format import ShardError
 from shards.read import ShardSet

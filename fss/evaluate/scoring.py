@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fss.data.episodes import Labels
 from fss.data.transforms import Resize, Resolution
+from fss.datasets.base import Labels
 
 
 @dataclass(frozen=True, kw_only=True)

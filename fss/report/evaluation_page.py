@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fss.data.episodes import Episode
+from fss.datasets import dataset_named
 from fss.evaluate.examples import EpisodeExample, predict_example
 from fss.evaluate.plan import EvaluationPlan
 from fss.evaluate.predictor import EpisodePredictor
@@ -25,10 +26,6 @@ from shards.format import Manifest
 from shards.read import ShardSet
 
 ROWS = 4  # episodes of a picture
-AREA = 2048  # pixels from which the published lists count an object, on PASCAL and COCO
-# (image, class) pairs of the published test sets by fold, of objects that are large enough.
-TEST_PAIRS = {"pascal": (346, 451, 725, 346), "coco": (35783, 17912, 14563, 14315), "fss": (2400,)}
-OFF = 0.05  # share by which a test set may differ from that
 NOTHING = "\N{EM DASH}"
 
 
@@ -138,14 +135,13 @@ def caveats(
     met = {result.class_id for result in results}
     if missing := [c for c in plan.classes if c not in met]:
         said.append(f"No episode asked for {_named(missing, manifest)}: such a class counts as 0 in the mIoU.")
-    least = 0 if plan.fold.scheme == "fss" else AREA
-    pairs = sum(entry.classes.get(c, -1) >= least for entry in manifest.samples for c in plan.fold.novel)
-    expected = TEST_PAIRS.get(plan.fold.scheme)
-    if expected and abs(pairs / expected[plan.fold.fold] - 1) > OFF:
-        said.append(
-            f"The set shows the novel classes {pairs:,} times, the published test set {expected[plan.fold.fold]:,} "
-            "times: the episodes are not those of the papers."
-        )
+    if test := dataset_named(plan.fold.scheme).published_test:
+        pairs, fold = test.count(manifest, plan.fold.novel), plan.fold.fold
+        if not test.matches(pairs, fold):
+            said.append(
+                f"The set shows the novel classes {pairs:,} times, the published test set {test.pairs[fold]:,} times: "
+                "the episodes are not those of the papers."
+            )
     return said
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from fss.data.episode_lists import read_list, write_list
 from fss.data.episodes import Episode, Policy, evaluation_episodes
-from fss.data.folds import VOC_CLASSES, fss1000_split
 from fss.data.transforms import read_labelled
+from fss.datasets.fss1000 import fss1000_split
 from shards.format import Manifest, ShardError
+from shards.sources.voc import CLASSES as VOC
 from tests.support.manifests import manifest, pack_listed
 from tests.support.places import shared
 
-VOC = dict(enumerate(VOC_CLASSES, start=1))
 COCO = {i: f"class {i}" for i in range(1, 81)}
 FSS = dict(enumerate(sorted(fss1000_split()), start=1))
 

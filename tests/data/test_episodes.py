@@ -8,8 +8,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from fss.data.episodes import Draw, Episode, EpisodeConfig, EpisodeSource, Policy, evaluation_episodes, training_source
+from fss.data.episodes import Episode, EpisodeConfig, EpisodeSource, Policy, evaluation_episodes, training_source
 from fss.data.folds import Fold
+from fss.datasets.base import Draw
 from fss.errors import ConfigError
 from shards.format import Manifest, ShardError
 from tests.support.manifests import AREA, manifest

@@ -1,9 +1,9 @@
 """A published episode list evaluates on a set that carries its file names."""
 
 from fss.data.episode_lists import read_list
-from fss.data.folds import VOC_CLASSES
 from fss.evaluate.measure import measure, predictor_for
 from fss.evaluate.scoring import Scoring
+from shards.sources.voc import CLASSES as VOC_CLASSES
 from tests.support.episode_toy import Colour
 from tests.support.manifests import pack_listed
 from tests.support.places import shared
@@ -11,7 +11,7 @@ from tests.support.places import shared
 
 def test_a_published_list_is_evaluated(context, tmp_path):
     published = shared("golden/episodes/pascal_fold0_1shot.tsv.gz")
-    classes = dict(enumerate(VOC_CLASSES, start=1))
+    classes = VOC_CLASSES
     shards, short = pack_listed(published, tmp_path / "packed", classes, rows=20)
     episodes = read_list(short, shards.manifest, shots=1)
     scoring = Scoring(size=33)

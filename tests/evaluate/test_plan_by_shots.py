@@ -2,7 +2,7 @@
 
 import pytest
 
-from fss.data.folds import LVIS_CLASSES
+from fss.datasets.lvis import CLASSES as LVIS_CLASSES
 from fss.evaluate.plan import EvalConfig, FoldConfig, plan_evaluation
 from fss.nn.exports import ExportHeader
 from shards.format import Manifest, SampleEntry

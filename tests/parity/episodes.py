@@ -11,8 +11,10 @@ import numpy as np
 
 from fss.data.episode_lists import read_list
 from fss.data.episodes import EpisodeSource, Policy
-from fss.data.folds import VOC_CLASSES, fold_of, fss1000_split
+from fss.data.folds import fold_of
+from fss.datasets.fss1000 import fss1000_split
 from shards.format import Manifest, SampleEntry
+from shards.sources.voc import CLASSES as VOC_CLASSES
 
 SCHEME_OF = {
     "pascal": "pascal",
@@ -23,7 +25,7 @@ SCHEME_OF = {
 }
 FSS1000 = sorted(fss1000_split())
 CLASSES = {
-    "pascal": dict(enumerate(VOC_CLASSES, start=1)),
+    "pascal": VOC_CLASSES,
     "coco": {i: {1: "person", 80: "toothbrush"}.get(i, f"class {i}") for i in range(1, 81)},
     "isaid": {i: f"class {i}" for i in range(1, 16)},
     "fss": dict(enumerate(FSS1000, start=1)),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from fss.data.folds import SCHEMES
+from fss.datasets import DATASETS
 from fss.methods.mshnet import MSHNet, MSHNetConfig
 from fss.report.published import PUBLISHED, Cell, neighbours, published, published_recall
 
@@ -23,9 +23,9 @@ def test_every_cell_is_complete_and_stands_once():
     ]
     assert len(set(keys)) == len(keys)
     for row in rows():
-        assert row["data"] in SCHEMES and row["metric"] in ("miou", "fb_iou"), row
+        assert row["data"] in DATASETS and row["metric"] in ("miou", "fb_iou"), row
         assert row["shots"] in (1, 5) and row["source"], row
-        assert len(row.get("folds", [])) in (0, SCHEMES[row["data"]].folds), row
+        assert len(row.get("folds", [])) in (0, DATASETS[row["data"]].folds), row
 
 
 def test_means_are_those_of_the_folds_but_for_rounding_and_two_that_the_papers_print_otherwise():
