@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TWO_RANKS := $(BIN)/accelerate launch --config_file configs/accelerate/cpu2.yaml
 
-.PHONY: setup demo test test-all test-slurm lint bench lock
+.PHONY: setup setup-slow setup-slurm demo lint test test-slow test-all test-slurm bench lock
 
 setup: .venv/.dev
 
@@ -18,6 +18,17 @@ setup: .venv/.dev
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
+setup-slow: .venv/.slow
+
+.venv/.slow: .venv/.dev    ## What the slow tests need, too.
+	$(INSTALL) -e ".[dev,deepspeed]"
+	touch $@
+
+setup-slurm:    ## SLURM's daemons on Debian or Ubuntu, for tests/slurm. Needs root.
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -q -y --no-install-recommends $(SLURM)
+
+SLURM := slurmctld slurmd slurm-client munge
 PLACE := --run.world_size 2 --run.device cpu
 PRIOR := runs/demo/prior/prior.safetensors
 QGNET := runs/demo/qgnet/best.safetensors
@@ -30,18 +41,21 @@ demo: .venv/.ready    ## QGNet on the embedded data, on two processes: pretrain 
 		--eval.episodes 200 --eval.seeds "[0, 1, 2]"
 	@echo "open runs/demo/evaluation/report/index.html"
 
-test: setup
+lint: setup    ## Style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup    ## All that takes seconds.
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
-test-all: setup
-	$(INSTALL) -e ".[dev,deepspeed]"
-	$(BIN)/pytest -n 2 --dist loadgroup
+test-slow: setup-slow    ## What takes longer: kills, DeepSpeed, two nodes, SLURM if its daemons are there.
+	$(BIN)/pytest -n 2 --dist loadgroup -m "slow or gpu"
 
-test-slurm: setup    ## The job scripts on a real SLURM of two virtual nodes; part of test-all. Needs root and the daemons.
+test-all: test test-slow
+
+test-slurm: setup    ## The job scripts on a real SLURM of two virtual nodes; part of test-slow. Needs root and the daemons.
 	$(BIN)/pytest tests/slurm
-
-lint: setup
-	$(BIN)/ruff check .
 
 bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/step.py
@@ -54,8 +68,7 @@ bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/cost.py
 
-lock: setup    ## Write the versions of this environment to constraints.txt.
-	$(INSTALL) -e ".[dev,deepspeed]"
+lock: setup-slow    ## Write the versions of this environment to constraints.txt.
 	head -n 1 constraints.txt > constraints.new
 	$(BIN)/python -m pip freeze --exclude-editable >> constraints.new
 	mv constraints.new constraints.txt
