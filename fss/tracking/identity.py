@@ -7,7 +7,7 @@ from fss.errors import WeightsError
 # What may change between a run and its resume without making it another run.
 OPERATIONAL = (
     "run.dir",
-    "run.world",
+    "run.world_size",
     "run.device",
     "run.timeout_minutes",
     "run.check_every",

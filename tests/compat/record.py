@@ -1,4 +1,4 @@
-"""Write `files/`: what the version before the renamed options left on disk. Runs with that version alone (README.md)."""
+"""Write `files/`: what the version before the renamed options left on disk. See README.md."""
 
 import json
 import shutil
@@ -10,11 +10,12 @@ from fss.engine.checkpoint import CheckpointConfig, Checkpoints, State
 from fss.engine.dist import World
 from fss.engine.optim import OptimConfig, build_optimizer
 from fss.engine.run import PlaceConfig
-from launch import evaluate, meta_train, pretrain_prior, train_base
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tests.data.labelled import rectangles
 from tests.engine.toy import Toy, batches
+
+from launch import evaluate, meta_train, pretrain_prior, train_base
 
 COMMON = "--run.device cpu --run.world 1 --run.threads 1 --log.wandb off --log.every 1 --data.workers 0"
 STEPS = "--optim.steps 2 --checkpoint.every 1 --checkpoint.keep 2 --method.backbone resnet18"
