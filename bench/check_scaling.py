@@ -39,22 +39,22 @@ class Took:
     """Bytes that a rank received, on average over ranks."""
 
 
-def timed(context: int, calls: list[Call]) -> tuple[list[Took], Took]:
-    """This rank's account of each call, and of a training step, among `context` ranks."""
+def timed(world_size: int, calls: list[Call]) -> tuple[list[Took], Took]:
+    """This rank's account of each call, and of a training step, among `world_size` ranks."""
     torch.set_num_threads(1)
     with DistributedContext(
-        promised=context, device="cpu", precision="float32", accumulate=1, timeout_minutes=10
-    ) as ranks:
-        return [collective(call, ranks) for call in calls], step(ranks)
+        world_size=world_size, device="cpu", precision="float32", accumulate=1, timeout_minutes=10
+    ) as context:
+        return [collective(call, context) for call in calls], step(context)
 
 
 def collective(call: Call, context: DistributedContext) -> Took:
-    """One call with noughts for its contents."""
+    """Time one call whose contents are zeros."""
     if call.kind == "all_reduce":
         x = torch.zeros(call.bytes, dtype=torch.uint8) if call.bytes % 4 else torch.zeros(call.bytes // 4)
         return fastest(lambda: context.collectives.all_reduce(x), context, TRIES)
     x = torch.zeros(IMAGES, call.bytes // IMAGES, dtype=torch.uint8)
-    parts = [IMAGES // context.size] * context.size
+    parts = [IMAGES // context.world_size] * context.world_size
     if call.kind == "all_gather":
         return fastest(lambda: context.collectives.all_gather(x), context, TRIES)
     return fastest(lambda: context.collectives.all_to_all(x, parts, parts), context, TRIES)
@@ -84,13 +84,13 @@ def fastest(action: Callable[[], object], context: DistributedContext, tries: in
     """The shortest time of `action`, all ranks beginning together, after one to warm up; the median of its bytes."""
     seconds, wire = [], []
     for _ in range(tries + 1):
-        context.wait()
+        context.barrier()
         sent, began = on_the_wire(), time.perf_counter()
         action()
         seconds.append(time.perf_counter() - began)
-        context.wait()
+        context.barrier()
         wire.append(on_the_wire() - sent)
-    return Took(min(seconds[1:]), sorted(wire[1:])[tries // 2] / context.size)
+    return Took(min(seconds[1:]), sorted(wire[1:])[tries // 2] / context.world_size)
 
 
 def on_the_wire() -> int:
@@ -105,7 +105,7 @@ def loopback() -> Link:
 
 
 def check(worlds: list[int]) -> None:
-    """Print computed beside measured for every number of ranks."""
+    """Print computed and measured values for every number of ranks."""
     cores = os.cpu_count()
     calls = Counter(Pretraining(**SMALL).calls(IMAGES))
     link = loopback()
@@ -113,19 +113,27 @@ def check(worlds: list[int]) -> None:
     print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; ResNet-18, {IMAGES} images a rank, float32, one thread")
     print(f"two ranks: {1e6 * link.hop:.0f} us a hop, {link.rate / 1e9:.2f} GB/s; a step alone {alone.seconds:.2f} s\n")
     print(f"{'':32} {'MB: computed':>13} {'wire':>7} {'ms: computed':>13} {'took':>8}")
-    for context in worlds:
-        share = min(1, cores / context)
+    for world_size in worlds:
+        share = min(1, cores / world_size)
         here = replace(link, rate=link.rate * share)
-        machine = Cluster(inside=here, between=here, node=context, trees=False)
-        each, whole = on_ranks(context, timed, context, list(calls))
+        machine = Cluster(inside=here, between=here, node=world_size, trees=False)
+        each, whole = on_ranks(world_size, timed, world_size, list(calls))
         for (call, count), took in zip(calls.items(), each, strict=True):
             wire = f"{took.wire / 1e6:7.3f}" if call.bytes >= SEEN else f"{'':7}"
-            row(context, call.what, count, call.received(context), wire, machine.seconds(call, context), took.seconds)
-        sent = sum(count * call.received(context) for call, count in calls.items())
-        waits = sum(count * machine.seconds(call, context) for call, count in calls.items())
-        row(context, "a step", 1, sent, f"{whole.wire / 1e6:7.3f}", alone.seconds / share + waits, whole.seconds)
+            row(
+                world_size,
+                call.what,
+                count,
+                call.received(world_size),
+                wire,
+                machine.seconds(call, world_size),
+                took.seconds,
+            )
+        sent = sum(count * call.received(world_size) for call, count in calls.items())
+        waits = sum(count * machine.seconds(call, world_size) for call, count in calls.items())
+        row(world_size, "a step", 1, sent, f"{whole.wire / 1e6:7.3f}", alone.seconds / share + waits, whole.seconds)
 
 
-def row(context: int, what: str, count: int, size: float, wire: str, computed: float, took: float) -> None:
+def row(world_size: int, what: str, count: int, size: float, wire: str, computed: float, took: float) -> None:
     milliseconds = f"{1e3 * computed:13.2f} {1e3 * took:8.2f}"
-    print(f"{context} ranks {what:20} {count:3} {size / 1e6:13.3f} {wire} {milliseconds}", flush=True)
+    print(f"{world_size} ranks {what:20} {count:3} {size / 1e6:13.3f} {wire} {milliseconds}", flush=True)

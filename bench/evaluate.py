@@ -61,12 +61,12 @@ class Run:
 def run(work: Work, cache: float) -> Run:
     """Evaluate on this process's rank, all ranks from the same moment to the same moment."""
     torch.set_num_threads(1)
-    context = DistributedContext(promised=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=60)
+    context = DistributedContext(world_size=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=60)
     torch.manual_seed(0)
     method = Prototype(PrototypeConfig(size=work.size, backbone=work.backbone))
     how, shards = Scoring(size=work.size), ShardSet(work.shards)
     measure(method, shards, work.episodes[:1], how, context)  # the first pass of a process is slower
-    context.wait()
+    context.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     results = measure(method, shards, work.episodes, how, context, cache=cache)
     took = time.perf_counter() - wall, time.process_time() - cpu

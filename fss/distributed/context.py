@@ -1,16 +1,14 @@
 """The ranks of a job. The only file that imports accelerate.
 
-What it hides: on a machine without a GPU accelerate may start one process where two were asked for, or two that each
-believe they are alone, with exit code 0. `DistributedContext` therefore checks what it finds against what was promised.
+On a machine without a GPU, accelerate may start one process where two were requested, or two that each believe that
+there is no other, with exit code 0. `DistributedContext` therefore compares what runs with what was requested.
 """
 
 import contextlib
 import datetime
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -21,53 +19,39 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from fss.collectives import SingleProcess
+from fss.collectives import Collectives, SingleProcess
 from fss.distributed.heartbeat import HeartbeatBoard
-from fss.distributed.launch_checks import check_asked, check_size, check_zero, takes_cpu
-from fss.distributed.process_group import ProcessGroupCollectives
+from fss.distributed.launch_checks import check_deepspeed, check_launcher, check_world_size, use_cpu
+from fss.distributed.process_group import ProcessGroupCollectives, default_store, set_timeout
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.watchdog import Watchdog
-from fss.distributed.zero import ZeroOptimizer
+from fss.distributed.wrapping import LossForward, fingerprint, make_contiguous, match_weight_strides
+from fss.distributed.zero import SteppedOptimizer, ZeroOptimizer
 from fss.errors import RunError, UserError
-from fss.methods.base import Method, StepContext
+from fss.methods.base import Method
 
 T = TypeVar("T")
-FOREVER = datetime.timedelta(days=365)
-
-
-class _LossForward(nn.Module):
-    """The one forward that DDP or DeepSpeed sees: it owns the trained parameters and calls the method's loss."""
-
-    def __init__(self, method: Method, context: "DistributedContext", total_steps: int) -> None:
-        super().__init__()
-        self.trainable = method.trainable
-        self._autocast = context.autocast
-        # A closure, so that `non_trainable` is not registered as a submodule.
-        self._loss = lambda batch, step: method.loss(batch, StepContext(context.collectives, step, total_steps))
-
-    def forward(self, batch, step: int):
-        with self._autocast():
-            return self._loss(batch, step)
+NO_TIMEOUT = datetime.timedelta(days=365)
 
 
 class DistributedContext:
     """This process's place among the ranks of a job, and every collective that the engine needs.
 
-    promised: the number of ranks that the user was promised (`run.world_size`), None to accept what the launcher started.
+    world_size: the number of ranks that the user requested (`run.world_size`); None accepts what the launcher started.
     device: 'auto', 'cpu' or 'cuda'. precision: 'float32' or 'bf16' (autocast; parameters stay float32).
-    timeout_minutes: how long ranks may take to come together, and later one may come no further; 0 for ever.
-    Raises RunError where the processes that run are not the ranks that were asked for.
+    timeout_minutes: how long ranks may take to connect, and later how long a rank may make no progress; 0 for no limit.
+    Raises RunError if the processes that run are not the ranks that were requested.
 
-    To be entered and left (`with`): where a collective failed inside, RunError names the ranks that did not come to it.
+    To be used in a `with` statement: if a collective fails inside, RunError names the ranks that did not enter it.
     """
 
     def __init__(
-        self, *, promised: int | None, device: str, precision: str, accumulate: int, timeout_minutes: float
+        self, *, world_size: int | None, device: str, precision: str, accumulate: int, timeout_minutes: float
     ) -> None:
         zero = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        cpu = takes_cpu(device, zero)
+        cpu = use_cpu(device, zero)
         launched = "LOCAL_RANK" in os.environ  # accelerate takes a named backend to mean that a group exists
-        timeout = datetime.timedelta(minutes=timeout_minutes) or FOREVER
+        timeout = datetime.timedelta(minutes=timeout_minutes) or NO_TIMEOUT
         process_group = InitProcessGroupKwargs(backend="gloo" if cpu and launched else None, timeout=timeout)
         # DDP rebuilds its buckets after the first step unless it looks for unused parameters; a resumed run would then
         # reduce in another order than the uninterrupted one, and differ in the last bit on three ranks and more.
@@ -75,70 +59,78 @@ class DistributedContext:
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         try:
             self.accelerator = Accelerator(
-                cpu=cpu and not zero,  # which would be plain DDP; DeepSpeed itself takes the CPU where that is all
+                cpu=cpu and not zero,  # True means plain DDP; DeepSpeed itself takes the CPU if there is nothing else
                 mixed_precision="no",  # see autocast
                 gradient_accumulation_steps=accumulate,
                 kwargs_handlers=[process_group, ddp],
             )
         except dist.DistError as error:
             raise RunError(
-                f"the {os.environ['WORLD_SIZE']} ranks did not come together within {timeout_minutes:g} minutes: see "
-                f"what the other nodes say, and whether they reach {os.environ['MASTER_ADDR']} ({error})"
+                f"the {os.environ['WORLD_SIZE']} ranks did not connect within {timeout_minutes:g} minutes: see the log "
+                f"of the other nodes, and check that they reach {os.environ['MASTER_ADDR']} ({error})"
             ) from error
         self.rank = self.accelerator.process_index
-        self.size = self.accelerator.num_processes
+        self.world_size = self.accelerator.num_processes
         self.device = self.accelerator.device
         self.is_main = self.rank == 0
         self._bf16 = precision == "bf16"
         try:
-            check_size(self.size, promised)
-            check_asked(self.accelerator.state, self.device, bf16=self._bf16)
-            check_zero(self.accelerator.state.deepspeed_plugin)
+            check_world_size(self.world_size, world_size)
+            check_launcher(self.accelerator.state, self.device, bf16=self._bf16)
+            check_deepspeed(self.accelerator.state.deepspeed_plugin)
         except RunError:
-            self._leave()
+            self._destroy_process_group()
             raise
+        several = self.world_size > 1
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
-        self._control = dist.new_group(backend="gloo", timeout=timeout) if self.size > 1 and not cpu else None
-        self._roll = HeartbeatBoard(
-            dist.distributed_c10d._get_default_store() if self.size > 1 else None, self.rank, self.size
-        )
-        self.collectives = ProcessGroupCollectives(self._roll.meet) if self.size > 1 else SingleProcess()
-        for group, at in ((dist.group.WORLD, self.device), (self._control, torch.device("cpu"))):
-            if group:  # all are here: from now on the watch decides what takes too long
-                group._get_backend(at)._set_default_timeout(FOREVER)
-        self._watch = Watchdog(self._roll, timeout.total_seconds())
-        self._watch.start()
+        self._control = dist.new_group(backend="gloo", timeout=timeout) if several and not cpu else None
+        self._board = HeartbeatBoard(default_store() if several else None, self.rank, self.world_size)
+        self.collectives: Collectives = SingleProcess()
+        if several:
+            self.collectives = ProcessGroupCollectives(self._board.enter_collective)
+        for group, group_device in ((dist.group.WORLD, self.device), (self._control, torch.device("cpu"))):
+            if group:  # all ranks are connected: from now on the watchdog decides what takes too long
+                set_timeout(group, group_device, NO_TIMEOUT)
+        self._watchdog = Watchdog(self._board, timeout.total_seconds())
+        self._watchdog.start()
 
     @classmethod
-    def at(cls, place: RuntimeConfig, *, accumulate: int = 1, threads: int | None = None) -> Self:
-        """The world of a job at the place that a user gave, its CPU threads set.
+    def from_config(cls, config: RuntimeConfig, *, accumulate: int = 1, threads: int | None = None) -> Self:
+        """The context of a job with the options of `run`; sets torch's CPU threads.
 
-        threads: where the place does not say how many; None leaves what the launcher set.
+        threads: the default of `run.threads`; None leaves what the launcher set.
         """
-        if threads := place.threads or threads:
+        if threads := config.threads or threads:
             torch.set_num_threads(threads)
         return cls(
-            promised=place.world_size,
-            device=place.device,
-            precision=place.precision,
+            world_size=config.world_size,
+            device=config.device,
+            precision=config.precision,
             accumulate=accumulate,
-            timeout_minutes=place.timeout_minutes,
+            timeout_minutes=config.timeout_minutes,
         )
 
     def wrap(
-        self, method: Method, optimizer: torch.optim.Optimizer, total_steps: int = 1
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int = 1,
+        clip_norm: float | None = None,
+    ) -> tuple[nn.Module, SteppedOptimizer]:
         """Wrap a method and its optimizer for training on all ranks.
 
-        Returns the module to call, `module(batch, step)`, in place of the method's loss, and the optimizer to step and
-        to save. total_steps: optimizer steps of the whole run.
+        Returns the module to call, `module(batch, step)`, instead of the method's loss, and the optimizer to step and
+        to save. total_steps: optimizer steps of the whole run. clip_norm: the largest global gradient norm, as for
+        `clip_gradients`, which must be called too.
         """
-        forward = _LossForward(method, self, total_steps)
-        if self.accelerator.state.deepspeed_plugin is None:
+        forward = LossForward(method, self.collectives, self.autocast, total_steps)
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is None:
             match_weight_strides(forward)
             return self.accelerator.prepare(forward, optimizer)
-        for tensor in (*forward.parameters(), *forward.buffers()):  # it sends tensors as rows of bytes
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+        make_contiguous(forward)
+        if clip_norm is not None:
+            plugin.deepspeed_config["gradient_clipping"] = clip_norm
         engine, _ = self.accelerator.prepare(forward, optimizer)
         return engine, ZeroOptimizer(engine, optimizer)
 
@@ -147,21 +139,30 @@ class DistributedContext:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
 
     def accumulate(self, forward: nn.Module) -> contextlib.AbstractContextManager:
-        """Context of one micro-step: gradients travel between ranks only at the last one of an optimizer step."""
+        """Context of one micro-step: gradients are reduced over ranks only at the last one of an optimizer step."""
         return self.accelerator.accumulate(forward)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of loss / accumulate."""
-        self._roll.sign()
+        self._board.announce_collective()
         if self.accelerator.state.deepspeed_plugin is None:
             self.accelerator.backward(loss)
-        else:  # accelerate's own way would step here, before the loss was looked at
+        else:  # accelerate's own method would step here, before the loss was checked
             wrapped = self.accelerator.deepspeed_engine_wrapped
             wrapped.engine.set_gradient_accumulation_boundary(self.accelerator.sync_gradients)
             wrapped.engine.backward(loss)
 
-    def grad_norm(self, method: Method, optimizer: torch.optim.Optimizer) -> float:
-        """Of the gradient over all ranks that the last step took, until it is set to zero."""
+    def clip_gradients(self, method: Method, max_norm: float) -> Tensor | None:
+        """Scale the gradient so that its global norm is at most max_norm. Call it before the optimizer's step.
+
+        Returns the norm before clipping, a scalar on the device; None under DeepSpeed, which clips in its own step.
+        """
+        if self.accelerator.state.deepspeed_plugin is not None:
+            return None
+        return nn.utils.clip_grad_norm_(method.trainable.parameters(), max_norm)
+
+    def grad_norm(self, method: Method, optimizer: SteppedOptimizer) -> float:
+        """Global norm of the gradient, averaged over all ranks, that the last step took; before it is set to zero."""
         if isinstance(optimizer, ZeroOptimizer):
             return optimizer.grad_norm()
         gradients = [p.grad for p in method.trainable.parameters() if p.grad is not None]
@@ -173,81 +174,81 @@ class DistributedContext:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-                missing = ", ".join(self._roll.missing()) or "no single rank"
+                missing = ", ".join(self._board.missing_ranks()) or "no single rank"
                 raise RunError(
-                    f"{missing} did not come to where rank {self.rank} waits: dead, or hanging in its data, its device "
-                    "or its network; the same command goes on from what was saved"
+                    f"{missing} did not reach the collective in which rank {self.rank} waits: dead, or hanging in its "
+                    "data, its device or its network; run the same command again to resume from what was saved"
                 ) from error
         finally:
             self.close(failed=error is not None)
 
-    def report_progress(self, doing: str) -> None:
-        """This rank has come further. doing: what it does now, to complete 'it is ...'."""
-        self._roll.move(doing)
+    def report_progress(self, activity: str) -> None:
+        """Report to the other ranks that this one makes progress. activity: completes 'it is ...' in messages."""
+        self._board.report_progress(activity)
 
-    def on_abort(self, will: Callable[[], object]) -> None:
-        """Have `will` called where the watch must end this process, in the place of one that was given before."""
-        self._watch.will = will
+    def on_abort(self, action: Callable[[], object]) -> None:
+        """Call `action` if the watchdog must end this process; replaces an action that was given before."""
+        self._watchdog.on_abort = action
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag: is it set on any rank?"""
-        if self.size == 1:
+        """For each flag, whether it is set on any rank. Collective."""
+        if self.world_size == 1:
             return flags
-        self._roll.sign()
-        word = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._control)
-        return tuple(bool(flag) for flag in word.tolist())
+        self._board.announce_collective()
+        reduced = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(reduced, op=dist.ReduceOp.MAX, group=self._control)
+        return tuple(bool(flag) for flag in reduced.tolist())
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over ranks, as Python floats."""
+        """Scalars averaged over ranks, as Python floats. Collective."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         self.collectives.mean_([stacked])
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def gather_objects(self, value: T) -> list[T]:
-        """`value` of every rank, in rank order. Values travel between our own processes only."""
-        if self.size == 1:
+        """`value` of every rank, in rank order. Collective; pickles, so it is for our own processes only."""
+        if self.world_size == 1:
             return [value]
-        self._roll.sign()
-        out: list = [None] * self.size
+        self._board.announce_collective()
+        out: list = [None] * self.world_size
         dist.all_gather_object(out, value, group=self._control)
         return out
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 while the others wait; its result, or its error, reaches every rank."""
+        """Run `action` on rank 0 while the others wait; every rank gets its result, or its error. Collective."""
         outcome: list = [None, None]
         if self.is_main:
             try:
                 outcome[0] = action()
             except (UserError, ValueError, OSError) as error:
-                if self.size == 1:
+                if self.world_size == 1:
                     raise
                 outcome[1] = error
             except Exception as error:
-                if self.size > 1:  # the others must not wait for what will never come
-                    told: list = [None, RunError(f"rank 0 failed: {error!r}")]
-                    dist.broadcast_object_list(told, src=0, group=self._control)
+                if self.world_size > 1:  # else the others would wait for a result that never comes
+                    failure: list = [None, RunError(f"rank 0 failed: {error!r}")]
+                    dist.broadcast_object_list(failure, src=0, group=self._control)
                 raise
-        if self.size > 1:
-            self._roll.sign()
+        if self.world_size > 1:
+            self._board.announce_collective()
             dist.broadcast_object_list(outcome, src=0, group=self._control)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
 
-    def check_same(self, what: str, value: str) -> None:
-        """Raise RunError, naming the ranks, unless `value` is the same everywhere."""
+    def check_same(self, subject: str, value: str) -> None:
+        """Raise RunError, naming the ranks, unless `value` is the same everywhere. Collective."""
         values = self.gather_objects(value)
         odd = [rank for rank, other in enumerate(values) if other != values[0]]
         if odd:
             raise RunError(
-                f"{what} differs between ranks: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]} "
-                f"({len(odd)} of {self.size} ranks differ from rank 0): start all ranks from the same files"
+                f"{subject} differs between ranks: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]} "
+                f"({len(odd)} of {self.world_size} ranks differ from rank 0): start all ranks from the same files"
             )
 
     def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise RunError naming the first tensor whose bytes are not the same on all ranks."""
-        if self.size == 1:
+        """Raise RunError naming the first tensor whose bytes are not the same on all ranks. Collective."""
+        if self.world_size == 1:
             return
         digests = {name: fingerprint(tensor) for name, tensor in tensors}
         for rank, other in enumerate(self.gather_objects(digests)):
@@ -258,42 +259,23 @@ class DistributedContext:
                         "resume from the last checkpoint, and report what kind of job this was"
                     )
 
-    def wait(self) -> None:
-        """Until every rank is here."""
-        self._roll.sign()
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        self._board.announce_collective()
         self.accelerator.wait_for_everyone()
 
     def close(self, failed: bool = False) -> None:
-        """Leave the process group, without which torch complains at exit, and let this process start another world.
+        """Leave the process group, without which torch complains at exit; this process may then join another job.
 
-        failed: this rank leaves alone. NCCL would wait here for the others, and nobody would learn why it leaves.
+        failed: the other ranks do not leave now. NCCL would wait for them, and nobody would see the error.
         """
-        self._watch.close()  # it asks the store, which goes with the group
-        self._leave(waiting=not (failed and self.device.type == "cuda"))
+        self._watchdog.close()  # it uses the store, which goes away with the group
+        self._destroy_process_group(wait=not (failed and self.device.type == "cuda"))
 
     @staticmethod
-    def _leave(waiting: bool = True) -> None:
-        if waiting and dist.is_initialized():
+    def _destroy_process_group(wait: bool = True) -> None:
+        """Leave the group and reset accelerate's state, of which it keeps one per process. Private API, 1.0 to 1.15."""
+        if wait and dist.is_initialized():
             dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one per process, whatever is asked
+        AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-
-
-def match_weight_strides(module: nn.Module) -> None:
-    """Have the gradients of 1x1 convolutions come with the strides of their weights, as DDP asks.
-
-    Where a kernel is one pixel, several strides name one order of numbers, and torch's convolutions return any of them.
-    """
-    for weight in module.parameters():
-        if weight.requires_grad and weight.shape[2:] == (1, 1):
-            weight.register_hook(partial(_restride, strides=weight.stride()))
-
-
-def _restride(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
-    return gradient.flatten(1).contiguous().as_strided(gradient.shape, strides)
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """A digest of a tensor's bytes, independent of its memory format."""
-    flat = tensor.detach().contiguous().reshape(-1).cpu()
-    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

@@ -1,51 +1,69 @@
-"""The collectives that methods receive, over torch.distributed."""
+"""The collectives that methods receive, over torch.distributed, and what only a process group's private API gives."""
 
+import datetime
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fss.distributed.heartbeat import Store
+
 
 class ProcessGroupCollectives:
-    """`fss.collectives.Collectives` over the default process group. meet: called before each collective."""
+    """`fss.collectives.Collectives` over the default process group. on_enter: called before each collective."""
 
-    def __init__(self, meet: Callable[[], None] = lambda: None) -> None:
-        self._meet = meet
+    def __init__(self, on_enter: Callable[[], None] = lambda: None) -> None:
+        self._on_enter = on_enter
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
 
     def all_gather(self, x: Tensor) -> Tensor:
-        self._meet()
+        """Concatenate [n, ...] of all ranks to [world_size * n, ...], in rank order."""
+        self._on_enter()
         x = x.detach().contiguous()
         out = x.new_empty((self.world_size * x.shape[0], *x.shape[1:]))
         dist.all_gather_into_tensor(out, x)
         return out
 
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        self._meet()
+        """Send the first send[0] rows of x to rank 0 and so on; returns [sum(receive), ...]."""
+        self._on_enter()
         out = x.new_empty((sum(receive), *x.shape[1:]))
         dist.all_to_all_single(out, x.detach().contiguous(), receive, send)
         return out
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        self._meet()
+        """Sum x element by element over all ranks."""
+        self._on_enter()
         total = x.detach().clone()
         dist.all_reduce(total)
         return total
 
     def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by its mean over ranks, in place; computed in float32."""
         self._flat(tensors, lambda flat: dist.all_reduce(flat), 1 / self.world_size)
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by that of rank 0, in place; sent as float32."""
         self._flat(tensors, lambda flat: dist.broadcast(flat, src=0), 1)
 
     def _flat(self, tensors: list[Tensor], collective: Callable[[Tensor], object], scale: float) -> None:
         if not tensors:
             return
-        self._meet()
+        self._on_enter()
         flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
         collective(flat)
         flat = flat * scale
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def default_store() -> Store:
+    """The key-value store of the default process group. Private API, present in torch 2.1 to 2.15."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def set_timeout(group: dist.ProcessGroup, device: torch.device, timeout: datetime.timedelta) -> None:
+    """Set the time limit of later collectives of `group` on `device`. Private API, present in torch 2.4 to 2.15."""
+    group._get_backend(device)._set_default_timeout(timeout)

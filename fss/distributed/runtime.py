@@ -8,21 +8,21 @@ from fss.errors import at_least
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where a run lives and on what it runs."""
+    """Where a run is written and on what it runs."""
 
     dir: str | None = None
     """Run directory; null: runs/ and a name made from the job, its recipe or weights, and the fold. The same
-    command goes on where it stopped."""
+    command resumes the run from its last checkpoint."""
     world_size: int | None = None
-    """Ranks promised; the job refuses to start on another number. null: as many as the launcher started."""
+    """Number of ranks; the job refuses to start on another number. null: as many as the launcher started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a device."""
+    """auto: CUDA if there is a device."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: autocast. Parameters, momentum encoder and queues stay float32."""
     threads: int | None = None
     """CPU threads of torch in each rank; null leaves what the launcher set."""
     timeout_minutes: float = 30
-    """How long a rank, or one that it waits for, may come no further before it ends the job; 0 for ever."""
+    """Minutes that a rank, or one that it waits for, may make no progress before the job ends; 0 for no limit."""
 
     def __post_init__(self) -> None:
         at_least("run", self, world_size=1, threads=1, timeout_minutes=0)
@@ -30,7 +30,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RuntimeConfig):
-    """Where a training run lives, on what it runs, and from where it starts."""
+    """Where a training run is written, on what it runs, and from where it starts."""
 
     seed: int = 0
     """Seed of weights, data order and augmentation."""

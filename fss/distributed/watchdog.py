@@ -1,8 +1,9 @@
-"""Nobody waits for ever: a watch in every rank that ends the process where the job cannot go on, and says why.
+"""A watchdog in every rank: it ends the process, with a message, if the job can make no more progress.
 
-Collectives of ours have no time limit, since a rank may have to wait long for one that works: evaluations meet
-only at their end. What counts is whether the ranks waited for still come further. A rank that hangs in its data, its
-device or a collective is told by its own watch; one that cannot tell (stopped, killed, cut off) by those of the others.
+Our collectives have no time limit, since a rank may have to wait long for another that works: evaluations meet only at
+their end. What counts is whether the ranks that are waited for still make progress. The watchdog of a rank that hangs
+in its data, its device or a collective reports that itself. If a process cannot report anything (stopped, killed, cut
+off), the watchdogs of the other ranks do.
 """
 
 import os
@@ -14,112 +15,121 @@ from pathlib import Path
 
 from fss.distributed.heartbeat import HeartbeatBoard
 
-PERIOD = 10  # seconds between looks, at most
-GIVEN_UP = 2  # exit code, that of every error which the same command may mend
-LAST_SECONDS = 5  # for each of the last words
-OURS = str(Path(__file__).parents[1])
-REMEDY = "the same command goes on from what was saved; run.timeout_minutes is how long this may take"
+PERIOD = 10  # seconds between checks, at most
+ABORTED = 2  # exit code, that of every error after which the same command may succeed
+ABORT_STEP_SECONDS = 5  # that each action before the end may take
+PACKAGE = str(Path(__file__).parents[1])
+REMEDY = "run the same command again to resume; run.timeout_minutes is how long this may take"
 
 
 class Watchdog:
-    """Over one rank. limit: seconds without a sign of progress that are too long.
+    """The watchdog of one rank. timeout: seconds without progress after which the job is given up; inf for never.
 
-    will: called before the process ends.
+    on_abort: called before the process ends.
     """
 
-    def __init__(self, roll: HeartbeatBoard, limit: float) -> None:
-        self.will: Callable[[], object] = lambda: None
-        self._roll = roll
-        self._limit = limit
-        self._period = min(limit / 30, PERIOD)
-        self._stamps: dict[object, tuple[object, float]] = {}
-        self._over = threading.Event()
+    def __init__(self, board: HeartbeatBoard, timeout: float) -> None:
+        self.on_abort: Callable[[], object] = lambda: None
+        self._board = board
+        self._timeout = timeout
+        self._period = min(timeout / 30, PERIOD)
+        self._last_change: dict[object, tuple[object, float]] = {}
+        self._closed = threading.Event()
         self._launcher = os.getppid()
-        # Two threads: what asks the store gets no answer over a cut link, and must not keep the other from noticing.
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._judge)]
+        # Two threads: a read from the store blocks while the network is down, and the other thread must notice that.
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._supervise)]
 
     def start(self) -> None:
+        """Begin to exchange heartbeats and to check them."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        self._over.set()
+        """Stop; waits a period at most."""
+        self._closed.set()
         for thread in self._threads:
             thread.join(self._period)
 
-    def verdict(self, now: float) -> str | None:
-        """Why the job cannot go on, None while it can. To be asked again and again; now: seconds on any clock."""
-        roll, entries = self._roll, self._roll.entries
-        stuck = self._unchanged("mine", roll.mine.moves, now) >= self._limit
-        quiet = [self._unchanged(("writes", n), e.writes, now) for n, e in enumerate(entries)]
-        still = [self._unchanged(("moves", n), e.moves, now) for n, e in enumerate(entries)]
-        silent = [rank for rank, seconds in enumerate(quiet) if seconds >= self._limit]
-        behind = [rank for rank, entry in enumerate(entries) if entry.met < roll.mine.met and rank != roll.rank]
-        hanging = [rank for rank in behind if still[rank] >= self._limit]
-        me, long = roll.name(roll.rank), f"for {self._limit:g} s"
-        if roll.rank in silent:  # what it wrote itself does not come back
-            return f"{me} has not reached {roll.name(0)} {long}: that node or the network in between is down"
-        if silent:
-            return f"{self._names(silent)} has not been heard of {long}: dead, stopped, or cut off from the network"
-        if any(seconds > 4 * self._period for seconds in quiet):
-            return None  # it may be silent from now on, and then that is what the others are stuck in
-        if stuck and hanging:
-            where = entries[hanging[0]].place
-            return f"{me} waits for {self._names(hanging)}, which has come no further {long}: it is {where}"
-        if stuck and not behind:
-            return f"{me} has come no further {long}: it is {roll.mine.place} ({position()})"
-        return None  # those that this rank waits for are working
+    def stall_reason(self, now: float) -> str | None:
+        """Return why the job can make no more progress, None while it can.
 
-    def _unchanged(self, what: object, value: object, now: float) -> float:
-        """For how long `what` has had this value."""
-        if what not in self._stamps or self._stamps[what][0] != value:
-            self._stamps[what] = value, now
-        return now - self._stamps[what][1]
+        To be called periodically; now: seconds of a monotonic clock.
+        """
+        board, heartbeats, own = self._board, self._board.heartbeats, self._board.own
+        stuck = self._unchanged("own", own.progress_count, now) >= self._timeout
+        quiet = [self._unchanged(("published", n), h.published, now) for n, h in enumerate(heartbeats)]
+        still = [self._unchanged(("progress", n), h.progress_count, now) for n, h in enumerate(heartbeats)]
+        silent = [rank for rank, seconds in enumerate(quiet) if seconds >= self._timeout]
+        behind = [
+            rank
+            for rank, heartbeat in enumerate(heartbeats)
+            if heartbeat.collectives_entered < own.collectives_entered and rank != board.rank
+        ]
+        hanging = [rank for rank in behind if still[rank] >= self._timeout]
+        me, period = board.rank_name(board.rank), f"for {self._timeout:g} s"
+        if board.rank in silent:  # this rank does not read back what it published itself
+            return f"{me} has not reached {board.rank_name(0)} {period}: that node or the network in between is down"
+        if silent:
+            return f"{self._names(silent)} has sent no heartbeat {period}: dead, stopped, or cut off from the network"
+        if any(seconds > 4 * self._period for seconds in quiet):
+            return None  # this rank may have just fallen silent, and the others then are stuck because of it
+        if stuck and hanging:
+            activity = heartbeats[hanging[0]].activity
+            return f"{me} waits for {self._names(hanging)}, which has made no progress {period}: it is {activity}"
+        if stuck and not behind:
+            return f"{me} has made no progress {period}: it is {own.activity} ({main_thread_position()})"
+        return None  # the ranks that this one waits for make progress
+
+    def _unchanged(self, key: object, value: object, now: float) -> float:
+        """Seconds for which the value under `key` has been the same."""
+        if key not in self._last_change or self._last_change[key][0] != value:
+            self._last_change[key] = value, now
+        return now - self._last_change[key][1]
 
     def _names(self, ranks: list[int]) -> str:
         more = f" (and {len(ranks) - 1} more)" if len(ranks) > 1 else ""
-        return f"{self._roll.name(ranks[0])}{more}"
+        return f"{self._board.rank_name(ranks[0])}{more}"
 
     def _exchange(self) -> None:
         try:
-            while not self._over.wait(self._period):
-                self._roll.write()
-                self._roll.read()
-        except RuntimeError:  # the store is gone; from here on nothing new is heard, which the other thread notices
+            while not self._closed.wait(self._period):
+                self._board.publish()
+                self._board.refresh()
+        except RuntimeError:  # the store is gone; no heartbeat arrives any more, which the other thread notices
             pass
 
-    def _judge(self) -> None:
+    def _supervise(self) -> None:
         awake, before = 0.0, time.monotonic()
-        while not self._over.wait(self._period):
+        while not self._closed.wait(self._period):
             now = time.monotonic()
-            awake += min(now - before, 2 * self._period)  # time in which this process was suspended blames nobody
+            awake += min(now - before, 2 * self._period)  # time in which this process was suspended does not count
             before = now
-            reason = self.verdict(awake)
-            if not self._roll.alone and os.getppid() != self._launcher:
-                reason = f"the launcher of {self._roll.name(self._roll.rank)} is gone"
+            reason = self.stall_reason(awake)
+            if not self._board.single_process and os.getppid() != self._launcher:
+                reason = f"the launcher of {self._board.rank_name(self._board.rank)} is gone"
             if reason:
-                self._give_up(reason)
+                self._abort(reason)
                 return
 
-    def _give_up(self, reason: str) -> None:
-        """End a process whose main thread cannot be reached."""
+    def _abort(self, reason: str) -> None:
+        """End the process, whose main thread may be blocked."""
 
-        def say() -> None:
+        def report() -> None:
             print(f"error: {reason}; {REMEDY}", file=sys.stderr, flush=True)
 
-        for last in (say, self.will):  # each may fail, or hang itself: the file system may be the reason
-            thread = threading.Thread(target=last, daemon=True)
+        for action in (report, self.on_abort):  # each may fail or hang too: the file system may be the reason
+            thread = threading.Thread(target=action, daemon=True)
             thread.start()
-            thread.join(LAST_SECONDS)
-        os._exit(GIVEN_UP)
+            thread.join(ABORT_STEP_SECONDS)
+        os._exit(ABORTED)
 
 
-def position() -> str:
-    """Where in this package the main thread is, from the outermost function to the innermost."""
-    frame, places = sys._current_frames()[threading.main_thread().ident], []
+def main_thread_position() -> str:
+    """The functions of this package in which the main thread is, from the outermost to the innermost."""
+    frame, calls = sys._current_frames().get(threading.main_thread().ident or 0), []
     while frame:
         code = frame.f_code
-        if code.co_filename.startswith(OURS):
-            places.append(f"{Path(code.co_filename).stem}.{code.co_name}:{frame.f_lineno}")
+        if code.co_filename.startswith(PACKAGE):
+            calls.append(f"{Path(code.co_filename).stem}.{code.co_name}:{frame.f_lineno}")
         frame = frame.f_back
-    return " > ".join(reversed(places)) or "outside fss"
+    return " > ".join(reversed(calls)) or "outside fss"

@@ -72,7 +72,7 @@ def measure(
     """
     finished = context.on_main(record.begin) if record else {}
     wanted = {(episode.seed, episode.number) for episode in episodes}
-    block = partition([e for e in episodes if (e.seed, e.number) not in finished], context.size)[context.rank]
+    block = partition([e for e in episodes if (e.seed, e.number) not in finished], context.world_size)[context.rank]
     found: list[EpisodeResult] = []
     failure = None
     try:

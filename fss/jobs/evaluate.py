@@ -14,10 +14,11 @@ from fss.data.class_leakage import check_novel_unseen
 from fss.data.dataset import DataConfig
 from fss.data.episode_lists import write_list
 from fss.data.shard_sets import open_shard_set
-from fss.distributed.context import DistributedContext, fingerprint
+from fss.distributed.context import DistributedContext
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.signals import StopRequest, interrupted
 from fss.distributed.startup import check_ranks
+from fss.distributed.wrapping import fingerprint
 from fss.evaluate.cost import episode_flops
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.measure import measure, predictor_for
@@ -55,7 +56,10 @@ def evaluate(job: EvaluationJob, config_yaml: str) -> int:
     Raises UserError or ShardError for what a user can mend; finished episodes stay recorded.
     """
     # One thread: features move in the fifth digit with the number of threads.
-    with DistributedContext.at(job.run, threads=1) as context, closing(EvaluationDir(Path(job.run.dir))) as run:
+    with (
+        DistributedContext.from_config(job.run, threads=1) as context,
+        closing(EvaluationDir(Path(job.run.dir))) as run,
+    ):
         return _Evaluation(job, config_yaml, context, run).execute()
 
 
@@ -93,7 +97,7 @@ class _Evaluation:
         self.ranks = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"))
-        self.environment = context.on_main(lambda: run.record_environment(context.size, context.device))
+        self.environment = context.on_main(lambda: run.record_environment(context.world_size, context.device))
         context.on_main(lambda: write_list(run.drawn, self.plan.episodes, self.manifest))
         for part in (self.method.trainable, self.method.non_trainable):
             part.to(context.device)
@@ -142,7 +146,7 @@ class _Evaluation:
                 self.context.on_abort(lambda: None)  # what became of the run is decided; viewers may take long
                 self.context.report_progress("ending the log")
                 log.close(failed=ending == "failed")
-        self.context.wait()  # the first rank to exit with a code has the launcher stop the others
+        self.context.barrier()  # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
 
     def _decided(self) -> dict:
@@ -161,7 +165,7 @@ class _Evaluation:
         said = self.plan.statement(self.manifest, self.header)
         width = max(map(len, said))
         return [
-            f"{self.job.method.name} on {self.context.size} x {self.context.device.type}, {self.job.run.precision}; "
+            f"{self.job.method.name} on {self.context.world_size} x {self.context.device.type}, {self.job.run.precision}; "
             f"run directory {self.run_dir.folder}",
             *(f"{label:<{width}}  {words}" for label, words in said.items()),
             *(f"note: {text}" for text in (*self.notes, *self.method.caveats(self._episodes_seen()))),
@@ -175,7 +179,7 @@ class _Evaluation:
 
         def on_result(result: EpisodeResult, left: int) -> None:
             nonlocal said
-            done = max(0, wanted - left * context.size)  # the ranks' shares are alike
+            done = max(0, wanted - left * context.world_size)  # the ranks' shares are alike
             log.at(done)
             if left and time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
@@ -213,7 +217,7 @@ class _Evaluation:
             facts = {
                 "protocol": statement,
                 "scoring": asdict(self.plan.scoring),
-                "ranks": self.context.size,
+                "ranks": self.context.world_size,
                 "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in parts.items()},
                 "flops": self._flops(),
                 **found,

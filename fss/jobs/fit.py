@@ -37,7 +37,7 @@ def fit(job, config_yaml: str) -> int:
     Raises UserError or ShardError for what a user can mend; whatever was saved before stays.
     """
     with (
-        DistributedContext.at(job.run, accumulate=job.optim.accumulate) as context,
+        DistributedContext.from_config(job.run, accumulate=job.optim.accumulate) as context,
         closing(RunDir(Path(job.run.dir))) as run,
     ):
         return _Fit(job, config_yaml, context, run).execute()
@@ -60,7 +60,7 @@ class _Fit:
         self.ranks = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"))
-        self.environment = context.on_main(lambda: run.record_environment(context.size, context.device))
+        self.environment = context.on_main(lambda: run.record_environment(context.world_size, context.device))
         self.schedule = Schedule(config=job.optim, images=self.task.samples, batch=job.data.batch)
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, job.checkpoint, context)
         fresh = not context.on_main(self.checkpoints.steps)
@@ -107,7 +107,7 @@ class _Fit:
                 self.context.on_abort(lambda: None)  # what became of the run is decided; viewers may take long
                 self.context.report_progress("ending the log")
                 log.close(failed=ending == "failed")
-        self.context.wait()  # the first rank to exit with a code has the launcher stop the others
+        self.context.barrier()  # the first rank to exit with a code has the launcher stop the others
         return 0 if ending == "finished" else interrupted()
 
     def _train(self, log: Log) -> int:
@@ -142,7 +142,7 @@ class _Fit:
             job.data,
             seed=job.run.seed,
             rank=context.rank,
-            context=context.size,
+            world_size=context.world_size,
             accumulate=job.optim.accumulate,
             start=start,
             pin=context.device.type == "cuda",
@@ -166,7 +166,7 @@ class _Fit:
         s, job, context = self.schedule, self.job, self.context
         return [
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
-            f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on {context.size} x {context.device.type}, "
+            f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on {context.world_size} x {context.device.type}, "
             f"{job.run.precision}; run directory {self.run_dir.folder}",
             *self.task.opening(),
             f"resumed at step {start}" if start else "a new run",

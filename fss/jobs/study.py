@@ -61,7 +61,7 @@ class Study:
 @contextmanager
 def study(job: StudyJob) -> Iterator[Study]:
     """Join the ranks and open what the job names. Raises UserError or ShardError for what a user can mend."""
-    with DistributedContext.at(job.run, threads=1) as context:
+    with DistributedContext.from_config(job.run, threads=1) as context:
         shards = open_shard_set(job.data, context.on_main)
         method, header, _ = load_for_evaluation(job)
         require_valid_size(method.config, job.eval.size)

@@ -124,7 +124,7 @@ class Checkpoints:
                 "format": FORMAT,
                 "method": method,
                 "step": step,
-                "world_size": self._context.size,
+                "world_size": self._context.world_size,
                 "sha256": file_hash(temporary / "state.safetensors"),
             }
             (temporary / "state.json").write_text(json.dumps(facts))
@@ -162,12 +162,12 @@ class Checkpoints:
         if facts["method"] != state.name:
             raise WeightsError(f"checkpoint {step} is of method {facts['method']}, this run trains {state.name}")
         state.load(tensors)
-        if facts["world_size"] == self._context.size:
+        if facts["world_size"] == self._context.world_size:
             mine = {n.split("/")[2]: t for n, t in tensors.items() if n.startswith(f"rng/{self._context.rank}/")}
             set_rng_state(mine, self._context.device)
         else:
             notes.append(
-                f"checkpoint {step} was written by {facts['world_size']} ranks, now there are {self._context.size}: data order"
+                f"checkpoint {step} was written by {facts['world_size']} ranks, now there are {self._context.world_size}: data order"
                 " and weights go on as they were, batch statistics and random generators do not"
             )
         return step, notes

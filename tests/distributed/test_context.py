@@ -1,12 +1,13 @@
-"""Collectives and agreements of real ranks, and the checks that catch ranks which are not what was promised."""
+"""Collectives between real ranks, and the checks that catch ranks which are not those that were requested."""
 
 import copy
 
 import pytest
 import torch
 
-from fss.distributed import launch_checks as launcher
-from fss.distributed.context import DistributedContext, fingerprint, match_weight_strides
+from fss.distributed import launch_checks
+from fss.distributed.context import DistributedContext
+from fss.distributed.wrapping import fingerprint, match_weight_strides
 from fss.errors import RunError
 from tests.support.contexts import joined
 from tests.support.ranks import on_ranks
@@ -27,7 +28,7 @@ def collectives() -> dict:
         "sum": collectives.all_reduce(torch.tensor([rank])).tolist(),
         "mean": [t.tolist() for t in floats],
         "broadcast": first[0].tolist(),
-        "agree": context.any_rank(rank == 1, False),
+        "any_rank": context.any_rank(rank == 1, False),
         "scalars": context.mean({"a": torch.tensor(float(rank))}),
         "objects": context.gather_objects(f"r{rank}"),
         "main": context.on_main(lambda: "only rank 0"),
@@ -55,7 +56,7 @@ def test_collectives_on_three_ranks():
         assert out["sum"] == [3]
         assert out["mean"] == [[1.0, 1.0], 10.0]
         assert out["broadcast"] == [1, 7]
-        assert out["agree"] == (True, False)
+        assert out["any_rank"] == (True, False)
         assert out["scalars"] == {"a": 1.0}
         assert out["objects"] == ["r0", "r1", "r2"]
         assert out["main"] == "only rank 0"
@@ -64,7 +65,7 @@ def test_collectives_on_three_ranks():
         assert out["equal"].startswith("queue is not the same on rank")
 
 
-def promised(ranks: int) -> str:
+def requested(ranks: int) -> str:
     try:
         joined(ranks)
     except RunError as error:
@@ -72,25 +73,25 @@ def promised(ranks: int) -> str:
     return "accepted"
 
 
-def test_a_world_of_another_size_than_promised_is_refused():
-    assert all("promises 4 ranks but 2 started" in text for text in on_ranks(2, promised, 4))
+def test_another_number_of_ranks_than_requested_is_refused():
+    assert all("promises 4 ranks but 2 started" in text for text in on_ranks(2, requested, 4))
     with pytest.raises(RunError, match="promises 2 ranks but 1 started"):
         joined(2)
 
 
-def alone_in_a_launch() -> str:
-    """A process that was told of two ranks but cannot see the other: what accelerate makes on CPU of a GPU config."""
+def single_in_a_launch() -> str:
+    """A process that does not see the other of the launch: what accelerate makes on CPU of a GPU configuration."""
     import accelerate
 
-    accelerate.Accelerator(cpu=True)  # the launcher's own state, set before the promise is looked at
+    accelerate.Accelerator(cpu=True)  # the launcher's own state, set before the number of ranks is checked
     import os
 
     os.environ["WORLD_SIZE"] = "5"
-    return promised(2)
+    return requested(2)
 
 
-def test_processes_that_believe_they_are_alone_are_refused():
-    assert all("launcher started 5 processes" in text for text in on_ranks(2, alone_in_a_launch))
+def test_processes_that_see_no_other_rank_are_refused():
+    assert all("launcher started 5 processes" in text for text in on_ranks(2, single_in_a_launch))
 
 
 def test_a_launcher_that_reaches_into_the_weights_is_refused(monkeypatch):
@@ -98,34 +99,34 @@ def test_a_launcher_that_reaches_into_the_weights_is_refused(monkeypatch):
     with pytest.raises(RunError, match="asks to compile with dynamo's inductor: leave it out"):
         joined(1)
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
-    monkeypatch.setattr(launcher, "PLAIN", {"MULTI_GPU"})  # FSDP cannot be had without a GPU
+    monkeypatch.setattr(launch_checks, "SUPPORTED", {"MULTI_GPU"})  # FSDP cannot be had without a GPU
     with pytest.raises(RunError, match="asks for NO: only plain data parallelism"):
         joined(1)
 
 
 def test_a_node_whose_gpus_cannot_be_used_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(launcher, "DRIVER", tmp_path)
+    monkeypatch.setattr(launch_checks, "NVIDIA_DEVICE", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RunError, match="has an NVIDIA driver but torch sees no CUDA device there"):
-        DistributedContext(promised=4, device="auto", precision="float32", accumulate=1, timeout_minutes=1)
+        DistributedContext(world_size=4, device="auto", precision="float32", accumulate=1, timeout_minutes=1)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradients_of_1x1_convolutions_lie_as_their_weights_do(layout):
+def test_gradients_of_1x1_convolutions_have_the_strides_of_their_weights(layout):
     """Whatever the layout of the image, with one gradient a number, and one for all."""
     plain = torch.nn.Conv2d(8, 4, 1).to(memory_format=layout)
-    laid = copy.deepcopy(plain)
-    match_weight_strides(laid)
+    matched = copy.deepcopy(plain)
+    match_weight_strides(matched)
     images = [torch.randn(16, 8, 5, 5).to(memory_format=f) for f in (torch.contiguous_format, torch.channels_last)]
     losses = [lambda conv, image=image: conv(image).sum() for image in images]
     for loss in (*losses, lambda conv: conv.weight.sum()):
-        for conv in (plain, laid):
+        for conv in (plain, matched):
             conv.zero_grad()
             loss(conv).backward()
-        assert laid.weight.grad.stride() == laid.weight.stride()
-        assert torch.equal(laid.weight.grad, plain.weight.grad)
+        assert matched.weight.grad.stride() == matched.weight.stride()
+        assert torch.equal(matched.weight.grad, plain.weight.grad)
 
 
 def test_fingerprint_sees_values_not_memory_format():

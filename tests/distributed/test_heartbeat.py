@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import torch
 
 from fss.distributed.context import DistributedContext
@@ -10,27 +9,27 @@ from fss.distributed.heartbeat import HeartbeatBoard
 from fss.errors import RunError
 from tests.support.contexts import joined
 from tests.support.ranks import on_ranks
-from tests.support.stores import Together
+from tests.support.stores import MemoryStore
 
 
-def test_those_who_have_come_less_far_are_missing():
-    store = Together()
+def test_ranks_that_did_not_enter_the_announced_collective_are_missing():
+    store = MemoryStore()
     one, two, three = (HeartbeatBoard(store, rank, 3) for rank in range(3))
-    for roll in (one, two, three, one, three):
-        roll.sign()
+    for board in (one, two, three, one, three):
+        board.announce_collective()
     node = os.uname().nodename
-    assert one.missing() == three.missing() == [f"rank 1 on node {node}"]
-    assert two.missing() == []
+    assert one.missing_ranks() == three.missing_ranks() == [f"rank 1 on node {node}"]
+    assert two.missing_ranks() == []
 
 
-def test_meeting_on_the_way_to_the_next_signature_accuses_nobody():
-    store = Together()
+def test_a_collective_that_was_entered_but_not_announced_makes_no_rank_missing():
+    store = MemoryStore()
     one, two = (HeartbeatBoard(store, rank, 2) for rank in range(2))
-    for roll in (one, two):
-        roll.sign()
-    one.meet()
-    one.write()
-    assert one.missing() == two.missing() == []
+    for board in (one, two):
+        board.announce_collective()
+    one.enter_collective()
+    one.publish()
+    assert one.missing_ranks() == two.missing_ranks() == []
 
 
 def left_alone() -> str:
@@ -43,13 +42,13 @@ def left_alone() -> str:
             context.any_rank(False)
     except RunError as error:
         return str(error)
-    return "nobody was missed"
+    return "no rank was missed"
 
 
 def test_the_rank_that_died_is_named():
     text, _ = on_ranks(2, left_alone)
-    assert text.startswith(f"rank 1 on node {os.uname().nodename} did not come to where rank 0 waits")
-    assert "goes on from what was saved" in text
+    assert text.startswith(f"rank 1 on node {os.uname().nodename} did not reach the collective in which rank 0 waits")
+    assert "to resume from what was saved" in text
 
 
 def own_failure() -> str:
@@ -69,13 +68,12 @@ def not_all() -> str:
     if os.environ["RANK"] == "1":
         return "absent"
     try:
-        DistributedContext(promised=2, device="cpu", precision="float32", accumulate=1, timeout_minutes=2 / 60)
+        DistributedContext(world_size=2, device="cpu", precision="float32", accumulate=1, timeout_minutes=2 / 60)
     except RunError as error:
         return str(error)
-    return "came together"
+    return "connected"
 
 
-@pytest.mark.parametrize("context", [2])
-def test_ranks_that_never_come_are_not_waited_for(context):
-    text, _ = on_ranks(context, not_all)
-    assert text.startswith("the 2 ranks did not come together within 0.0333333 minutes")
+def test_ranks_that_never_connect_are_not_waited_for():
+    text, _ = on_ranks(2, not_all)
+    assert text.startswith("the 2 ranks did not connect within 0.0333333 minutes")

@@ -1,4 +1,4 @@
-"""The check before step 1: ranks that differ are refused, ranks that agree are told of."""
+"""The check before step 1: ranks that differ are refused, equal ranks are listed by node."""
 
 import pytest
 from rich.console import Console
@@ -12,10 +12,10 @@ from tests.support.ranks import on_ranks
 def checked(folder, config: list[str], manifest: list[str]) -> tuple[str, float]:
     context = joined(2)
     try:
-        said = check_ranks(context, folder, config=config[context.rank], manifest=manifest[context.rank])
+        messages = check_ranks(context, folder, config=config[context.rank], manifest=manifest[context.rank])
         console = Console(width=120)
         with console.capture() as screen:
-            console.print(*said, sep="\n")
+            console.print(*messages, sep="\n")
         return screen.get(), bandwidth(context)
     except RunError as error:
         return str(error), 0
@@ -23,10 +23,10 @@ def checked(folder, config: list[str], manifest: list[str]) -> tuple[str, float]
         context.close()
 
 
-def test_ranks_that_agree_are_shown_by_node(tmp_path):
+def test_equal_ranks_are_listed_by_node(tmp_path):
     for text, rate in on_ranks(2, checked, tmp_path / "new" / "run", ["c1", "c1"], ["m1", "m1"]):
         assert "0-1" in text and "2 x cpu" in text and "GiB" in text
-        assert "all 2 ranks agree: configuration c1, shards m1" in text
+        assert "equal on all 2 ranks: configuration c1, shards m1" in text
         assert 0 < rate < 1000
 
 

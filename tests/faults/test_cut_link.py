@@ -104,7 +104,7 @@ def test_a_cut_link_ends_the_job_on_both_nodes_and_it_goes_on_when_the_link_is_b
     print(here, there)
     assert first and second
     node = os.uname().nodename
-    assert f"error: rank 1 on node {node} has not been heard of for {LIMIT} s" in here
+    assert f"error: rank 1 on node {node} has sent no heartbeat for {LIMIT} s" in here
     assert f"error: rank 1 on node {node} has not reached rank 0 on node {node} for {LIMIT} s" in there
     assert '"failed"' in (cut / "status.json").read_text()
 

@@ -49,7 +49,7 @@ def test_stalled_data_are_told_from_a_hanging_rank(tmp_path, packed):
                 worker.resume()
     code, output = started.wait()
     assert code
-    assert f"error: rank 1 on node {NODE} has come no further for {LIMIT} s: it is waiting for the data of" in output
+    assert f"error: rank 1 on node {NODE} has made no progress for {LIMIT} s: it is waiting for the data of" in output
     assert status(folder) == "failed"
     assert "resumed at step" in run(2, *words)
 
@@ -72,7 +72,7 @@ def test_a_rank_that_stops_in_an_evaluation_is_named(tmp_path):
     started.ranks[1].send_signal(signal.SIGSTOP)
     code, output = started.wait(timeout=10 * LIMIT)
     assert code
-    assert f"error: rank 1 on node {NODE} has not been heard of for {LIMIT} s" in output
+    assert f"error: rank 1 on node {NODE} has sent no heartbeat for {LIMIT} s" in output
     assert status(folder) == "failed"
     run(2, *words, launcher=test_evaluate_command.LAUNCHER)
     assert len(recorded(folder)) == EPISODES

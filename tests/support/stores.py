@@ -1,7 +1,7 @@
 """A stand-in for torch's store, for ranks that are objects of one process."""
 
 
-class Together(dict):
+class MemoryStore(dict):
     """A store in this process's memory."""
 
     def set(self, key: str, value: str) -> None:

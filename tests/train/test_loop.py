@@ -70,7 +70,7 @@ def train(
     )
     start, _ = checkpoints.resume(state)
     context.on_main(lambda: run.rewind(start))
-    data = batches(start, context.rank, context.size, accumulate)
+    data = batches(start, context.rank, context.world_size, accumulate)
 
     def dataset():
         for index, batch in enumerate(data):

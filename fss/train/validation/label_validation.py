@@ -133,7 +133,7 @@ class LabelValidation:
         """
         counts, failure = np.zeros((2, 1 + len(self.names)), np.int64), None
         try:
-            for image, labels in self._ahead(self.images[self.context.rank :: self.context.size]):
+            for image, labels in self._ahead(self.images[self.context.rank :: self.context.world_size]):
                 counts += intersections_and_unions(self.predict(method, image), labels, len(self.names))
                 self.context.report_progress("validating")
         except (ShardError, UserError) as error:
