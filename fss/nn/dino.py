@@ -1,12 +1,13 @@
 """DINOv2: features of image patches, learned without labels (Oquab et al. 2023), through timm."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fss.nn.published import fill, read_published, recognise
+from fss.nn.published import fill, read_weights, recognise
 
 DinoName = Literal["vits14", "vitb14", "vitl14", "vitg14"]
 
@@ -52,7 +53,7 @@ def load_dino(name: DinoName, path: Path | None) -> Dino:
     if path is None:
         return Dino(name)
     tensors = {}
-    for key, tensor in read_published(path).items():
+    for key, tensor in read_weights(path)[0].items():
         for official, here in RENAMED.items():
             key = key.replace(official, here)
         tensors[key] = tensor
@@ -63,7 +64,7 @@ def load_dino(name: DinoName, path: Path | None) -> Dino:
     return network
 
 
-def _width(tensors: dict[str, Tensor]) -> int | None:
+def _width(tensors: Mapping[str, Tensor]) -> int | None:
     """The channels, of a ViT of 14-pixel patches."""
     patches = tensors.get("patch_embed.proj.weight", torch.empty(0))
     return len(patches) if patches.shape[1:] == (3, PATCH, PATCH) and "blocks.0.ls1.gamma" in tensors else None

@@ -4,6 +4,7 @@ Networks are those of the package segment_anything; its ViT-T of MobileSAM is fs
 fss.nn.point_decoder.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from torch import Tensor, nn
 
 from fss.nn.point_decoder import decode_points
-from fss.nn.published import fill, read_published, recognise
+from fss.nn.published import fill, read_weights, recognise
 from fss.nn.tinyvit import TinyViT
 
 SamName = Literal["vit_b", "vit_l", "vit_h", "vit_t"]
@@ -70,14 +71,14 @@ def load_sam(name: SamName, path: Path | None) -> Sam:
     """
     if path is None:
         return Sam(name)
-    tensors = {key: t for key, t in read_published(path).items() if not key.startswith(UNUSED)}
+    tensors = {key: t for key, t in read_weights(path)[0].items() if not key.startswith(UNUSED)}
     recognise(path, tensors, _width, WIDTHS, "SAM", "method.sam", name)
     network = Sam(name)
     fill(network, tensors, path, f"SAM {name}")
     return network
 
 
-def _width(tensors: dict[str, Tensor]) -> int | None:
+def _width(tensors: Mapping[str, Tensor]) -> int | None:
     """The channels of the image encoder's first features."""
     for patches in ("image_encoder.patch_embed.proj.weight", "image_encoder.patch_embed.seq.2.c.weight"):
         if patches in tensors and "mask_decoder.iou_token.weight" in tensors:

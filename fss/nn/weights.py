@@ -1,8 +1,6 @@
-"""Files of network weights: ours to write, and every published layout that a network may start from."""
+"""Files of network weights: the exports of this program, and every published layout that a network may start from."""
 
 import functools
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,41 +10,40 @@ import torch
 from torch import Tensor
 
 from fss.errors import WeightsError
-from fss.nn.backbones import BACKBONES, Backbone, Stem, make_backbone
+from fss.nn.backbones import BACKBONES, Backbone, BackboneName, Stem, make_backbone
 from fss.nn.exports import ExportHeader, load_export
 from fss.nn.pspnet import PSPNet
+from fss.nn.published import read_weights
 from fss.nn.resnet import HEAD, LAYOUTS
-
-NOT_THE_TRUNK = (HEAD, "classifier.")
-"""What the names of a classifier or projection head begin with, in torchvision's networks and in MoCo's."""
-
-DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
-"""Place in the `layer0` of the few-shot references -> name; a 7x7 stem has the first two only."""
 
 COUNTER = "num_batches_tracked"
 """A buffer of batch norm that files older than torch 0.4.1 lack."""
 
 
 class Kind(NamedTuple):
-    """A network as its tensors tell: what strides where, and so 'torchvision' from 'original', they do not."""
+    """A network as its tensors tell it: the stems 'torchvision' and 'original' have equal ones."""
 
-    name: str
+    name: BackboneName
     deep: bool
 
     def __str__(self) -> str:
-        if self.name.startswith("vgg"):
+        if len(BACKBONES[self.name].stems) == 1:
             return f"a {self.name}"
         return f"a {self.name} with a {'deep' if self.deep else '7x7'} stem"
 
 
-KINDS = [Kind(name, deep) for name in BACKBONES for deep in (False, True) if not (deep and name.startswith("vgg"))]
+def kinds() -> list[Kind]:
+    """Every kind of network that a registered backbone can be."""
+    return [
+        Kind(name, deep) for name, entry in BACKBONES.items() for deep in (False, True) if not deep or "deep" in entry.stems
+    ]
 
 
 @dataclass(kw_only=True)
 class Start:
-    """What a file offers a contrastive method to begin from: names of torchvision, heads as `fc.0.*` and `fc.2.*`.
+    """The weights in a file that a contrastive method can start from, in torchvision's names, heads as `fc.0.*`, `fc.2.*`.
 
-    `key` is empty where the file holds one encoder only.
+    `key` is empty if the file has one encoder only.
     """
 
     layout: str
@@ -62,10 +59,10 @@ class Start:
 def load_start(path: Path, backbone: str) -> Start:
     """Read weights for an encoder of `backbone` from an official MoCo checkpoint, a torchvision ResNet or our export.
 
-    Nothing is unpickled but tensors and plain containers. Raises WeightsError, naming what the file holds, where it is
-    damaged, of another architecture, or of another backbone.
+    Nothing but tensors and plain containers is unpickled. Raises WeightsError, which names what the file holds, if the
+    file is damaged, of another architecture, or of another backbone.
     """
-    tensors, header = _read(path)
+    tensors, header = read_weights(path)
     encoders = _encoders(tensors)
     parts = {side: (*_checked(path, state), _head(state)) for side, state in encoders.items()}
     kind = next(iter(parts.values()))[0]
@@ -89,16 +86,16 @@ def load_start(path: Path, backbone: str) -> Start:
 
 
 def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str, Tensor]:
-    """The float32 state dict of `make_backbone(name, stem=stem)` from a published file or an export of ours.
+    """Read the float32 state dict of `make_backbone(name, stem=stem)` from a published file or an export of ours.
 
-    Read are: torchvision's state dicts; semseg's with a deep stem; the same under `state_dict`, under `module.`, or
-    with the stages `layer0` to `layer4` of the few-shot references, whatever head stands beside them; official MoCo
-    checkpoints (the query encoder, which is what MoCo transfers); exports of the prior extractor; and any of these as
-    safetensors. Heads are left out. The stems 'torchvision' and 'original' have equal tensors: `stem` is believed
-    unless the file is known better, by its kind or by an entry 'stem' in its safetensors header.
-    Raises WeightsError where the file does not hold that.
+    These are read: torchvision's state dicts; semseg's with a deep stem; either of them under `state_dict`, under
+    `module.`, or with the stages `layer0` to `layer4` of the few-shot references and any head beside them; official MoCo
+    checkpoints (the query encoder, which MoCo transfers); exports of the prior extractor; ViTs in the names of timm or
+    of DINOv2; and any of these as safetensors. Heads are left out. The stems 'torchvision' and 'original' have equal
+    tensors: `stem` decides, unless the kind of file or an entry 'stem' in its safetensors header does.
+    Raises WeightsError if the file holds something else.
     """
-    tensors, header = _read(path)
+    tensors, header = read_weights(path)
     method = header.method or "prior"
     if method != "prior":
         raise WeightsError(
@@ -116,10 +113,10 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
     elif header.stem is not None:
         fitting = [header.stem]
     elif "" not in encoders or header.method is not None:
-        fitting = ["torchvision"]  # what MoCo, and this program, train
+        fitting = ["torchvision"]  # the stem that MoCo and this program train
     else:
         fitting = ["torchvision", "original"]
-    if stem not in fitting and not name.startswith("vgg"):
+    if stem not in fitting and len(BACKBONES[name].stems) > 1:
         raise WeightsError(
             f"{path} holds the weights of {kind} but stem is {stem}: set stem to {' or '.join(fitting)} or give "
             f"weights of a {name} with that stem"
@@ -128,14 +125,14 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
 
 
 def load_prior(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
-    """A pretrained prior extractor: the state dict of `make_backbone(header.backbone)`, and the header.
+    """Read a pretrained prior extractor: the state dict of `make_backbone(header.backbone)`, and the header.
 
-    Read are the exports of launch/pretrain_prior.py, whose header, which tells of their training, is handed on; and
-    official MoCo checkpoints (the momentum encoder where there is one), which are a prior extractor of global contrast
-    alone and of whose training no more is known than `method` 'moco' and `backbone`.
-    Raises WeightsError for a file of another method or of none of these kinds.
+    The file is an export of launch/pretrain_prior.py, whose header is returned, or an official MoCo checkpoint (its
+    momentum encoder if there is one). The latter is a prior extractor of global contrast alone, and its header has
+    `method` 'moco' and `backbone` only.
+    Raises WeightsError for a file of another method or of neither kind.
     """
-    tensors, header = _read(path)
+    tensors, header = read_weights(path)
     encoders = _encoders(tensors)
     moco = "" not in encoders
     if not moco and header.method != "prior":
@@ -152,10 +149,10 @@ def load_prior(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
 
 
 def load_base(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
-    """A trained base learner: the state dict of its PSPNet, and the header that tells of its training.
+    """Read a trained base learner: the state dict of its PSPNet, and the header of its training.
 
-    The header has `backbone`, `stem` and `classes`, JSON {id: name} of what the outputs 1, 2, ... stand for.
-    Raises WeightsError for a file of anything else, or whose tensors are not those that its header speaks of.
+    The header has `backbone`, `stem` and `classes`. Raises WeightsError for a file of anything else, or if the tensors
+    are not those of the network in the header.
     """
     tensors, header = load_export(path)
     if header.method != "base":
@@ -163,6 +160,11 @@ def load_base(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
         raise WeightsError(
             f"{path} is {what}: give the base.safetensors or best.safetensors that launch/train_base.py leaves in its "
             "run directory"
+        )
+    if header.backbone not in BACKBONES or header.stem not in BACKBONES[header.backbone].stems:
+        raise WeightsError(
+            f"{path} is a base learner with the backbone {header.backbone} and the stem {header.stem}, which this version "
+            "does not have: give another file"
         )
     with torch.device("meta"):
         expected = PSPNet(header.backbone, header.stem, len(header.classes or ()))
@@ -174,36 +176,8 @@ def load_base(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
     return tensors, header
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
-    """All tensors of a file, floats as float32, and its header of strings, which only safetensors has."""
-    path = Path(path)
-    tensors, header = load_export(path) if path.suffix == ".safetensors" else (_load_torch(path), ExportHeader())
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, header
-
-
-def _load_torch(path: Path) -> dict[str, Tensor]:
-    _must_exist(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as a file of tensors ({reason}): give another file") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise WeightsError(
-            f"{path} holds no table of tensors: give a state dict of a ResNet or VGG, an official MoCo checkpoint or a "
-            ".safetensors export of this program"
-        )
-    return state
-
-
-def _must_exist(path: Path) -> None:
-    if not Path(path).is_file():
-        raise WeightsError(f"{path} is no file, so it cannot be read: check the path of the weights")
-
-
 def _encoders(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The encoders of a MoCo checkpoint, 'q' before 'k'; of any other file the one network, as ''."""
+    """The encoders of a MoCo checkpoint, 'q' before 'k'; of any other file the one network, under the name ''."""
     encoders = {}
     for side in "qk":
         prefix = f"module.encoder_{side}."
@@ -216,29 +190,7 @@ def _head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if name.startswith(HEAD)}
 
 
-def _torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network without its head, in torchvision's names where it is in those of the few-shot references.
-
-    These cut a network into `layer0` to `layer4`, a VGG's being consecutive slices of torchvision's `features`.
-    """
-    if not any(name.startswith("layer0.") for name in state):
-        return {name: t for name, t in state.items() if not name.startswith(NOT_THE_TRUNK)}
-    slices = None
-    if "layer1.0.weight" in state:
-        slices = _skeleton(Kind("vgg16_bn" if "layer0.1.weight" in state else "vgg16", False)).ends
-    renamed = {}
-    for name, tensor in state.items():
-        if found := re.fullmatch(r"layer([0-4])\.(\d+)\.(.+)", name):  # else it is a head's
-            layer, place, leaf = int(found[1]), int(found[2]), found[3]
-            if slices:
-                name = f"features.{slices[layer] + place}.{leaf}"
-            elif layer == 0:
-                name = f"{DEEP_STEM.get(place, name)}.{leaf}"
-            renamed[name] = tensor
-    return renamed
-
-
-@functools.cache
+@functools.lru_cache(32)
 def _skeleton(kind: Kind) -> Backbone:
     with torch.device("meta"):
         return make_backbone(kind.name, stem="deep" if kind.deep else "torchvision")
@@ -248,16 +200,18 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: t.shape for name, t in state.items() if not name.endswith(COUNTER)}
 
 
-def _checked(path: Path, state: dict[str, Tensor]) -> tuple[Kind, dict[str, Tensor]]:
-    """Which network this is, and exactly its tensors; raises WeightsError where it is none of KINDS."""
-    state = _torchvision_names(state)
-    odd = {
-        kind: {name for name, _ in _shapes(state).items() ^ _shapes(_skeleton(kind).state_dict()).items()}
-        for kind in KINDS
-    }
-    kind = min(odd, key=lambda kind: len(odd[kind]))
-    expected = _skeleton(kind).state_dict()
-    if len(odd[kind]) > 0.1 * len(expected):
+def _checked(path: Path, state: Mapping[str, Tensor]) -> tuple[Kind, dict[str, Tensor]]:
+    """The kind of network that a file holds, and exactly its tensors. Raises WeightsError if it is none of `kinds`."""
+    named, odd = {}, {}
+    for kind in kinds():
+        entry = BACKBONES[kind.name]
+        tensors = entry.own_names(state)
+        if entry.first_tensor in tensors:  # else it is of another family: do not build it
+            named[kind] = tensors
+            odd[kind] = {name for name, _ in _shapes(tensors).items() ^ _shapes(_skeleton(kind).state_dict()).items()}
+    kind = min(odd, key=lambda kind: len(odd[kind]), default=None)
+    expected = {} if kind is None else _skeleton(kind).state_dict()
+    if kind is None or len(odd[kind]) > 0.1 * len(expected):
         some = ", ".join(sorted(state)[:3]) or "no tensor"
         raise WeightsError(
             f"{path} holds no {', '.join(BACKBONES)} (it holds {some}, ...): give a state dict of one of them, an "
@@ -268,4 +222,4 @@ def _checked(path: Path, state: dict[str, Tensor]) -> tuple[Kind, dict[str, Tens
             f"{path} looks like {kind} but {len(odd[kind])} of its tensors are missing, unknown or of another shape, "
             f"{min(odd[kind])} first: give a complete file"
         )
-    return kind, {name: state.get(name, torch.zeros((), dtype=torch.int64)) for name in expected}
+    return kind, {name: named[kind].get(name, torch.zeros((), dtype=torch.int64)) for name in expected}

@@ -6,7 +6,7 @@ import torchvision
 
 from fss.errors import WeightsError
 from fss.nn.backbones import make_backbone
-from fss.nn.exports import load_export, save_export
+from fss.nn.exports import ExportHeader, load_export, save_export
 from fss.nn.resnet import BACKBONES
 from fss.nn.weights import load_backbone, load_prior, load_start
 from tests.support.places import shared
@@ -108,7 +108,7 @@ def test_a_backbone_is_mocos_query_encoder_and_a_prior_extractor_its_momentum_en
     torch.save(content, tmp_path / "moco.pth.tar")
     backbone = load_backbone(tmp_path / "moco.pth.tar", "resnet18")
     prior, header = load_prior(tmp_path / "moco.pth.tar")
-    assert header == {"method": "moco", "backbone": "resnet18"}
+    assert header == ExportHeader(method="moco", backbone="resnet18")
     for read, side in ((backbone, sides[0]), (prior, sides[-1])):
         skeleton("resnet18").load_state_dict(read, assign=True)
         assert torch.equal(read["conv1.weight"], content["state_dict"][f"module.encoder_{side}.conv1.weight"])
@@ -116,9 +116,10 @@ def test_a_backbone_is_mocos_query_encoder_and_a_prior_extractor_its_momentum_en
 
 def test_export_of_the_prior_extractor(tmp_path):
     trunk = trunk_of("resnet18")
-    save_export(tmp_path / "prior.safetensors", trunk, {"method": "prior", "backbone": "resnet18", "images_seen": "12"})
+    written = ExportHeader(method="prior", backbone="resnet18", images_seen=12)
+    save_export(tmp_path / "prior.safetensors", trunk, written)
     prior, header = load_prior(tmp_path / "prior.safetensors")
-    assert header == {"method": "prior", "backbone": "resnet18", "images_seen": "12"}
+    assert header == written
     for read in (prior, load_backbone(tmp_path / "prior.safetensors", "resnet18")):
         assert all(torch.equal(read[name], tensor) for name, tensor in trunk.items())
     with pytest.raises(WeightsError, match="stem is original: set stem to torchvision"):
@@ -126,7 +127,7 @@ def test_export_of_the_prior_extractor(tmp_path):
 
 
 def test_a_header_says_what_tensors_cannot(tmp_path):
-    save_export(tmp_path / "v1.safetensors", trunk_of("resnet18", "original"), {"stem": "original"})
+    save_export(tmp_path / "v1.safetensors", trunk_of("resnet18", "original"), ExportHeader(stem="original"))
     assert load_backbone(tmp_path / "v1.safetensors", "resnet18", "original")
     with pytest.raises(WeightsError, match="but stem is torchvision: set stem to original or"):
         load_backbone(tmp_path / "v1.safetensors", "resnet18", "torchvision")
@@ -156,7 +157,7 @@ def test_backbones_that_do_not_fit_are_refused_in_a_sentence(tmp_path):
 
 
 def test_files_of_other_methods_are_refused_in_a_sentence(tmp_path):
-    save_export(tmp_path / "qgnet.safetensors", trunk_of("resnet18"), {"method": "qgnet"})
+    save_export(tmp_path / "qgnet.safetensors", trunk_of("resnet18"), ExportHeader(method="qgnet"))
     with pytest.raises(WeightsError, match="is an export of the method qgnet, not of a backbone: give"):
         load_backbone(tmp_path / "qgnet.safetensors", "resnet18")
     with pytest.raises(WeightsError, match=r"is an export of the method qgnet: give the prior\.safetensors"):
@@ -207,9 +208,9 @@ def test_torchvision(tmp_path):
 def test_export_round_trip(tmp_path):
     trunk = {n: t for n, t in BACKBONES["resnet18"](8).state_dict().items() if not n.startswith("fc.")}
     trunk["conv1.weight"] = trunk["conv1.weight"].to(memory_format=torch.channels_last)
-    save_export(tmp_path / "prior.safetensors", trunk, {"method": "prior", "images_seen": "12"})
+    save_export(tmp_path / "prior.safetensors", trunk, ExportHeader(method="prior", images_seen=12))
     tensors, header = load_export(tmp_path / "prior.safetensors")
-    assert header == {"method": "prior", "images_seen": "12"}
+    assert header == ExportHeader(method="prior", images_seen=12)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in trunk.items())
     assert load_start(tmp_path / "prior.safetensors", "resnet18").layout == "export of this program"
     assert [p.name for p in tmp_path.iterdir()] == ["prior.safetensors"]
