@@ -37,7 +37,7 @@ from fss.nn.ensemble import cosine_gram, psi
 from fss.nn.exports import ExportHeader, save_export
 from fss.nn.multisim import class_share, compared_layers, layer_similarity
 from fss.nn.pspnet import PSPNet
-from fss.nn.region import guided_region_map, small_mask
+from fss.nn.region import guided_region_map, downsample_mask
 from fss.nn.resnet import PointwiseConv2d
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
@@ -189,7 +189,7 @@ def stages(method: MSANet, batch: EpisodeBatch, repeats: int) -> dict[str, float
     masks = batch.support_mask.flatten(0, 1)
     seen = [(block, list(layers)) for _, block, layers in compared_layers(backbone, images)]
     (block2, _), (block3, _), (block4, _) = seen
-    layers, small = [layer for _, some in seen for layer in some], small_mask(masks, block3.shape[2:])
+    layers, small = [layer for _, some in seen for layer in some], downsample_mask(masks, block3.shape[2:])
     share = class_share(masks, "resnet50")
 
     def prior() -> None:

@@ -23,10 +23,3 @@ def at_least(group: str, config: object, **least: float) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise ConfigError(f"{group}.{name} is {value}: give at least {bound:g}")
-
-
-def feature_size(key: str, size: int) -> None:
-    """Raise ConfigError unless `size`, the side of an image in pixels, is 8k + 1, as networks of stride 8 want it."""
-    if size % 8 != 1:
-        near = round((size - 1) / 8) * 8 + 1
-        raise ConfigError(f"{key} is {size}: give a multiple of 8 plus 1, such as {near}")

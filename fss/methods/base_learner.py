@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from fss.collectives import Collectives
 from fss.data.batch import LabelBatch, LabelSpec
-from fss.errors import ConfigError, at_least, feature_size
+from fss.errors import ConfigError, at_least
 from fss.methods.base import LabelMethod, MethodConfig, Report, StepContext
-from fss.nn.backbones import BackboneName, Stem
+from fss.nn.backbones import BackboneName, Stem, check_backbone, check_size
 from fss.nn.exports import ExportHeader
-from fss.nn.fem import IGNORE, segmentation_loss
+from fss.nn.fem import segmentation_loss
 from fss.nn.norm import Normalize, synchronise
 from fss.nn.pspnet import PSPNet
-from fss.nn.region import resize
+from fss.nn.region import IGNORE, resize
 from fss.nn.weights import load_backbone, load_base
 
 
@@ -32,7 +32,8 @@ class BaseLearnerConfig(MethodConfig):
     name: Literal["base"] = "base"
     """The method."""
     size: int = 417
-    """Side of the training crops and of validated images, pixels: 8k + 1."""
+    """Side of the training crops and of validated images, pixels: 8k + 1 for ResNets and VGGs, a multiple of the patch
+    for ViTs."""
     backbone: BackboneName = "resnet50"
     """The feature extractor, which learns too; meta-training goes on with it."""
     stem: Stem = "torchvision"
@@ -48,7 +49,8 @@ class BaseLearnerConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         at_least("method", self, size=33, backbone_lr=0, head_lr=0)
-        feature_size("method.size", self.size)
+        check_backbone("method.backbone", self.backbone)
+        check_size("method.size", self.backbone, self.size)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"method.dropout is {self.dropout}: give a share from 0 to below 1, such as 0.1")
 

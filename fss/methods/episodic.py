@@ -11,12 +11,11 @@ from torch import Tensor
 
 from fss.collectives import Collectives
 from fss.data.batch import EpisodeSpec
-from fss.errors import WeightsError, at_least, feature_size
+from fss.errors import WeightsError, at_least
 from fss.methods.base import EpisodeMethod, EpisodeMethodConfig
-from fss.nn.backbones import Backbone, BackboneName, BatchNorm, Stem, make_backbone
+from fss.nn.backbones import Backbone, BackboneName, BatchNorm, Stem, check_backbone, check_size, make_backbone
 from fss.nn.exports import ExportHeader, load_export
-from fss.nn.fem import IGNORE
-from fss.nn.region import resize
+from fss.nn.region import IGNORE, resize
 from fss.nn.weights import load_backbone
 
 
@@ -25,15 +24,18 @@ class EpisodicConfig(EpisodeMethodConfig):
     """Which frozen backbone looks at the images, and at what size."""
 
     size: int = 473
-    """Side of the training crops and, unless another is asked for, of evaluated images, pixels: 8k + 1."""
+    """Side of the training crops and, unless another is asked for, of evaluated images, pixels: 8k + 1 for
+    ResNets and VGGs, a multiple of the patch for ViTs."""
     backbone: BackboneName = "resnet50"
-    """The frozen feature extractor."""
+    """The frozen feature extractor, a key of fss.nn.backbones.BACKBONES: resnet18, resnet50, resnet101, vgg16, vgg16_bn,
+    dinov2_vits14, dinov2_vits14_reg, dinov2_vitb14, dinov2_vitb14_reg."""
     stem: Stem = "torchvision"
     """How a ResNet begins and where it strides; published few-shot results use 'deep'."""
 
     def __post_init__(self) -> None:
         at_least("method", self, size=33)
-        feature_size("method.size", self.size)
+        check_backbone("method.backbone", self.backbone)
+        check_size("method.size", self.backbone, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,13 @@ from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError, at_least
 from fss.methods.base import Features, Prediction, Report, StepContext
 from fss.methods.episodic import FrozenBackboneMethod, ImageNetConfig, imagenet_backbone, tally
+from fss.nn.backbones import BACKBONES, BackboneName
 from fss.nn.exports import ExportHeader
 from fss.nn.fem import inner_loss, segmentation_loss
 from fss.nn.hyperrelation import GenerativeSimilarity, ObjectPixels, object_pixels, object_positions, relate
 from fss.nn.merging import InvertedPyramid
 from fss.nn.norm import Normalize, synchronise
 from fss.nn.region import flatten_normalize, min_max, resize
-from fss.nn.resnet import LAYOUTS
 from fss.nn.similarity import averages, relu_cosine_mean
 
 Similarity = Literal["prototype", "cosine"]
@@ -42,8 +42,9 @@ class MSHNetConfig(ImageNetConfig):
 
     name: Literal["mshnet"] = "mshnet"
     """The method."""
-    backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
-    """The frozen feature extractor, not dilated; every residual block of its last three stages is a layer."""
+    backbone: BackboneName = "resnet50"
+    """The frozen feature extractor, not dilated, a key of fss.nn.backbones.BACKBONES (the paper's: resnet50 or
+    resnet101); every residual block of a ResNet's last three stages is a layer."""
     similarities: Literal["both", "cosine", "prototype"] = "both"
     """What relates a query to its supports (the paper's Table 4)."""
     width: int = WIDTH
@@ -96,8 +97,7 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
         self._collectives: Collectives = SingleProcess()
         backbone = imagenet_backbone(c, header, dilated=False)
         self.non_trainable = nn.ModuleDict({"standardise": Normalize(), "backbone": backbone})
-        _, depths = LAYOUTS[c.backbone]
-        layers = depths[1:]  # of blocks 2, 3 and 4
+        layers = BACKBONES[c.backbone].layers  # of blocks 2, 3 and 4
         self.trainable = nn.ModuleDict()
         if "prototype" in c.names:
             self.trainable["generative"] = nn.ModuleList(

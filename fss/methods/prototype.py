@@ -16,7 +16,7 @@ from fss.errors import ConfigError
 from fss.methods.base import Features, Prediction, Report, StepContext
 from fss.methods.episodic import FrozenBackboneMethod, ImageNetConfig, imagenet_backbone
 from fss.nn.fem import concat_middle_blocks
-from fss.nn.region import masked_average, resize, small_mask
+from fss.nn.region import downsample_mask, masked_average, resize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Prototype(FrozenBackboneMethod[PrototypeConfig]):
     @torch.no_grad()
     def encode_support(self, features: Features, mask: Tensor) -> Features:
         size = features["features"].shape[2:]
-        sides = [small_mask(side, size) for side in (mask == 0, mask == 1)]  # unknown pixels belong to neither
+        sides = [downsample_mask(side, size) for side in (mask == 0, mask == 1)]  # unknown pixels belong to neither
         prototypes = [masked_average(features["features"], side) for side in sides]  # background, class: [1, C] each
         return {"prototypes": torch.stack(prototypes, 1)}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss.nn.gfsam_rules import Rules
-from fss.nn.region import small_mask
+from fss.nn.region import downsample_mask
 
 EPSILON = 1e-6  # in the denominator of M of Eq. 3; a map whose values span less is constant but for rounding
 AREA = 1e-7  # added for every position to the area of a mask
@@ -71,7 +71,7 @@ def encode_support(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Te
 
 def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
     grid = math.isqrt(len(features))
-    weight = small_mask(mask, (grid, grid)).flatten()  # [g g]
+    weight = downsample_mask(mask, (grid, grid)).flatten()  # [g g]
     if not rules.soft_mask:
         weight = (weight >= 0.5).float()
     sides = torch.stack([weight, 1 - weight])  # [2, g g]: object, background

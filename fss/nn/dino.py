@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fss.nn.backbones.vit import timm_names
 from fss.nn.published import fill, read_weights, recognise
 
 DinoName = Literal["vits14", "vitb14", "vitl14", "vitg14"]
@@ -22,9 +23,6 @@ TIMM: dict[DinoName, str] = {
 }
 WIDTHS: dict[int, DinoName] = {384: "vits14", 768: "vitb14", 1024: "vitl14", 1536: "vitg14"}
 """Channels -> name, as the official checkpoints are called."""
-
-RENAMED = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}  # official name -> timm's, in vitg14 alone
-UNUSED = ("mask_token", "norm.")  # for training; and the norm behind the features
 
 
 class Dino(nn.Module):
@@ -52,15 +50,10 @@ def load_dino(name: DinoName, path: Path | None) -> Dino:
     """
     if path is None:
         return Dino(name)
-    tensors = {}
-    for key, tensor in read_weights(path)[0].items():
-        for official, here in RENAMED.items():
-            key = key.replace(official, here)
-        tensors[key] = tensor
+    tensors = timm_names(read_weights(path)[0])
     recognise(path, tensors, _width, WIDTHS, "DINOv2", "method.dino", name)
-    used = {key: t for key, t in tensors.items() if not key.startswith(UNUSED)}
     network = Dino(name)
-    fill(network.vit, used, path, f"DINOv2 {name}")
+    fill(network.vit, tensors, path, f"DINOv2 {name}")
     return network
 
 

@@ -92,7 +92,9 @@ class ExportHeader:
                 continue
             try:
                 value = json.loads(text)
-                values[name] = _parsed(value, kind, source)
+                values[name] = _parsed(value, kind, f"{source}, {name},")
+            except WeightsError:
+                raise  # of a nested header, which names the entry
             except (ValueError, TypeError) as error:
                 raise WeightsError(f"{source} has a damaged entry {name} ({error}): give another file") from None
         return cls(**values)
@@ -133,12 +135,16 @@ def _text(value: Any) -> str:
 
 
 def _parsed(value: Any, kind: Any, source: str) -> Any:
-    """A value of JSON as the type `kind` of a field; whole numbers also as floats. Raises TypeError if it is none."""
+    """A value of JSON as the type `kind` of a field; whole numbers also as floats. Raises TypeError if it is none.
+
+    A nested header that is empty, as older versions wrote it, is None. Raises WeightsError if an entry of one is damaged.
+    """
     outer = getattr(kind, "__origin__", kind)
     if value is None:
         return None
     if outer is ExportHeader:
-        return ExportHeader.parse(_parsed(value, dict, source), source) if value else None
+        table = _parsed(value, dict, source)
+        return ExportHeader.parse(table, source) if table else None
     if outer is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, outer) or (outer is int and isinstance(value, bool)):

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss.nn.region import resize
+from fss.nn.region import IGNORE, resize
 from fss.nn.resnet import PointwiseConv2d
-
-IGNORE = 255
 
 
 def concat_middle_blocks(block2: Tensor, block3: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fss.nn.region import positions_first
 from fss.nn.similarity import averages, relu_cosine_mean
 
 ROUNDING = 1e-6  # the mean of equal shares may lie this much above them
@@ -28,11 +29,6 @@ def object_positions(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor
     touched = (share > 0).sum(1, keepdim=True)
     least = share.sum(1, keepdim=True) / touched.clamp(min=1) * (1 - ROUNDING)
     return (share > 0) & (share >= least)
-
-
-def positions_first(layer: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, h w, C]; a view where channels are innermost already."""
-    return layer.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 ObjectPixels = list[list[Tensor]]

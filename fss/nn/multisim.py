@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss.collectives import Collectives
-from fss.nn.backbones import Backbone, BackboneName, VGGBackbone
+from fss.nn.backbones import BACKBONES, Backbone, BackboneName, Step
 from fss.nn.norm import synchronise
-from fss.nn.region import resize
-from fss.nn.resnet import LAYOUTS
+from fss.nn.region import positions_first, resize
 from fss.nn.similarity import averages, relu_cosine_mean
 
 EPSILON = 1e-5  # added to the length of every vector
@@ -27,36 +26,29 @@ Squeeze = Literal["mask", "feature"]
 
 
 def layer_count(name: BackboneName) -> int:
-    """How many maps multi-similarity has."""
-    return sum(LAYOUTS[name][1][1:]) if name in LAYOUTS else 7
+    """The number of maps that multi-similarity has with this backbone."""
+    return BACKBONES[name].compared_layers
 
 
-def compared_layers(backbone: Backbone, image: Tensor) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-    """Blocks 2, 3 and 4 of images as (number, map, layers that are compared), computed as they are asked for.
+@torch.no_grad()
+def compared_layers(backbone: Backbone, image: Tensor) -> Iterator[Step]:
+    """Compute blocks 2, 3 and 4 of images [B, 3, S, S] one by one, each with the layers that are compared (`inner`).
 
-    Of a ResNet all layers of these blocks are compared, before their ReLU; of a VGG, as in MSANet's code, the
-    convolutions of blocks 3 and 4 and the map of block 4.
+    Of a ResNet these are all layers of these blocks, before their ReLU; of a VGG, as in MSANet's reference
+    implementation, the convolutions of blocks 3 and 4 and the map of block 4; of a ViT all transformer blocks.
     """
-    with torch.no_grad():
-        x = image.contiguous(memory_format=torch.channels_last)
-        x = backbone.stage(1, backbone.stage(0, x))
-    vgg = isinstance(backbone, VGGBackbone)
-    for number in (2, 3, 4):
-        layers: list[Tensor] = []
-        with torch.no_grad():
-            x = backbone.stage(number, x, None if vgg and number == 2 else layers)
-        if vgg and number == 4:
-            layers.append(x)
-        yield number, x, layers
+    yield from backbone.compared_layers(image)
 
 
 def class_share(mask: Tensor, name: BackboneName) -> Tensor:
-    """Masks uint8 [M, S, S] -> the share of the class (mask is 1), float32 [M, 1, s, s], that layers resize to theirs.
+    """The share of the class (mask is 1) at each position: masks uint8 [M, S, S] -> float32 [M, 1, s, s].
 
-    As in MSANet's code over two steps: s is the side of the first map it extracts, block 1 of a ResNet (s = 2k + 1 for
-    S = 8k + 1) and block 3 of a VGG before its pool (s = k + 1), and the mask passes through twice that.
+    Layers resize it to their size. As in MSANet's reference implementation over two steps: s is the side of the first map
+    that it extracts, block 1 of a ResNet (s = 2k + 1 for S = 8k + 1) and block 3 of a VGG before its pool (s = k + 1),
+    and the mask passes through twice that.
     """
-    first = (mask.shape[-1] - 1) // (4 if name in LAYOUTS else 8) + 1
+    entry = BACKBONES[name]
+    first = entry.sides.positions(mask.shape[-1], entry.mask_stride)
     return resize(resize((mask == 1).float()[:, None], (2 * first, 2 * first)), (first, first))
 
 
@@ -81,11 +73,6 @@ def unit(rows: Tensor) -> Tensor:
     return rows / (rows.norm(dim=-1, keepdim=True) + EPSILON)
 
 
-def pixels(layer: Tensor) -> Tensor:
-    """A layer's maps [B, C, h, w] as one vector per position [B, h w, C]; of channels_last maps a view."""
-    return layer.permute(0, 2, 3, 1).flatten(1, 2)
-
-
 def object_pixels(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
     """What multi-similarity keeps of a support's layer [N, C], its share of the class [N]: unit vectors [n, C]."""
     kept = squeezed(rows.float().mean(1) if rule == "feature" else None, share)
@@ -108,7 +95,7 @@ def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0)
     layer: [(1 + K) B, C, h, w], queries first, then the supports shot by shot; share: `class_share` [K B, 1, s, s].
     """
     b, size = len(layer) - len(share), layer.shape[2:]
-    rows, share = pixels(layer), resize(share, size).flatten(1)  # [(1 + K) B, N, C], [K B, N]
+    rows, share = positions_first(layer), resize(share, size).flatten(1)  # [(1 + K) B, N, C], [K B, N]
     maps = []
     for episode in range(b):
         columns = [object_pixels(rows[b + i], share[i], rule) for i in range(skip * b + episode, len(share), b)]

@@ -28,10 +28,8 @@ class PSPNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Standardised images [B, 3, H, W] -> logits [B, 1 + classes, h, w], with a gradient to whatever learns."""
-        x = image.contiguous(memory_format=torch.channels_last)
-        for number in range(5):
-            x = self.backbone.stage(number, x)
-        return self.head(x)
+        *_, block4 = self.backbone.steps(image)
+        return self.head(block4.map)
 
 
 class PSPHead(nn.Module):

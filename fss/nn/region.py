@@ -1,17 +1,25 @@
 """Region maps and prototypes: where in a query image the object may lie (QGNet, section IV-B; PFENet, section 3.2)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-7  # Eq. 12
 AREA = 0.0005  # added to the area of a mask, as PFENet does
+IGNORE = 255  # value of the pixels of a mask or of labels that are unknown and count nowhere
 COLUMNS = 1024  # similarities are computed for so many columns at a time: at 641 px 27 MB instead of 172
 
 
+def positions_first(features: Tensor) -> Tensor:
+    """Maps [B, C, h, w] -> one vector per position, row by row, [B, h w, C]; a view of channels_last maps."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def flatten_normalize(features: Tensor) -> Tensor:
-    """Feature maps [B, C, h, w] -> one unit vector per position, float32 [B, h w, C]; zero vectors stay zero."""
-    return F.normalize(features.permute(0, 2, 3, 1).flatten(1, 2).float(), dim=-1)
+    """Maps [B, C, h, w] -> one unit vector per position, float32 [B, h w, C]; zero vectors stay zero."""
+    return F.normalize(positions_first(features).float(), dim=-1)
 
 
 def max_cosine(query: Tensor, columns: Tensor) -> Tensor:
@@ -22,10 +30,10 @@ def max_cosine(query: Tensor, columns: Tensor) -> Tensor:
     """
     chunks = columns.split(COLUMNS, dim=-2)
     with torch.autocast(query.device.type, enabled=False):  # three digits would not tell positions apart
-        found = [(query @ chunk.mT).max(-1).values for chunk in chunks if chunk.shape[-2]]  # [B, N] each
-    if not found:
+        largest = [(query @ chunk.mT).max(-1).values for chunk in chunks if chunk.shape[-2]]  # [B, N] each
+    if not largest:
         return query.new_zeros(query.shape[:-1])
-    return torch.stack(found).amax(0) if len(found) > 1 else found[0]
+    return torch.stack(largest).amax(0) if len(largest) > 1 else largest[0]
 
 
 def min_max(similarity: Tensor) -> Tensor:
@@ -73,7 +81,7 @@ def guided_region_map(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
     return torch.cat(rows).unflatten(1, query.shape[2:])[:, None]
 
 
-def small_mask(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def downsample_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     """Masks uint8 [B, S, S] -> the share of the class (mask is 1) at each position, float32 [B, 1, h, w].
 
     Bilinear with aligned corners, as the references resize everything; unknown pixels count as background.
@@ -89,7 +97,7 @@ def masked_average(features: Tensor, mask: Tensor) -> Tensor:
     return (features.float() * mask).sum((2, 3)) / (mask.sum((2, 3)) + AREA)
 
 
-def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """[B, C, H, W] -> [B, C, h, w], bilinear with aligned corners; as it is where the size fits."""
     if x.shape[2:] == tuple(size):
         return x

@@ -35,7 +35,10 @@ class Kind(NamedTuple):
 def kinds() -> list[Kind]:
     """Every kind of network that a registered backbone can be."""
     return [
-        Kind(name, deep) for name, entry in BACKBONES.items() for deep in (False, True) if not deep or "deep" in entry.stems
+        Kind(name, deep)
+        for name, entry in BACKBONES.items()
+        for deep in (False, True)
+        if not deep or "deep" in entry.stems
     ]
 
 

@@ -11,7 +11,7 @@ from fss.methods.base import StepContext
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import GUIDED_MAP, PRIOR_MAP, QGNet
 from fss.nn.exports import ExportHeader
-from fss.nn.region import guided_region_map, prior_region_map, small_mask
+from fss.nn.region import guided_region_map, prior_region_map, downsample_mask
 from tests.support.learning import (
     UNKNOWN,
     assert_all_learns,
@@ -65,7 +65,7 @@ def test_maps_are_those_of_the_two_frozen_networks(qgnet_config):
     batch = episodes(b=1)
     query, support = (method.non_trainable["standardise"](x) for x in (batch.query, batch.support[0]))
     backbone, prior = method.non_trainable["backbone"], method.non_trainable["prior"]
-    mask = small_mask(batch.support_mask[0], (9, 9))
+    mask = downsample_mask(batch.support_mask[0], (9, 9))
     masked4 = backbone.block4(backbone.blocks(support).block3 * mask)
     expected = {
         PRIOR_MAP: prior_region_map(backbone.blocks(query).block4, prior.blocks(query).block4),
@@ -139,7 +139,7 @@ def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does
     assert torch.equal(method._see(batch).query4, query4)
     for shot in range(2):  # the reference sends every shot through on its own, and block 4 at the end of each
         block3 = plain.blocks_2_3(normalize(batch.support[:, shot]))[1]
-        plain.block4(block3 * small_mask(batch.support_mask[:, shot], (9, 9)))
+        plain.block4(block3 * downsample_mask(batch.support_mask[:, shot], (9, 9)))
     for name, value in method.non_trainable["backbone"].state_dict().items():
         torch.testing.assert_close(value, plain.state_dict()[name], msg=name)
 

@@ -8,7 +8,7 @@ import torch
 from fss.errors import ConfigError
 from fss.nn.alignment import SQUARE, align, aligned, choose, encode_support, min_max_scaled, prompts, unit_features
 from fss.nn.gfsam_rules import READINGS, Rules
-from fss.nn.region import small_mask
+from fss.nn.region import downsample_mask
 
 GRID, SIZE = 5, 64
 CLOSE = {"atol": 2e-6, "rtol": 1e-4}
@@ -36,7 +36,7 @@ def by_hand(target: torch.Tensor, references: list, rules: Rules) -> list[list[f
     """S+ mean, S+ max and S- mean of every position (Eq. 1 and 2), averaged over references (tokens, mask)."""
     maps = [[0.0] * len(target) for _ in range(3)]
     for reference, mask in references:
-        weight = small_mask(mask, (GRID, GRID)).flatten().tolist()
+        weight = downsample_mask(mask, (GRID, GRID)).flatten().tolist()
         if not rules.soft_mask:
             weight = [float(w >= 0.5) for w in weight]
         others = normalised(reference, rules)
@@ -182,7 +182,7 @@ def test_prompts_are_corners_or_centres_of_patches(size, grid):
 
 def test_presence_needs_a_position_nearer_to_the_object_than_to_the_background():
     rules, mask = Rules(presence=True, channel_norm=False), disc(20, 20, 18)
-    inside = small_mask(mask, (GRID, GRID)).flatten() > 0.5
+    inside = downsample_mask(mask, (GRID, GRID)).flatten() > 0.5
     object_, background, stranger = torch.eye(3, 8) * 4
     reference = torch.where(inside[:, None], object_, background) + 0.1 * tokens(1, 8)
     target = torch.where(inside[:, None], object_, background) + 0.1 * tokens(2, 8)

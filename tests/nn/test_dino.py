@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fss.errors import WeightsError
 from fss.nn.dino import Dino, load_dino
+from fss.nn.exports import ExportHeader
 
 HEADS, WIDTH, DEPTH = 6, 384, 3  # three blocks are enough to go wrong in
 
@@ -86,7 +87,7 @@ def test_the_giant_has_its_official_names_renamed(monkeypatch, tmp_path):
         name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): torch.empty(shape, device="meta")
         for name, shape in shapes.items()
     }
-    monkeypatch.setattr("fss.nn.dino.read_published", lambda path: file)
+    monkeypatch.setattr("fss.nn.dino.read_weights", lambda path: (file, ExportHeader()))
     monkeypatch.setattr("fss.nn.dino.Dino", lambda name: giant)
     assert load_dino("vitg14", tmp_path / "giant.pth") is giant
 

@@ -35,14 +35,18 @@ def written_out(fem: FeatureEnrichment, query, prototype, maps):
 
 
 @pytest.mark.parametrize("maps", [1, 2])
-@pytest.mark.parametrize("bins", [[9, 5, 3, 2], [1.0, 0.5, 0.25], [6]], ids=str)
-def test_the_decoder_is_the_one_of_the_text(bins, maps):
+@pytest.mark.parametrize(
+    ("side", "bins"), [(60, [60, 30, 15, 8]), (9, [9, 5, 3, 2]), (9, [1.0, 0.5, 0.25]), (9, [6])], ids=str
+)
+def test_the_decoder_is_the_one_of_the_text(side, bins, maps):
+    """At side 60 a level is resized twice on its way to the next one, which is not the same as once."""
     torch.manual_seed(0)
     fem = FeatureEnrichment(8, maps, bins).eval()
-    query, prototype, found = torch.randn(2, 8, 9, 9).relu(), torch.randn(2, 8).relu(), torch.rand(2, maps, 9, 9)
-    logits, inner = fem(query, prototype, found)
-    expected, expected_inner = written_out(fem, query, prototype, found)
-    assert logits.shape == (2, 2, 9, 9) and len(inner) == len(bins)
+    query, prototype = torch.randn(2, 8, side, side).relu(), torch.randn(2, 8).relu()
+    regions = torch.rand(2, maps, side, side)
+    logits, inner = fem(query, prototype, regions)
+    expected, expected_inner = written_out(fem, query, prototype, regions)
+    assert logits.shape == (2, 2, side, side) and len(inner) == len(bins)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(inner, expected_inner, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -80,7 +84,7 @@ def test_the_loss_leaves_unknown_pixels_out():
     assert inner_loss(both, mask).item() == pytest.approx((expected + math.log(2)) / 2, rel=1e-5)
 
 
-def test_the_loss_of_a_part_of_a_batch_is_divided_by_what_it_is_told():
+def test_the_loss_of_a_part_of_a_batch_is_divided_by_the_number_that_is_passed():
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 5, 5)
     mask = torch.randint(0, 2, (3, 9, 9), dtype=torch.uint8)

@@ -13,9 +13,9 @@ from fss.nn.multisim import (
     layer_count,
     layer_similarity,
     object_pixels,
-    pixels,
     squeezed,
 )
+from fss.nn.region import positions_first
 
 EPSILON = 1e-5
 
@@ -115,7 +115,7 @@ def test_layers_are_those_of_the_backbone(name):
     assert len(found) == layer_count(name)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-        assert pixels(ours)[0, 1].tolist() == pytest.approx(ours[0, :, 0, 1].tolist())
+        assert positions_first(ours)[0, 1].tolist() == pytest.approx(ours[0, :, 0, 1].tolist())
 
 
 def test_attention_weighs_channels_by_the_mean_of_the_masked_map():

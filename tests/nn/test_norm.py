@@ -47,15 +47,15 @@ def test_sync_is_batch_norm_of_the_batches_together(sizes):
 
 
 class Idle:
-    """The ranks as one sees them when the other has no images."""
+    """The collectives of two ranks of which the other has no images."""
 
     world_size = 2
-    sum = staticmethod(torch.clone)
+    all_reduce = staticmethod(torch.clone)
 
 
 def test_sync_gradients_are_those_of_plain_batch_norm():
     layer = SyncBatchNorm2d(3)
-    layer.ranks = Idle
+    layer.collectives = Idle
     x = torch.randn(4, 3, 2, 2, dtype=torch.float32, requires_grad=True)
     plain = nn.BatchNorm2d(3)
     goal = torch.randn(4, 3, 2, 2)

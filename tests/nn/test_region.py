@@ -7,6 +7,7 @@ import torch
 
 from fss.nn import region
 from fss.nn.region import (
+    downsample_mask,
     flatten_normalize,
     foreground_vectors,
     guided_region_map,
@@ -14,7 +15,6 @@ from fss.nn.region import (
     masked_average,
     max_cosine,
     prior_region_map,
-    small_mask,
 )
 
 
@@ -113,9 +113,9 @@ def test_masked_average_is_the_mean_inside_with_the_area_offset():
     assert masked_average(x, torch.zeros_like(mask)).eq(0).all()
 
 
-def test_small_masks_count_unknown_pixels_as_background_and_align_corners():
+def test_downsampled_masks_count_unknown_pixels_as_background_and_align_corners():
     mask = torch.zeros(1, 17, 17, dtype=torch.uint8)
     mask[:, :, 8:] = 1
     mask[:, 16] = 255
-    small = small_mask(mask, (3, 3))
+    small = downsample_mask(mask, (3, 3))
     assert small.tolist() == [[[[0, 1, 1], [0, 1, 1], [0, 0, 0]]]]  # pixels 0, 8 and 16 of each side

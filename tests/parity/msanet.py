@@ -16,9 +16,8 @@ from fss.nn.multisim import (
     SimilarityEmbedding,
     layer_similarity,
     object_pixels,
-    pixels,
 )
-from fss.nn.region import guided_region_map, masked_average, resize, small_mask
+from fss.nn.region import guided_region_map, masked_average, positions_first, resize, downsample_mask
 
 OURS = {
     "init_merge.0": "decoder.merge",
@@ -55,7 +54,7 @@ class Recorded:
         self.b, self.k = self.golden["s_y"].shape[:2]
         self.msanet = "qf/00" in self.golden
         self.masks = self.shots("s_y")  # [K B, S, S]
-        self.small = small_mask(self.masks, self.golden["q3"].shape[2:])  # [K B, 1, h, w]
+        self.small = downsample_mask(self.masks, self.golden["q3"].shape[2:])  # [K B, 1, h, w]
 
     def shots(self, name: str) -> Tensor:
         """A recorded [B, K, ...] shot by shot, [K B, ...]."""
@@ -161,7 +160,7 @@ def check_msanet(recorded: Recorded, learner: MetaLearner, cues: Cues, training:
     close(resize(scores, golden["final_out"].shape[2:]), golden["final_out"], "scores")
     share = recorded.share()
     for number, layer in enumerate(recorded.layers(), start=1):
-        rows, shares = pixels(layer[recorded.b :]), resize(share, layer.shape[2:]).flatten(1)
+        rows, shares = positions_first(layer[recorded.b :]), resize(share, layer.shape[2:]).flatten(1)
         counts = [len(object_pixels(r, s, "mask")) for r, s in zip(rows, shares, strict=True)]
         expected = golden["support_pixels_used"][:, number].flatten().tolist()
         assert counts == expected, f"support pixels of layer {number}: {counts} for {expected}"

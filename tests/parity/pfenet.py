@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss.nn.fem import FeatureEnrichment, concat_middle_blocks, inner_loss, segmentation_loss
-from fss.nn.region import guided_region_map, masked_average, resize, small_mask
+from fss.nn.region import guided_region_map, masked_average, resize, downsample_mask
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 OURS = {
@@ -43,7 +43,7 @@ def check(path: Path) -> None:
     fem = FeatureEnrichment(len(state["init_merge.0.0.weight"]), maps=1, bins=bins, dropout=0.0)
     fem.load_state_dict(translate(state, len(bins)))
 
-    masks = small_mask(golden["s_y"].flatten(0, 1), golden["s3"].shape[3:]).unflatten(0, (b, k))  # [B, K, 1, h, w]
+    masks = downsample_mask(golden["s_y"].flatten(0, 1), golden["s3"].shape[3:]).unflatten(0, (b, k))  # [B, K, 1, h, w]
     close(golden["s3"][:, 0] * masks[:, 0], golden["layer4_support_input_shot0"], "masked block 3")
     prior = torch.stack(
         [guided_region_map(golden["q4"], golden["s4"][:, shot] * masks[:, shot], masks[:, shot]) for shot in range(k)]

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from fss.methods.base import Features
-from fss.nn.multisim import Squeeze, mean_similarity, pixels, squeezed, unit
-from fss.nn.region import resize
+from fss.nn.multisim import Squeeze, mean_similarity, squeezed, unit
+from fss.nn.region import positions_first, resize
 
 CACHE_DTYPE = torch.float16  # a mean cosine moves in the fifth digit
 
 
 def of_image(block: int, layers: Sequence[Tensor], squeeze: Squeeze) -> Features:
     """The layers [1, C, h, w] of a block: unit vectors [1, N, C], and the means that `squeeze` 'feature' compares."""
-    kept = {f"layer {block}.{i}": unit(pixels(layer)).to(CACHE_DTYPE) for i, layer in enumerate(layers)}
+    kept = {f"layer {block}.{i}": unit(positions_first(layer)).to(CACHE_DTYPE) for i, layer in enumerate(layers)}
     if squeeze == "feature":
-        kept |= {f"mean of layer {block}.{i}": pixels(x).float().mean(2) for i, x in enumerate(layers)}  # [1, N]
+        kept |= {
+            f"mean of layer {block}.{i}": positions_first(x).float().mean(2) for i, x in enumerate(layers)
+        }  # [1, N]
     return kept
 
 

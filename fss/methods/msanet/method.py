@@ -31,6 +31,7 @@ from fss.nn.meta_learner import Cues, MetaLearner
 from fss.nn.multisim import Attention, SimilarityEmbedding, class_share, compared_layers, layer_count, layer_similarity
 from fss.nn.norm import Normalize
 from fss.nn.region import (
+    downsample_mask,
     flatten_normalize,
     foreground_vectors,
     guided_region_map,
@@ -38,7 +39,6 @@ from fss.nn.region import (
     masked_average,
     min_max,
     resize,
-    small_mask,
 )
 
 
@@ -134,7 +134,7 @@ class MSANet(FrozenBackboneMethod[BAMConfig]):
             block2, block3 = backbone.blocks_2_3(images)
             block4 = backbone.block4(block3 if c.prior_mask == "unmasked" else block3[:b])
         query4, support4 = block4[:b], block4[b:]
-        small = small_mask(masks, block3.shape[2:])  # [K B, 1, h, w]
+        small = downsample_mask(masks, block3.shape[2:])  # [K B, 1, h, w]
         prior = None
         if c.prior_mask != "off":
             if c.prior_mask == "masked":
@@ -219,7 +219,7 @@ class MSANet(FrozenBackboneMethod[BAMConfig]):
         """
         c, size = self.config, features["support"].shape[2:]
         with self._evaluation():
-            small = small_mask(mask, size)
+            small = downsample_mask(mask, size)
             description = {"prototype": masked_average(features["support"], small), "gram": features["gram"]}
             if c.prior_mask == "masked":
                 block4 = self.non_trainable["backbone"].block4(features["block3"] * small)

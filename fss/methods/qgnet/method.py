@@ -26,6 +26,7 @@ from fss.nn.exports import ExportHeader
 from fss.nn.fem import FeatureEnrichment, concat_middle_blocks, head, inner_loss, reduction, segmentation_loss
 from fss.nn.norm import Normalize, running_statistics
 from fss.nn.region import (
+    downsample_mask,
     flatten_normalize,
     foreground_vectors,
     guided_region_map,
@@ -33,7 +34,6 @@ from fss.nn.region import (
     masked_average,
     prior_region_map,
     resize,
-    small_mask,
 )
 from fss.nn.weights import load_prior
 
@@ -154,7 +154,7 @@ class QGNet(FrozenBackboneMethod[QGNetConfig]):
         block2, block3 = (
             torch.cat(parts) for parts in zip(*(backbone.blocks_2_3(part) for part in images.split(group)), strict=True)
         )
-        mask = small_mask(batch.support_mask.transpose(0, 1).flatten(0, 1), block3.shape[2:])  # [K B, 1, h, w]
+        mask = downsample_mask(batch.support_mask.transpose(0, 1).flatten(0, 1), block3.shape[2:])  # [K B, 1, h, w]
         seen = block3[:b]
         if c.guided_map:
             seen = torch.cat([seen, block3[b:] * mask])
@@ -200,7 +200,7 @@ class QGNet(FrozenBackboneMethod[QGNetConfig]):
     def encode_support(self, features: Features, mask: Tensor) -> Features:
         """The prototype, and block 4 of the masked block 3 at the n positions that the object touches, as unit rows."""
         with self._evaluation():
-            small = small_mask(mask, features["support"].shape[2:])
+            small = downsample_mask(mask, features["support"].shape[2:])
             description = {"prototype": masked_average(features["support"], small)}  # [1, D]
             if self.config.guided_map:
                 block4 = self.non_trainable["backbone"].block4(features["block3"] * small)

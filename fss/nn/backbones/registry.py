@@ -163,8 +163,10 @@ class BackboneEntry:
     """Pixels from one position of blocks 2, 3 and 4 to the next, `dilated`."""
     sides: SizeRule
     stems: tuple[Stem, ...] = ("torchvision",)
+    layers: tuple[int, int, int]
+    """The number of layers in blocks 2, 3 and 4, see `Layers.inner`."""
     compared_layers: int
-    """How many layers multi-similarity compares (see fss.nn.multisim)."""
+    """The number of layers that multi-similarity compares (see fss.nn.multisim)."""
     mask_stride: int
     """Pixels from one position to the next of the map over which MSANet resizes masks (see fss.nn.multisim)."""
     own_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]

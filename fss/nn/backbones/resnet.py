@@ -99,6 +99,7 @@ RESNETS = {
         strides=(8, 8, 8),
         sides=SIDES,
         stems=("torchvision", "deep", "original"),
+        layers=(depths[1], depths[2], depths[3]),
         compared_layers=sum(depths[1:]),
         mask_stride=4,  # block 1
         own_names=torchvision_names,

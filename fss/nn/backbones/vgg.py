@@ -63,6 +63,7 @@ VGGS = {
         channels=(256, 512, 512),
         strides=(8, 16, 16),
         sides=SIDES,
+        layers=(3, 3, 3),
         compared_layers=7,
         mask_stride=8,  # block 3 before its pool
         own_names=partial(torchvision_names, slices=stage_starts(name)),

@@ -41,6 +41,12 @@ class ViTLayout:
         """The numbers of transformer blocks that have run at the end of blocks 2, 3 and 4: thirds of the depth."""
         return self.depth // 3, 2 * self.depth // 3, self.depth
 
+    @property
+    def layers(self) -> tuple[int, int, int]:
+        """The numbers of transformer blocks in blocks 2, 3 and 4."""
+        first, second, third = self.ends
+        return first, second - first, third - second
+
 
 LAYOUTS = {
     "dinov2_vits14": ViTLayout(model="vit_small_patch14_dinov2", patch=14, width=384, depth=12),
@@ -111,27 +117,19 @@ def vit_entry(layout: ViTLayout) -> BackboneEntry:
         channels=(layout.width,) * 3,
         strides=(layout.patch,) * 3,
         sides=SizeRule(layout.patch),
+        layers=layout.layers,
         compared_layers=layout.depth,
         mask_stride=layout.patch,
-        own_names=lambda state: {f"vit.{name}": t for name, t in timm_names(state).items()},
+        own_names=_own_names,
         first_tensor="vit.patch_embed.proj.weight",
     )
 
 
-VITS = {name: vit_entry(layout) for name, layout in LAYOUTS.items()}
-
-
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ViT's file in timm's names, without those that no feature needs.
+    """The tensors of a ViT in timm's names, without those that the features do not need.
 
-    state: in the names of timm or of the official DINOv2 checkpoints. In the latter, with register tokens, the position
-    embedding has a place for the class token, which timm adds to that token.
+    state: in the names of timm or of the official DINOv2 checkpoints.
     """
-    state = dict(state)
-    if "register_tokens" in state:
-        state["reg_token"] = state.pop("register_tokens")
-        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-        state["pos_embed"] = state["pos_embed"][:, 1:]
     tensors = {}
     for name, tensor in state.items():
         for official, here in RENAMED.items():
@@ -139,3 +137,20 @@ def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.startswith(UNUSED):
             tensors[name] = tensor
     return tensors
+
+
+def _own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a ViT in the names of `ViTBackbone`.
+
+    An official DINOv2 checkpoint with register tokens has a place for the class token in its position embedding, which
+    timm adds to that token instead.
+    """
+    tensors = timm_names(state)
+    if "register_tokens" in tensors and "cls_token" in tensors and "pos_embed" in tensors:
+        tensors["reg_token"] = tensors.pop("register_tokens")
+        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    return {f"vit.{name}": tensor for name, tensor in tensors.items()}
+
+
+VITS = {name: vit_entry(layout) for name, layout in LAYOUTS.items()}
