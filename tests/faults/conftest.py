@@ -1,5 +1,13 @@
-"""The packed set of the launch tests."""
+"""The packed set of these tests."""
 
-from tests.launch.conftest import packed
+from pathlib import Path
 
-__all__ = ["packed"]
+import pytest
+
+from tests.support.launching import pack_unlabelled
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory) -> Path:
+    """20 synthetic images in two shards, with both kinds of superpixels."""
+    return pack_unlabelled(tmp_path_factory.mktemp("packed") / "synthetic")

@@ -15,8 +15,7 @@ import psutil
 import pytest
 
 from launch.pretrain_prior import main
-from tests.launch.conftest import LAUNCHER, job
-from tests.launch.test_resume import LONG, assert_same
+from tests.support.launching import LAUNCHER, LONG, assert_same, job
 from tests.support.places import ROOT
 from tests.support.ranks import on_ranks
 

@@ -12,10 +12,9 @@ import pytest
 
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.launch import test_evaluate_command
-from tests.launch.conftest import Launched, job, run
-from tests.launch.test_evaluate_command import EPISODES, SLOWLY, recorded
-from tests.launch.test_resume import LONG
+from tests.support import evaluating
+from tests.support.evaluating import EPISODES, SLOWLY, recorded
+from tests.support.launching import LONG, Launched, job, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LIMIT = 60  # seconds: on a busy machine a step takes some of them
@@ -64,8 +63,8 @@ def workers(rank: psutil.Process) -> list[psutil.Process]:
 def test_a_rank_that_stops_in_an_evaluation_is_named(tmp_path):
     shards, folder = tmp_path / "labelled", tmp_path / "run"
     pack(synthetic(60), shards, samples_per_shard=25)
-    words = [*test_evaluate_command.job(shards, folder), *SLOWLY]
-    started = Launched(2, *words, *QUICK, launcher=test_evaluate_command.LAUNCHER)
+    words = [*evaluating.job(shards, folder), *SLOWLY]
+    started = Launched(2, *words, *QUICK, launcher=evaluating.LAUNCHER)
     while len(recorded(folder)) < 5:
         assert started.running, started.wait()[1]
         time.sleep(0.005)
@@ -74,5 +73,5 @@ def test_a_rank_that_stops_in_an_evaluation_is_named(tmp_path):
     assert code
     assert f"error: rank 1 on node {NODE} has sent no heartbeat for {LIMIT} s" in output
     assert status(folder) == "failed"
-    run(2, *words, launcher=test_evaluate_command.LAUNCHER)
+    run(2, *words, launcher=evaluating.LAUNCHER)
     assert len(recorded(folder)) == EPISODES

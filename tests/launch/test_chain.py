@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from fss.config import CONFIGS
 from launch import evaluate, meta_train, report, train_base
-from tests.launch.conftest import PLACE, called, refusal
 from tests.support.labelled import rectangles
+from tests.support.launching import PLACE, called, refusal
 
 TRAIN = [
     *PLACE,

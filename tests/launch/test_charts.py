@@ -11,8 +11,8 @@ from fss.config import CONFIGS
 from fss.tracking.catalogue import PAGES
 from fss.tracking.lineage import name_of
 from launch import evaluate, meta_train, pretrain_prior, train_base
-from tests.launch.conftest import SMALL
 from tests.support.labelled import rectangles
+from tests.support.launching import SMALL
 from tests.support.wandb_file import artifacts, config, history, kinds, run, tables
 
 # What wandb calls the things that a chart is drawn from.

@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch import conftest
-from tests.launch.conftest import Launched, rows, run
-from tests.launch.test_meta_train import LAUNCHER as META
-from tests.launch.test_meta_train import SMALL as META_SMALL
-from tests.launch.test_meta_train import coloured  # noqa: F401    # a fixture
+from tests.support import launching
+from tests.support.launching import META, META_LAUNCHER, Launched, rows, run
 from tests.support.places import ROOT
 
 pytestmark = [
@@ -27,10 +24,10 @@ pytestmark = [
     ),
 ]
 STEPS = 4
-meta = partial(conftest.job, [*META_SMALL, "--checkpoint.every", "2", "--method.classifier_dropout", "0"])
+meta = partial(launching.job, [*META, "--checkpoint.every", "2", "--method.classifier_dropout", "0"])
 # Maps large enough for a BatchNorm that does not magnify the last bit, and a rate at which it stays there.
 PRETRAIN = [
-    *conftest.SMALL,
+    *launching.SMALL,
     "--data.batch",
     "8",
     "--method.view_size",
@@ -67,13 +64,13 @@ def norms(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:  # noqa: F811
+def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:
     """Options -> a meta-training of two ranks under DDP."""
 
     @cache
     def trained(*words: str) -> Path:
         folder = tmp_path_factory.mktemp("ddp") / "run"
-        run(2, *meta(coloured, folder, *words), launcher=META)
+        run(2, *meta(coloured, folder, *words), launcher=META_LAUNCHER)
         return folder
 
     return trained
@@ -85,9 +82,9 @@ def ddp(ddp_with) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
-def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, coloured, ddp, stage):  # noqa: F811
+def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, coloured, ddp, stage):
     folder = tmp_path / "run"
-    run(2, *meta(coloured, folder), launcher=META, config=stage)
+    run(2, *meta(coloured, folder), launcher=META_LAUNCHER, config=stage)
     assert losses(folder) == pytest.approx(losses(ddp), rel=1e-4)
     assert norms(folder) == pytest.approx(norms(ddp), rel=1e-3)
     whole, expected = state(folder), state(ddp)
@@ -97,7 +94,7 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
     tensors = [name for name in whole if not name.startswith("rng/")]
     for config, world_size in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):  # the same run, gone on with after step 2
         shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
-        assert "resumed at step 2" in run(world_size, *meta(coloured, folder), launcher=META, config=config)
+        assert "resumed at step 2" in run(world_size, *meta(coloured, folder), launcher=META_LAUNCHER, config=config)
         found = state(folder)
         assert all(found[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in tensors)
 
@@ -111,9 +108,9 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
         pytest.param(("--optim.accumulate", "2", "--run.precision", "bf16"), 1e-2, 5e-2, id="both"),
     ],
 )
-def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, stage, words, loss, norm):  # noqa: F811
+def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, stage, words, loss, norm):
     folder, same = tmp_path / "run", ddp_with(*words)
-    run(2, *meta(coloured, folder, *words), launcher=META, config=stage)
+    run(2, *meta(coloured, folder, *words), launcher=META_LAUNCHER, config=stage)
     assert losses(folder) == pytest.approx(losses(same), rel=loss)
     assert norms(folder) == pytest.approx(norms(same), rel=norm)
     assert losses(folder) != losses(ddp), "the options changed nothing"
@@ -125,8 +122,8 @@ def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, sta
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
 def test_pretraining_follows_ddp(tmp_path, packed, stage):
     one, other = tmp_path / "ddp", tmp_path / stage
-    run(2, *conftest.job(PRETRAIN, packed, one))
-    run(2, *conftest.job(PRETRAIN, packed, other), config=stage)
+    run(2, *launching.job(PRETRAIN, packed, one))
+    run(2, *launching.job(PRETRAIN, packed, other), config=stage)
     assert losses(other) == pytest.approx(losses(one), rel=1e-2)
     assert {n: t.shape for n, t in state(other).items()} == {n: t.shape for n, t in state(one).items()}
     assert load_file(other / "prior.safetensors").keys() == load_file(one / "prior.safetensors").keys()
@@ -144,7 +141,7 @@ def test_what_deepspeed_may_not_do_is_refused(tmp_path, packed, changes, words):
     (tmp_path / "options.json").write_text(json.dumps(options | changes))
     plain = (ROOT / "configs/accelerate/zero2.yaml").read_text()
     (tmp_path / "odd.yaml").write_text(plain.replace("configs/deepspeed/zero2.json", str(tmp_path / "options.json")))
-    code, output = Launched(2, *conftest.job(PRETRAIN, packed, tmp_path / "run"), config=str(tmp_path / "odd")).wait()
+    code, output = Launched(2, *launching.job(PRETRAIN, packed, tmp_path / "run"), config=str(tmp_path / "odd")).wait()
     assert code != 0
     assert words in output
     assert not (tmp_path / "run").exists()

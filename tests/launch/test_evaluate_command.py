@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,14 @@ import pytest
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
 from fss.nn.backbones import make_backbone
-from fss.nn.exports import save_export
+from fss.nn.exports import ExportHeader, save_export
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.launch.conftest import Launched, refusal, run
-from tests.support.places import ROOT
+from tests.support.evaluating import EPISODES, LAUNCHER, SLOWLY, job, recorded, scores, until
+from tests.support.launching import Launched, refusal, run
 
-LAUNCHER = ROOT / "launch" / "evaluate.py"
-EPISODES = 60
-SLOWLY = ["--eval.cache_gib", "0"]  # the same pixels, and time to interfere
-QGNET = ["--method", "qgnet", "--method.prior_map", "off"]
-METHOD = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "129"]
+QGNET = "--method qgnet --method.prior_map off".split()
 
 
 @pytest.fixture(scope="module")
@@ -31,49 +26,6 @@ def labelled(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("labelled") / "synthetic"
     pack(synthetic(60), folder, samples_per_shard=25)
     return folder
-
-
-def job(labelled: Path, folder: Path, method: list[str] = METHOD) -> list[str]:
-    return [
-        *method,
-        "--data.shards",
-        str(labelled),
-        "--run.dir",
-        str(folder),
-        "--run.device",
-        "cpu",
-        "--data.workers",
-        "1",
-        "--eval.episodes",
-        str(EPISODES),
-        "--eval.seeds",
-        "[7]",
-        "--log.wandb",
-        "off",
-    ]
-
-
-def recorded(folder: Path) -> dict[tuple[int, int], list]:
-    """Whole lines of the record: (seed, number) -> counts."""
-    rows = {}
-    for path in folder.glob("episodes/rank_*.jsonl"):
-        for line in path.read_text().splitlines():
-            if line.endswith("}"):
-                row = json.loads(line)
-                assert (row["seed"], row["number"]) not in rows, "an episode was done twice"
-                rows[row["seed"], row["number"]] = row["counts"]
-    return rows
-
-
-def scores(folder: Path) -> dict:
-    results = json.loads((folder / "results.json").read_text())
-    return {name: results[name] for name in ("miou", "fb_iou", "seeds", "classes", "episodes", "images")}
-
-
-def until(started: Launched, folder: Path, episodes: int) -> None:
-    while len(recorded(folder)) < episodes:
-        assert started.running, started.wait()[1]
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +90,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, labelled, capsys):
 
 def test_weights_hold_all_their_networks(labelled, tmp_path, capsys):
     backbone = tmp_path / "backbone.safetensors"
-    save_export(backbone, make_backbone("resnet18").state_dict(), {})
+    save_export(backbone, make_backbone("resnet18").state_dict(), ExportHeader())
     config = QGNetConfig(size=33, backbone="resnet18", prior_map="off", dim=8, backbone_weights=str(backbone))
     weights = tmp_path / "qgnet.safetensors"
     save_export(weights, *QGNet(config).export())

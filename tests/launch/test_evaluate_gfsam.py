@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from fss.jobs import evaluate as engine
+from fss.jobs import evaluate as evaluate_job
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.launch.conftest import Launched, refusal, run
-from tests.launch.test_evaluate_command import LAUNCHER, SLOWLY, job, recorded, scores, until
+from tests.support.evaluating import LAUNCHER, SLOWLY, job, recorded, scores, until
+from tests.support.launching import Launched, refusal, run
 
 EPISODES = 8
 METHOD = [
@@ -49,7 +49,9 @@ def words(tmp_path_factory):
 @pytest.mark.slow
 def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words, monkeypatch):
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")  # that of the other run is drawn
+    monkeypatch.setattr(
+        evaluate_job, "report", lambda run, *_: run.report / "index.html"
+    )  # that of the other run is drawn
     assert main(words(whole)) == 0
     started = Launched(2, *words(folder), *SLOWLY, launcher=LAUNCHER)
     until(started, folder, 2)
@@ -59,8 +61,8 @@ def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words, monkeypatc
     run(2, *words(folder), launcher=LAUNCHER)
     assert recorded(folder) == recorded(whole) and finished.items() <= recorded(folder).items()
     assert scores(folder) == scores(whole)
-    told = [json.loads((run / "results.json").read_text())["remarks"] for run in (folder, whole)]
-    assert told[0] == told[1]
+    flags = [json.loads((run / "results.json").read_text())["flags"] for run in (folder, whole)]
+    assert flags[0] == flags[1]
 
 
 def test_bad_input_is_refused_in_one_sentence(tmp_path, words, capsys):

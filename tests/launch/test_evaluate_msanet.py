@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from fss.jobs import evaluate as engine
+from fss.jobs import evaluate as evaluate_job
 from fss.methods.msanet.config import BAMConfig, MSANetConfig
 from fss.methods.msanet.method import MSANet
 from fss.nn.exports import save_export
 from launch.evaluate import main
-from tests.launch.conftest import called
-from tests.launch.test_evaluate_command import SLOWLY, job, recorded, scores
+from tests.support.evaluating import SLOWLY, job, recorded, scores
 from tests.support.labelled import rectangles
+from tests.support.launching import called
 from tests.support.made_msanet import build, save_base
 from tests.support.ranks import on_ranks
 
@@ -29,7 +29,9 @@ def decided(method: MSANet) -> MSANet:
 
 @pytest.mark.parametrize("kind", [MSANetConfig, BAMConfig])
 def test_one_rank_and_two_count_the_same(tmp_path, capsys, monkeypatch, kind):
-    monkeypatch.setattr(engine, "report", lambda run, *_: run.report / "index.html")  # that of the other run is drawn
+    monkeypatch.setattr(
+        evaluate_job, "report", lambda run, *_: run.report / "index.html"
+    )  # that of the other run is drawn
     save_base(tmp_path / "base.safetensors", "resnet18")
     config = kind(size=65, backbone="resnet18", dim=16, base_weights=str(tmp_path / "base.safetensors"))
     weights = tmp_path / "weights.safetensors"

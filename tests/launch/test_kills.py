@@ -14,12 +14,12 @@ import pytest
 from safetensors.torch import load_file
 
 from fss.tracking.run_dir import RunDir
+from launch import evaluate, meta_train, pretrain_prior, train_base
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.launch import test_evaluate_command, test_meta_train, test_resume, test_train_base
-from tests.launch.conftest import LAUNCHER, Launched, job
-from tests.launch.test_resume import LONG, STEPS, assert_same
+from tests.support import evaluating, launching
 from tests.support.labelled import rectangles
+from tests.support.launching import LONG, STEPS, Launched, assert_same, job
 from tests.support.ranks import on_ranks
 
 PATIENCE = 1200  # seconds for what takes one or two minutes on a machine that does nothing else
@@ -63,39 +63,39 @@ def same_run(one: Path, other: Path) -> None:
 
 def same_counts(one: Path, other: Path) -> None:
     """Every pixel that was counted, and the scores made of them."""
-    assert test_evaluate_command.recorded(one) == test_evaluate_command.recorded(other)
-    assert test_evaluate_command.scores(one) == test_evaluate_command.scores(other)
+    assert evaluating.recorded(one) == evaluating.recorded(other)
+    assert evaluating.scores(one) == evaluating.scores(other)
 
 
 def evaluation(shards: Path, folder: Path) -> list[str]:
-    return [*test_evaluate_command.job(shards, folder), *test_evaluate_command.SLOWLY]
+    return [*evaluating.job(shards, folder), *evaluating.SLOWLY]
 
 
 EVERY = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
 KINDS = {
-    "pretrain": Kind(test_resume.main, LAUNCHER, lambda *at: job(LONG, *at), steps, STEPS, same_run),
+    "pretrain": Kind(pretrain_prior.main, launching.LAUNCHER, lambda *at: job(LONG, *at), steps, STEPS, same_run),
     "meta": Kind(
-        test_meta_train.main,
-        test_meta_train.LAUNCHER,
-        lambda *at: job(test_meta_train.SMALL, *at, *EVERY),
+        meta_train.main,
+        launching.META_LAUNCHER,
+        lambda *at: job(launching.META, *at, *EVERY),
         steps,
         STEPS,
         same_run,
     ),
     "base": Kind(
-        test_train_base.main,
-        test_train_base.LAUNCHER,
-        lambda *at: job(test_train_base.SMALL, *at, *EVERY),
+        train_base.main,
+        launching.BASE_LAUNCHER,
+        lambda *at: job(launching.BASE, *at, *EVERY),
         steps,
         STEPS,
         same_run,
     ),
     "evaluate": Kind(
-        test_evaluate_command.main,
-        test_evaluate_command.LAUNCHER,
+        evaluate.main,
+        evaluating.LAUNCHER,
         evaluation,
         episodes,
-        test_evaluate_command.EPISODES,
+        evaluating.EPISODES,
         same_counts,
     ),
 }

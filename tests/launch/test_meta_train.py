@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,46 +17,25 @@ from fss.config import CONFIGS
 from fss.methods.base_learner import BaseLearner, BaseLearnerConfig
 from fss.nn.exports import save_export
 from launch.meta_train import main
-from tests.launch import conftest
-from tests.launch.conftest import PLACE, Launched, assert_trained_alike, called, refusal, rows
-from tests.launch.test_resume import STEPS, assert_same_run, kill_inside_a_save
-from tests.support.labelled import rectangles
-from tests.support.places import ROOT
+from tests.support import launching
+from tests.support.launching import (
+    META,
+    META_LAUNCHER,
+    PLACE,
+    STEPS,
+    Launched,
+    assert_same_run,
+    assert_trained_alike,
+    called,
+    kill_inside_a_save,
+    refusal,
+    rows,
+)
 from tests.support.ranks import on_ranks
 from tests.support.wandb_file import history
 
-LAUNCHER = ROOT / "launch" / "meta_train.py"
 RECIPES = sorted((CONFIGS / "meta").glob("*.yaml"))
-SMALL = [
-    *PLACE,
-    "--config",
-    str(CONFIGS / "meta" / "embedded.yaml"),
-    "--data.workers",
-    "0",
-    "--method.size",
-    "33",
-    "--method.dim",
-    "8",
-    "--episodes.min_area",
-    "50",
-    "--optim.steps",
-    "4",
-    "--log.every",
-    "1",
-    "--run.check_every",
-    "2",
-    "--validate.episodes",
-    "4",
-]
-
-
-@pytest.fixture(scope="session")
-def coloured(tmp_path_factory) -> Path:
-    """16 images of four classes, in one shard; fold 0 of the interleaved scheme has the class that is in all novel."""
-    return rectangles(tmp_path_factory.mktemp("coloured") / "rectangles", [1, 2, 3, 4] * 4).folder
-
-
-launch, refused, job = partial(called, main), partial(refusal, main), partial(conftest.job, SMALL)
+launch, refused, job = partial(called, main), partial(refusal, main), partial(launching.job, META)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +73,7 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, base_learner, rec
         capsys,
         "--config",
         str(recipe),
-        *conftest.job(PLACE, coloured, tmp_path / "run"),
+        *launching.job(PLACE, coloured, tmp_path / "run"),
         "--optim.steps",
         "1",
         "--episodes.scheme",
@@ -190,7 +170,7 @@ def long(folder: Path, run_dir: Path) -> list[str]:
 def test_killed_inside_a_save_it_ends_where_it_would_have_ended(capsys, tmp_path, coloured):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(capsys, *long(coloured, whole))[0] == 0
-    kill_inside_a_save(Launched(1, *long(coloured, cut), launcher=LAUNCHER), cut)
+    kill_inside_a_save(Launched(1, *long(coloured, cut), launcher=META_LAUNCHER), cut)
     assert launch(capsys, *long(coloured, cut))[0] == 0
     assert_same_run(whole, cut)
 
@@ -263,12 +243,12 @@ def test_a_run_knows_its_weights_by_what_they_hold(capsys, tmp_path, coloured):
 
     tensors, header = PriorExtractor(PriorConfig(backbone="resnet18", queue=8, local_queue=8)).export()
     here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
-    save_export(here, tensors, header | {"images_seen": "1"})
+    save_export(here, tensors, replace(header, images_seen=1))
     shutil.copy(here, there)
     words = job(coloured, tmp_path / "run", "--optim.steps", "1", "--validate.split", "none")
     words += ["--method.prior_map", "on"]
     assert launch(capsys, *words, "--method.prior_weights", str(here))[0] == 0
     code, out, err = launch(capsys, *words, "--method.prior_weights", str(there))
     assert code == 0 and "resumed at step 1" in out, err
-    save_export(there, {name: t * 2 for name, t in tensors.items()}, header | {"images_seen": "1"})
+    save_export(there, {name: t * 2 for name, t in tensors.items()}, replace(header, images_seen=1))
     assert "method.prior_weights is" in refused(capsys, *words, "--method.prior_weights", str(there))

@@ -21,8 +21,8 @@ from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
 from fss.nn.exports import save_export
 from launch.page import main
-from tests.launch.conftest import refusal
 from tests.support.browser import Browser, browser
+from tests.support.launching import refusal
 from tests.support.places import ROOT
 
 PATIENCE = 120  # seconds that anything on the page may take

@@ -11,14 +11,14 @@ from safetensors import safe_open
 from fss.config import CONFIGS
 from launch.pretrain_prior import main
 from shards.format import MANIFEST, Manifest
-from tests.launch import conftest
-from tests.launch.conftest import PLACE, SMALL, Launched, called, refusal, rows, run
+from tests.support import launching
+from tests.support.launching import PLACE, SMALL, Launched, called, refusal, rows, run
 from tests.support.wandb_file import config, history
 
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
 
 launch, refused = partial(called, main), partial(refusal, main)
-job = partial(conftest.job, [*SMALL, "--data.workers", "0", "--optim.steps", "4"])
+job = partial(launching.job, [*SMALL, "--data.workers", "0", "--optim.steps", "4"])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -28,7 +28,7 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, packed, recipe):
         capsys,
         "--config",
         str(recipe),
-        *conftest.job(PLACE, packed, tmp_path / "run"),
+        *launching.job(PLACE, packed, tmp_path / "run"),
         "--optim.steps",
         "1",
         "--data.batch",
@@ -104,7 +104,7 @@ def test_two_ranks_end_where_one_would_have_them_end(tmp_path, packed):
 
 
 def test_a_broken_promise_of_ranks_is_refused_by_the_launcher(tmp_path, packed):
-    words = conftest.job(SMALL, packed, tmp_path / "run", "--run.world_size", "3")
+    words = launching.job(SMALL, packed, tmp_path / "run", "--run.world_size", "3")
     code, output = Launched(1, *words).wait()
     assert code != 0
     assert "error: run.world_size promises 3 ranks but 1 started" in output

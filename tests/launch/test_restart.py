@@ -12,14 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import conftest
-from tests.launch.conftest import LAUNCHER, run
-from tests.launch.test_resume import LONG, assert_same
+from tests.support import launching
+from tests.support.launching import LAUNCHER, LONG, assert_same, run
 from tests.support.places import ROOT
 from tests.support.ranks import free_port
 
 pytestmark = pytest.mark.slow
-job = partial(conftest.job, LONG)
+job = partial(launching.job, LONG)
 
 
 def start(*words: str) -> subprocess.Popen:

@@ -4,54 +4,16 @@ import json
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from launch.pretrain_prior import main
-from tests.launch import conftest
-from tests.launch.conftest import SMALL, Launched, rows, run
+from tests.support import launching
+from tests.support.launching import LONG, Launched, assert_same, final_state, kill_inside_a_save, run
 from tests.support.ranks import on_ranks
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes ten times as long as a quiet one
-STEPS = 8
-
-
-# 20 images in batches of 6: steps straddle epochs, and the queue of 40 wraps in the middle of a batch.
-LONG = [*SMALL, "--optim.steps", str(STEPS), "--checkpoint.every", "2", "--checkpoint.keep_last", "2"]
-
-job = partial(conftest.job, LONG)
-
-
-def outcome(folder: Path) -> tuple[dict, list[dict]]:
-    logged = [{key: value for key, value in row.items() if key != "speed"} for row in rows(folder)]
-    return load_file(folder / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors"), logged
-
-
-def assert_same(one: Path, other: Path) -> None:
-    (expected, expected_rows), (found, found_rows) = outcome(one), outcome(other)
-    assert expected.keys() == found.keys()
-    kinds = {name.split("/")[0] for name in expected}
-    assert kinds - {"replica"} == {"trained", "optimizer", "rng"}, "what the next step depends on"
-    different = [name for name in expected if not expected[name].equal(found[name])]
-    assert not different
-    assert expected_rows == found_rows
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """As `assert_same`, of a run that keeps its best weights."""
-    assert_same(one, other)
-    best, same = (load_file(folder / "best.safetensors") for folder in (one, other))
-    assert all(best[name].equal(same[name]) for name in best)
-
-
-def kill_inside_a_save(started: Launched, folder: Path) -> None:
-    """Kill as soon as a half-written checkpoint is there."""
-    while not any(folder.glob("checkpoints/.step_*.tmp/state.safetensors")):
-        assert started.running, f"no save was seen: {started.wait()[1]}"
-        time.sleep(0.002)
-    started.kill()
+job = partial(launching.job, LONG)
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(1, marks=pytest.mark.slow)])
@@ -63,7 +25,7 @@ def test_killed_inside_a_save_and_resumed(tmp_path, packed, world_size):
     )
     kill_inside_a_save(Launched(world_size, *job(packed, cut)), cut)
     run(world_size, *job(packed, cut))
-    assert any(name.startswith("replica/") for name in outcome(whole)[0]), "momentum encoders and queues"
+    assert any(name.startswith("replica/") for name in final_state(whole)[0]), "momentum encoders and queues"
     assert_same(whole, cut)
 
 

@@ -11,33 +11,12 @@ from safetensors import safe_open
 from fss.config import CONFIGS
 from fss.nn.weights import load_base
 from launch.train_base import main
-from tests.launch import conftest
-from tests.launch.conftest import PLACE, assert_trained_alike, called, refusal, rows
+from tests.support import launching
 from tests.support.labelled import rectangles
-from tests.support.places import ROOT
+from tests.support.launching import BASE, PLACE, assert_trained_alike, called, refusal, rows
 from tests.support.ranks import on_ranks
 
-LAUNCHER = ROOT / "launch" / "train_base.py"
 RECIPES = sorted((CONFIGS / "base").glob("*.yaml"))
-SMALL = [
-    *PLACE,
-    "--config",
-    str(CONFIGS / "base" / "embedded.yaml"),
-    "--data.workers",
-    "0",
-    "--data.batch",
-    "4",
-    "--method.size",
-    "33",
-    "--optim.steps",
-    "4",
-    "--log.every",
-    "1",
-    "--run.check_every",
-    "2",
-    "--validate.fraction",
-    "0.3",
-]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +25,7 @@ def coloured(tmp_path_factory) -> Path:
     return rectangles(tmp_path_factory.mktemp("coloured") / "rectangles", [1, 2, 3, 4] * 5).folder
 
 
-launch, refused, job = partial(called, main), partial(refusal, main), partial(conftest.job, SMALL)
+launch, refused, job = partial(called, main), partial(refusal, main), partial(launching.job, BASE)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -57,7 +36,7 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
         capsys,
         "--config",
         str(recipe),
-        *conftest.job(PLACE, coloured, tmp_path / "run"),
+        *launching.job(PLACE, coloured, tmp_path / "run"),
         "--optim.steps",
         "1",
         "--episodes.scheme",

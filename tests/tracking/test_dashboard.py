@@ -11,7 +11,7 @@ from wandb import errors
 from fss.tracking.catalogue import PAGES
 from fss.tracking.dashboard import markdown, workspaces
 from launch.dashboard import main
-from tests.launch.conftest import called, refusal
+from tests.support.launching import called, refusal
 from tests.support.places import ROOT
 
 DOCUMENT = ROOT / "docs" / "dashboards.md"
