@@ -1,6 +1,6 @@
-"""The page in the browser: examples are uploaded and drawn on, a query comes back segmented. The only file with gradio.
+"""The web page: users upload and mark examples, and see a query segmented. The only file with gradio.
 
-Nothing on the page comes from elsewhere than its own server, and what is uploaded goes when the server ends.
+Everything on the page comes from its own server. Uploaded files are deleted when the server ends.
 """
 
 import html
@@ -25,34 +25,34 @@ from fss.report import paint
 
 try:
     import gradio as gr
-except ModuleNotFoundError as missing:
-    raise UserError(f"the page needs {missing.name}, which is not installed: pip install -e '.[page]'") from None
+except ModuleNotFoundError as error:
+    raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[page]'") from None
 
-CANVAS = 1024  # longer side of what is drawn on: browsers draw slowly on the pictures of today's cameras
-FONT, FIXED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # gradio's own would come from elsewhere
+CANVAS = 1024  # longer side of the canvas, pixels: browsers draw slowly on larger ones
+FONT, FIXED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # gradio's own would come from another server
 BRUSH = "rgba(230, 159, 0, 0.65)"
 LARGEST = "100mb"  # of an uploaded file
 
 
 @dataclass(frozen=True)
 class Example:
-    """A support of the class that is looked for: two files."""
+    """A support of the class: two files."""
 
     photograph: str
     mask: str
     drawn: bool
-    """Whether the mask was made on the page."""
+    """True if the mask was painted on the page."""
 
 
-def serve(segmenter: Segmenter, notes: Sequence[str], *, host: str, port: int | None) -> None:
-    """Show the page at `host` until the process is asked to end; its address is printed.
+def serve(segmenter: Segmenter, messages: Sequence[str], *, host: str, port: int | None) -> None:
+    """Serve the page at `host` until the process gets SIGINT or SIGTERM, and print its address.
 
-    notes: what a user must know of the method. port: None is the first free one from 7860.
-    Raises UserError where the address cannot be had.
+    messages: sentences about the method, to be shown on the page. port: None is the first free one from 7860.
+    Raises UserError if the address is taken or does not exist.
     """
     with tempfile.TemporaryDirectory(prefix="fss_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # or what people upload would stay behind
-        page = build(segmenter, notes, Path(folder))
+        os.environ["GRADIO_TEMP_DIR"] = folder  # so that uploaded files are deleted with it
+        page = build(segmenter, messages, Path(folder))
         try:
             _, address, _ = page.launch(
                 server_name=host,
@@ -72,13 +72,13 @@ def serve(segmenter: Segmenter, notes: Sequence[str], *, host: str, port: int | 
         page.block_thread()
 
 
-def build(segmenter: Segmenter, notes: Sequence[str], folder: Path) -> gr.Blocks:
-    """The page; what is drawn and found is written into `folder`."""
+def build(segmenter: Segmenter, messages: Sequence[str], folder: Path) -> gr.Blocks:
+    """Build the page; drawn masks and label maps are written into `folder`."""
     name = segmenter.method.config.name
     with gr.Blocks(title=f"{name}: few-shot segmentation", analytics_enabled=False) as page:
         gr.Markdown(f"# Find what an example shows\n{name}, on {segmenter.device.type}")
-        for note in notes:
-            gr.Markdown(f"*Note: {note}*")
+        for message in messages:
+            gr.Markdown(f"*Note: {message}*")
         examples = gr.State([])
         with gr.Row():
             with gr.Column():
@@ -108,18 +108,18 @@ def build(segmenter: Segmenter, notes: Sequence[str], folder: Path) -> gr.Blocks
             with gr.Column():
                 gr.Markdown("## 2. Search a picture for it")
                 query = _upload("Picture to search", "query")
-                go = gr.Button("Segment", ablation="primary", elem_id="go")
-                said = gr.Markdown(elem_id="said")
+                segment = gr.Button("Segment", variant="primary", elem_id="segment")
+                summary = gr.Markdown(elem_id="message")
                 overlay = gr.Image(label="Found", format="jpeg", buttons=["fullscreen"], elem_id="overlay")
                 save = gr.DownloadButton("Download the mask", interactive=False, elem_id="save")
-        now = [examples, photograph, drawing, mask]
-        told = _told(folder)
+        inputs = [examples, photograph, drawing, mask]
+        reporting = _reporting_errors(folder)
 
-        photograph.change(told(_on_canvas), photograph, drawing)
-        more.click(told(lambda *shown: _added(folder, *shown)), now, [*now, used, drawn])
-        forget.click(lambda: ([], None, None, None, None, gr.File(None, visible=False)), None, [*now, used, drawn])
-        found = told(lambda *shown: _segmented(segmenter, folder, *shown))
-        go.click(found, [*now, query], [overlay, said, save, used, drawn], show_progress_on=overlay)
+        photograph.change(reporting(_on_canvas), photograph, drawing)
+        more.click(reporting(lambda *values: _add(folder, *values)), inputs, [*inputs, used, drawn])
+        forget.click(lambda: ([], None, None, None, None, gr.File(None, visible=False)), None, [*inputs, used, drawn])
+        run = reporting(lambda *values: _segment(segmenter, folder, *values))
+        segment.click(run, [*inputs, query], [overlay, summary, save, used, drawn], show_progress_on=overlay)
     return page
 
 
@@ -127,8 +127,8 @@ def _upload(label: str, elem_id: str) -> gr.File:
     return gr.File(label=label, file_types=["image"], height=150, elem_id=elem_id)
 
 
-def _told(folder: Path) -> Callable[[Callable], Callable]:
-    """A decorator: what the user can mend comes up on the page in a sentence, without the names of our folders."""
+def _reporting_errors(folder: Path) -> Callable[[Callable], Callable]:
+    """A decorator that shows a UserError on the page as a sentence, without the names of temporary folders."""
 
     def decorate(function: Callable) -> Callable:
         @wraps(function)
@@ -154,7 +154,7 @@ def _on_canvas(photograph: str | None) -> dict | None:
 
 
 def _example(folder: Path, photograph: str | None, drawing: dict | None, mask: str | None) -> Example | None:
-    """What the user shows at the moment; None where nothing was chosen. A file of the mask goes before a drawing."""
+    """The example on the page; None if no photograph is chosen. A mask file takes precedence over a drawing."""
     if photograph is None:
         if mask is not None:
             raise UserError("a mask was chosen without its photograph: choose that, too")
@@ -172,16 +172,16 @@ def _example(folder: Path, photograph: str | None, drawing: dict | None, mask: s
     return Example(photograph, path, drawn=True)
 
 
-def _added(folder: Path, examples: list[Example], photograph: str | None, drawing: dict | None, mask: str | None):
-    """The example at hand joins the others, and there is room for the next."""
+def _add(folder: Path, examples: list[Example], photograph: str | None, drawing: dict | None, mask: str | None):
+    """Append the example on the page to the others, and clear its fields."""
     example = _example(folder, photograph, drawing, mask)
     if example is None:
         raise UserError("there is no example to add: choose a photograph, and paint over the object in it")
     examples = [*examples, example]
-    return examples, None, None, None, *_shown(examples)
+    return examples, None, None, None, *_gallery(examples)
 
 
-def _segmented(
+def _segment(
     segmenter: Segmenter,
     folder: Path,
     examples: list[Example],
@@ -190,7 +190,7 @@ def _segmented(
     mask: str | None,
     query: str | None,
 ):
-    """The query with what was found, what is to be said of it, the mask, and the examples that showed it."""
+    """Segment the query: its overlay, a summary, the mask as a file, and the examples that were used."""
     if (example := _example(folder, photograph, drawing, mask)) is not None:
         examples = [*examples, example]
     if not examples:
@@ -198,21 +198,21 @@ def _segmented(
     if query is None:
         raise UserError("there is no picture to search: choose one")
     began = time.monotonic()
-    found = segmenter.predict(query, [(example.photograph, example.mask) for example in examples])
+    segmented = segmenter.predict(query, [(example.photograph, example.mask) for example in examples])
     seconds = time.monotonic() - began
     path = _new(folder, f"{Path(query).stem}_mask.png")
-    found.save_labels(Path(path))
-    share = found.mask().mean()
-    words = f"**{share:.1%} of the picture**" if share else "**Nothing found**"
-    if found.sure is not None:
-        words += f", of which the method is {found.sure:.0%} sure,"
+    segmented.save_labels(Path(path))
+    fraction = segmented.mask().mean()
+    words = f"**{fraction:.1%} of the picture**" if fraction else "**Nothing found**"
+    if segmented.confidence is not None:
+        words += f", of which the method is {segmented.confidence:.0%} sure,"
     sentence = f"{words} by {len(examples)} example{'s' if len(examples) > 1 else ''} in {seconds:.2f} s."
-    flags = "".join(f"\n\n{remark}" for remark in found.flags)
-    return found.overlay(), sentence + flags, gr.DownloadButton(value=path, interactive=True), *_shown(examples)
+    flags = "".join(f"\n\n{flag}" for flag in segmented.flags)
+    return segmented.overlay(), sentence + flags, gr.DownloadButton(value=path, interactive=True), *_gallery(examples)
 
 
-def _shown(examples: Sequence[Example]) -> tuple[list, gr.File]:
-    """The examples as small pictures with their masks, and the masks that were drawn, to keep."""
+def _gallery(examples: Sequence[Example]) -> tuple[list, gr.File]:
+    """The examples as pictures with their masks and names, and the masks that were drawn, as files."""
     pictures = [
         (paint.support(read_photograph(example.photograph), read_mask(example.mask)), Path(example.photograph).name)
         for example in examples

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import fss
+from fss.evaluate.predictor import EpisodePredictor
 from fss.inference.segmenter import Segmenter
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
@@ -30,18 +31,18 @@ PATIENCE = 120  # seconds that anything on the page may take
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A QGNet as it was drawn, but for a bias by which it finds about half of a picture."""
+    """A QGNet as it was drawn, but for a bias by which the class is about half of a picture."""
     torch.manual_seed(0)
     method = QGNet(QGNetConfig(backbone="resnet18", size=65, prior_map="off", dim=16))
     segmenter = Segmenter(method, device="cpu")
     rng = np.random.default_rng(0)
     image, query = (rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(2))
-    [known] = segmenter.learn([(image, image[..., 0] > 127)])["object"]
+    supports = segmenter.encode_supports([(image, image[..., 0] > 127)])["object"]
+    predictor = EpisodePredictor(method, device=segmenter.device)
+    square = predictor.fit(query).square
+    margin = predictor.predict(predictor.encode(square), supports, "query").margin  # [1, 1, S, S]
     with torch.no_grad():
-        features = method.encode(segmenter._fitted(query)[0])
-        logits = method.predict(features, [known])  # [1, 2, S, S]
-        method.trainable.eval()
-        method.trainable["decoder"].classify[-1].bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+        method.trainable["decoder"].classify[-1].bias[1] -= margin.median()
     path = tmp_path_factory.mktemp("weights") / "qgnet.safetensors"
     save_export(path, *method.export())
     return path
@@ -72,10 +73,10 @@ def address(weights, tmp_path) -> Iterator[str]:
     environment = os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        said = process.stdout.readline()
-        found = re.search(r"page: (http://127\.0\.0\.1:\d+/)", said)
-        assert found, said
-        yield found[1]
+        line = process.stdout.readline()
+        match = re.search(r"page: (http://127\.0\.0\.1:\d+/)", line)
+        assert match, line
+        yield match[1]
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
         assert not list(temporary.glob("fss_page_*")), "what was uploaded stayed behind"
@@ -119,7 +120,7 @@ class Visitor:
     def _zoom(self) -> str:
         return self.find("#drawing").text.partition("%")[0]
 
-    def told(self, words: str) -> None:
+    def dismiss(self, words: str) -> None:
         """Wait for a complaint with these words, and close it."""
         until(lambda: words in self.driver.find_element("tag name", "body").text)
         self.find("button.toast-close").click()
@@ -147,15 +148,15 @@ def test_upload_draw_segment_and_download(address, weights, pictures, tmp_path):
     with browser(tmp_path) as window:
         window.open(address)
         visitor = Visitor(window)
-        visitor.click("#go")
-        visitor.told("there is no example yet")
+        visitor.click("#segment")
+        visitor.dismiss("there is no example yet")
         visitor.upload("photograph", pictures["example"])
         visitor.upload("query", pictures["query"])
-        visitor.click("#go")
-        visitor.told("nothing is painted on example.png")
+        visitor.click("#segment")
+        visitor.dismiss("nothing is painted on example.png")
         visitor.draw()
-        visitor.click("#go")
-        until(lambda: "by 1 example in" in visitor.find("#said").text)
+        visitor.click("#segment")
+        until(lambda: "by 1 example in" in visitor.find("#message").text)
         drawn = visitor.downloaded("#drawn a", "example_mask.png")
         found = visitor.downloaded("#save", "query_mask.png")
         assert drawn.shape == (240, 320) and 0 < (drawn > 0).mean() < 0.2
@@ -167,13 +168,13 @@ def test_upload_draw_segment_and_download(address, weights, pictures, tmp_path):
         visitor.click("#more")
         visitor.upload("photograph", pictures["other"])
         visitor.upload("mask", pictures["small"])
-        visitor.click("#go")
-        visitor.told("mask small.png has 320 x 200 pixels but other.png has 320 x 240")
+        visitor.click("#segment")
+        visitor.dismiss("mask small.png has 320 x 200 pixels but other.png has 320 x 240")
         visitor.find("#mask button[aria-label='Clear']").click()
         visitor.upload("mask", pictures["mask"])
         (window.downloads / "query_mask.png").unlink()
-        visitor.click("#go")
-        until(lambda: "by 2 examples in" in visitor.find("#said").text)
+        visitor.click("#segment")
+        until(lambda: "by 2 examples in" in visitor.find("#message").text)
         both = segmenter.predict(
             pictures["query"], [(pictures["example"], drawn), (pictures["other"], pictures["mask"])]
         )
@@ -181,16 +182,16 @@ def test_upload_draw_segment_and_download(address, weights, pictures, tmp_path):
         assert not np.array_equal(both.labels, wanted.labels)
         assert window.misfits() == []
         window.open(address, width=420)
-        visitor.find("#go")
+        visitor.find("#segment")
         assert window.misfits() == []
         assert window.complaints() == []
 
 
-def test_without_gradio_it_is_said_how_to_get_it(monkeypatch, capsys):
+def test_without_gradio_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "fss.inference.web_page", raising=False)
-    said = refusal(main, capsys, "--method", "prototype")
-    assert said == "error: the page needs gradio, which is not installed: pip install -e '.[page]'"
+    message = refusal(main, capsys, "--method", "prototype")
+    assert message == "error: the page needs gradio, which is not installed: pip install -e '.[page]'"
 
 
 def test_ports_that_cannot_be_had(weights, capsys):
@@ -199,5 +200,5 @@ def test_ports_that_cannot_be_had(weights, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        said = refusal(main, capsys, "--weights", str(weights), "--device", "cpu", "--port", str(port))
-        assert f"no page at 127.0.0.1, port {port}" in said and "give another --port" in said
+        message = refusal(main, capsys, "--weights", str(weights), "--device", "cpu", "--port", str(port))
+        assert f"no page at 127.0.0.1, port {port}" in message and "give another --port" in message

@@ -5,8 +5,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fss.inference.segmenter import Segmenter
+from fss.methods.base import Prediction
+from fss.methods.gfsam import GFSAM
 from launch.predict import main
 from tests.support.scenes import GREEN, HEIGHT, LEFT, RED, RIGHT, WIDTH, marked, saved, scene
 from tests.support.tiny_gfsam import GRID, SIZE, STAND_INS
@@ -28,7 +32,7 @@ def photos(tmp_path) -> Path:
     """A folder of two queries of unlike sizes, and something that is none."""
     saved(tmp_path / "photos" / "first.jpg", scene((LEFT, GREEN), (RIGHT, RED)), quality=95)
     saved(tmp_path / "photos" / "second.png", scene((LEFT, RED))[:40])
-    (tmp_path / "photos" / "notes.txt").write_text("none")
+    (tmp_path / "photos" / "readme.txt").write_text("none")
     return tmp_path / "photos"
 
 
@@ -68,9 +72,27 @@ def test_without_names_all_are_one_class(shots, photos, tmp_path):
 def test_a_damaged_query_stops_none_of_the_others(shots, photos, tmp_path, capsys):
     (photos / "damaged.jpg").write_bytes((photos / "first.jpg").read_bytes()[:300])
     assert run(*shots, "--query", photos, "--out", tmp_path / "out") != 0
-    assert "1 of 3 queries were left out; " in capsys.readouterr().err
+    assert "1 of 3 queries were left out: " in capsys.readouterr().err
     assert (tmp_path / "out" / "sheet.png").exists() and (tmp_path / "out" / "second.png").exists()
     assert not (tmp_path / "out" / "damaged.png").exists()
+
+
+def test_a_query_whose_logits_are_not_finite_stops_none_of_the_others(shots, photos, tmp_path, capsys, monkeypatch):
+    predict = Segmenter.segment
+
+    def segment(self, query, supports):
+        if query.stem == "first":
+            with mock.patch.object(
+                GFSAM, "predict", return_value=Prediction(logits=torch.full((1, 2, 64, 64), np.nan))
+            ):
+                return predict(self, query, supports)
+        return predict(self, query, supports)
+
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    assert run(*shots, "--query", photos, "--out", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "1 of 2 queries were left out: " in message and "first.jpg cannot be segmented" in message
+    assert (tmp_path / "out" / "second.png").exists() and not (tmp_path / "out" / "first.png").exists()
 
 
 def test_pictures_are_never_written_over(shots, photos, tmp_path, capsys):
@@ -96,12 +118,12 @@ def test_pictures_are_never_written_over(shots, photos, tmp_path, capsys):
 )
 def test_commands_that_are_refused(change, words, shots, photos, tmp_path, capsys):
     assert run(*change(shots, photos), "--out", tmp_path / "out") != 0
-    said = capsys.readouterr().err
-    assert words in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert words in message and "Traceback" not in message
 
 
 def test_a_wrong_size_is_refused_before_weights_are_read(shots, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fss.inference.segmenter.method_of", lambda job: pytest.fail("the weights were read"))
+    monkeypatch.setattr("fss.inference.segmenter.load_for_evaluation", lambda job: pytest.fail("the weights were read"))
     assert run(*shots, "--query", photos, "--size", "500", "--out", tmp_path / "out") != 0
     assert "size is 500: give a multiple of 16" in capsys.readouterr().err
 
