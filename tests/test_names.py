@@ -53,8 +53,7 @@ OLD = {  # as whole words; old -> the word of today, and in prose
 }
 OLD |= OPTIONS  # such as run.world
 WORD = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, OLD))})(?!\w)")
-FOREIGN = "variant=\"primary\""  # an argument of gradio
-FOREIGN = "variant=\"primary\""  # an argument of gradio
+FOREIGN = 'variant="primary"'  # an argument of gradio
 EXEMPT = ("fss/compat.py", "tests/test_names.py", "tests/compat/", "CHANGELOG.md", "docs/log.md")  # both names, history
 KINDS = {".py", ".md", ".yaml", ".sh", ".toml"}
 
