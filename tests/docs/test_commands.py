@@ -97,9 +97,13 @@ def test_options_in_sentences_exist():
 
 
 def test_files_in_sentences_exist():
-    """Also those with a * in them."""
+    """Also those with a * in them; NAME stands for a file that a reader adds."""
     paths = [(code, word) for code in INLINE for word in code.text.split() if word.startswith(OURS)]
-    gone = [f"{code}: {path}" for code, path in paths if not path.startswith(MADE) and not any(ROOT.glob(path))]
+    gone = [
+        f"{code}: {path}"
+        for code, path in paths
+        if not path.startswith(MADE) and "NAME" not in path and not any(ROOT.glob(path))
+    ]
     assert not gone
 
 
