@@ -18,8 +18,12 @@ OPTIONS = {
 }
 """Earlier name of an option, as typed after `--` -> its name today."""
 
-ADDED_OPTIONS: dict[str, Any] = {}
-"""Option that earlier versions did not have -> the value that does what they did."""
+ADDED_OPTIONS: dict[str, Any] = {
+    "optim.optimizer": "sgd",
+    "optim.betas": [0.9, 0.999],
+    "optim.clip_norm": None,
+}
+"""Option that earlier versions did not have, in a group that they had -> the value that does what they did."""
 
 CHECKPOINT = {"world": "world_size"}
 ENVIRONMENT = {"world": "world_size"}
@@ -39,8 +43,13 @@ def current_fields(record: Mapping[str, Any], renamed: Mapping[str, str]) -> dic
 
 
 def current_options(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat identity of a run ({option: value}) under the names of today, with options that it did not have."""
-    return ADDED_OPTIONS | current_fields(identity, OPTIONS)
+    """The flat identity of a run ({option: value}) under the names of today, with options that it did not have.
+
+    An option is added only to a run that has others of its group: an evaluation has no `optim`.
+    """
+    groups = {name.partition(".")[0] for name in identity}
+    added = {name: value for name, value in ADDED_OPTIONS.items() if name.partition(".")[0] in groups}
+    return added | current_fields(identity, OPTIONS)
 
 
 def current_log_keys(row: Mapping[str, Any]) -> dict[str, Any]:

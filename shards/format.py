@@ -19,7 +19,10 @@ offset and length of every sample, so that a sample of a local shard is one ``pr
 
 import json
 import os
+import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -165,14 +168,40 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` through a temporary name and a rename: readers see the old file or the new, never half."""
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give the name under which to write a file, or a folder of files, that must appear at `path` whole or not at all.
+
+    If the block ends without an error, what it wrote is synced to the disk and renamed to `path`, in place of an older
+    one; a reader sees the older one or the new one. After an error nothing is left of it.
+    """
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if temporary.is_dir():
+            for file in temporary.iterdir():
+                sync(file)
+            shutil.rmtree(path, ignore_errors=True)  # a folder takes no other's place
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path` as `atomic_write` does. Raises OSError if the disk does not take it."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Have what is written of a file, or the names in a folder, put on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

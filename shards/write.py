@@ -9,7 +9,6 @@ after its last finished shard. At the end the sidecars become ``manifest.json`` 
 import errno
 import hashlib
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -32,8 +31,8 @@ from shards.format import (
     SampleEntry,
     ShardEntry,
     ShardError,
+    atomic_write,
     sample_entry,
-    temporary_name,
     write_whole,
 )
 from shards.lock import lock
@@ -216,13 +215,12 @@ def _write_sidecar(folder: Path, part: Part) -> None:
 
 
 def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: str) -> Part:
-    """Write one shard and its sidecar, each through a temporary name."""
+    """Write one shard and its sidecar, each with `atomic_write`."""
     # webdataset brings torch along, which worker processes need not load.
     from webdataset import TarWriter
 
     rows, bad = [], []
-    temporary = temporary_name(path)
-    try:
+    with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
             # Fixed owner, mode and time: the bytes depend on the samples alone.
             with TarWriter(file, encoder=False, user="fss", group="fss", mode=0o444, mtime=0) as writer:
@@ -244,14 +242,9 @@ def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: 
                             crop_of=sample.meta.crop_of,
                         )
                     )
-            file.flush()
-            os.fsync(file.fileno())
         with open(temporary, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     part = Part(fingerprint, ShardEntry(name=path.name, samples=len(rows), bytes=size, sha256=digest), rows, bad)
     _write_sidecar(path.parent, part)
     return part

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "fss.compat": set(),
     "fss.datasets": {"fss.errors", "shards"},
     "fss.data": {"fss.datasets", "fss.errors", "shards"},
-    "fss.nn": {"fss.errors", "fss.collectives"},
+    "fss.nn": {"fss.errors", "fss.collectives", "shards.format"},
     "fss.methods": {"fss.nn", "fss.errors", "fss.collectives", "fss.data.batch"},
     "fss.distributed": {"fss.methods.base", "fss.errors", "fss.collectives", "fss.provenance", "shards.format"},
     "fss.tracking": {"fss.errors", "fss.compat", "fss.provenance", "fss.nn.exports", "shards.format"},

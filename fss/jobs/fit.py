@@ -121,7 +121,7 @@ class _Fit:
             checkpoints=self.checkpoints,
             log=log,
             bad_samples=BadSamples(job.data.bad_fraction),
-            evidence=self.run_dir.folder / "nonfinite",
+            nan_dump=self.run_dir.folder / "nonfinite",
             log_every=job.log.every,
             save_every=job.checkpoint.every,
             check_every=job.run.check_every,

@@ -4,7 +4,6 @@ An export is a safetensors file. Its header is a table of strings; `ExportHeader
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fss.errors import WeightsError
+from shards.format import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +157,9 @@ def save_export(path: Path, tensors: Mapping[str, Tensor], header: ExportHeader)
 
     Raises OSError if the disk does not take the file.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, header.table())
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_write(Path(path)) as temporary:
+        save_file(contiguous, temporary, header.table())
 
 
 def load_export(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:

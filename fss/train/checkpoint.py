@@ -3,19 +3,19 @@
     checkpoints/
         step_00001000/
             state.safetensors    trained/..., replica/..., optimizer/<state>/<parameter>, rng/<rank>/<generator>
-            state.json           step, method, world, and the hash of state.safetensors
-        .step_00002000.tmp/      a save that was cut short; removed at the next start
+            state.json           step, method, world size, and the hash of state.safetensors
+        .step_00002000.*.tmp/    a save that was cut short; removed at the next start
 
-The directory is written under the temporary name, synced and renamed. Nothing is pickled. The data cursor is the step
+The directory is written by `shards.format.atomic_write`. Nothing is pickled. The position in the data is the step
 itself: see shards.read.EpochOrder.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,20 +24,22 @@ from torch import Tensor
 
 from fss.compat import CHECKPOINT, current_fields
 from fss.distributed.context import DistributedContext
+from fss.distributed.zero import SteppedOptimizer
 from fss.errors import RunError, WeightsError, at_least
 from fss.methods.base import Method
+from shards.format import atomic_write
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and how much to keep."""
+    """When to save, and how many checkpoints to keep."""
 
     every: int = 1000
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep_last: int = 3
-    """How many of the newest checkpoints stay on disk."""
+    """Newest checkpoints that stay on disk."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint", self, every=1, keep_last=1)
@@ -45,21 +47,24 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class State:
-    """What a checkpoint holds, by reference: saving reads it, loading writes it in place."""
+    """The content of a checkpoint, by reference: saving reads it, loading writes it in place."""
 
     name: str
     """The method's name."""
     method: Method
-    optimizer: torch.optim.Optimizer
+    optimizer: SteppedOptimizer
 
-    def held(self) -> dict[str, Tensor]:
-        """The tensors of the method, which every rank holds whole and alike, by name."""
+    def method_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the method by name; every rank has all of them, with equal values."""
         out = {f"trained/{name}": tensor for name, tensor in self.method.trainable.state_dict().items()}
         return out | {f"replica/{name}": tensor for name, tensor in self.method.non_trainable.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state that is not one rank's own, by name. Collective: under ZeRO ranks hold slices."""
-        out = self.held()
+        """Every tensor of the state except those of a single rank, by name. Collective: under ZeRO ranks have slices.
+
+        The state of an optimizer has the parameter's shape; a step counter is a scalar.
+        """
+        out = self.method_tensors()
         for parameter, name in self._parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -67,7 +72,7 @@ class State:
         return out
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put `tensors` back. Raises WeightsError where names or shapes do not fit."""
+        """Load `tensors`. Raises WeightsError if names or shapes do not fit."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -103,46 +108,43 @@ class Checkpoints:
         self._context = context
 
     def save(self, state: State, step: int) -> Path:
-        """Write checkpoint `step`; collective. Older ones go, down to `keep`.
+        """Write checkpoint `step`, and delete older ones beyond `keep_last`. Collective.
 
-        Raises RunError, with everything on disk as it was, where the disk does not take it.
+        Raises RunError, and leaves everything on disk as it was, if the disk does not take it.
         """
         generators = self._context.gather_objects(rng_state(self._context.device))
         tensors = state.tensors()
         return self._context.on_main(lambda: self._write(state.name, tensors, step, generators))
 
     def _write(self, method: str, tensors: dict[str, Tensor], step: int, generators: list[dict[str, Tensor]]) -> Path:
-        final = self._folder / f"step_{step:08d}"
-        temporary = self._folder / f".step_{step:08d}.tmp"
+        final = self._checkpoint(step)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         tensors |= {f"rng/{rank}/{name}": t for rank, rngs in enumerate(generators) for name, t in rngs.items()}
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(tensors, temporary / "state.safetensors")
-            facts = {
-                "format": FORMAT,
-                "method": method,
-                "step": step,
-                "world_size": self._context.world_size,
-                "sha256": file_hash(temporary / "state.safetensors"),
-            }
-            (temporary / "state.json").write_text(json.dumps(facts))
-            for path in (temporary / "state.safetensors", temporary / "state.json", temporary):
-                _sync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(temporary, final)
-            _sync(self._folder)
+            with atomic_write(final) as temporary:
+                temporary.mkdir(parents=True)
+                save_file(tensors, temporary / "state.safetensors")
+                header = {
+                    "format": FORMAT,
+                    "method": method,
+                    "step": step,
+                    "world_size": self._context.world_size,
+                    "sha256": file_hash(temporary / "state.safetensors"),
+                }
+                (temporary / "state.json").write_text(json.dumps(header))
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            kept = self.steps()
+            whole = self.steps()
             raise RunError(
                 f"cannot save step {step} in {self._folder} ({error}): free some space and run the same command again"
-                + (f"; checkpoint {kept[-1]} is whole" if kept else "; no checkpoint of this run exists yet")
+                + (f"; checkpoint {whole[-1]} is whole" if whole else "; no checkpoint of this run exists yet")
             ) from None
+        # A later one is damaged, since the run resumed before it: it must not count as one that is kept.
         for old in [other for other in self.steps() if other <= step][: -self._config.keep_last]:
-            shutil.rmtree(self._folder / f"step_{old:08d}", ignore_errors=True)
+            shutil.rmtree(self._checkpoint(old), ignore_errors=True)
         return final
+
+    def _checkpoint(self, step: int) -> Path:
+        return self._folder / f"step_{step:08d}"
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first."""
@@ -151,67 +153,69 @@ class Checkpoints:
         return sorted(int(p.name.removeprefix("step_")) for p in self._folder.glob("step_*") if p.is_dir())
 
     def resume(self, state: State) -> tuple[int, list[str]]:
-        """Load the newest whole checkpoint; collective. Returns its step, 0 where there is none, and what was odd.
+        """Load the newest whole checkpoint. Collective.
 
-        A damaged checkpoint is passed over, said so, and left where it is.
+        Returns its step, 0 if there is none, and messages about anything unusual. A damaged checkpoint is skipped with
+        a message, and stays on disk. Raises WeightsError if all are damaged or the newest does not fit.
         """
-        step, notes = self._context.on_main(self._newest)
+        step, messages = self._context.on_main(self._newest)
         if step is None:
-            return 0, notes
-        facts, tensors = read(self._folder / f"step_{step:08d}")
-        if facts["method"] != state.name:
-            raise WeightsError(f"checkpoint {step} is of method {facts['method']}, this run trains {state.name}")
+            return 0, messages
+        header, tensors = read(self._checkpoint(step))
+        if header["method"] != state.name:
+            raise WeightsError(f"checkpoint {step} is of method {header['method']}, this run trains {state.name}")
         state.load(tensors)
-        if facts["world_size"] == self._context.world_size:
-            mine = {n.split("/")[2]: t for n, t in tensors.items() if n.startswith(f"rng/{self._context.rank}/")}
-            set_rng_state(mine, self._context.device)
+        if header["world_size"] == self._context.world_size:
+            prefix = f"rng/{self._context.rank}/"
+            generators = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            set_rng_state(generators, self._context.device)
         else:
-            notes.append(
-                f"checkpoint {step} was written by {facts['world_size']} ranks, now there are {self._context.world_size}: data order"
-                " and weights go on as they were, batch statistics and random generators do not"
+            messages.append(
+                f"checkpoint {step} was written by {header['world_size']} ranks, now there are "
+                f"{self._context.world_size}: data order and weights continue unchanged, batch statistics and random "
+                "generators do not"
             )
-        return step, notes
+        return step, messages
 
     def _newest(self) -> tuple[int | None, list[str]]:
-        notes = []
+        messages = []
         for leftover in self._folder.glob(".step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-            notes.append(f"removed {leftover.name}: a save that was cut short")
+            messages.append(f"removed {leftover.name}: a save that was cut short")
         for step in reversed(self.steps()):
-            folder = self._folder / f"step_{step:08d}"
             try:
-                verify(folder)
-                return step, notes
+                verify(self._checkpoint(step))
+                return step, messages
             except WeightsError as error:
-                notes.append(f"{error}; trying the one before it")
-        if notes and self.steps():
-            raise WeightsError(f"no checkpoint in {self._folder} is whole ({notes[-1]}): delete them to start again")
-        return None, notes
+                messages.append(f"{error}; trying the one before it")
+        if messages and self.steps():
+            raise WeightsError(f"no checkpoint in {self._folder} is whole ({messages[-1]}): delete them to start again")
+        return None, messages
 
 
-def verify(folder: Path) -> dict:
-    """The facts of the checkpoint in `folder`. Raises WeightsError unless it is whole and of this format."""
+def verify(folder: Path) -> dict[str, Any]:
+    """The header of the checkpoint in `folder`. Raises WeightsError unless it is whole and of this format."""
     try:
-        facts = current_fields(json.loads((folder / "state.json").read_text()), CHECKPOINT)
-        found = file_hash(folder / "state.safetensors")
+        header = current_fields(json.loads((folder / "state.json").read_text()), CHECKPOINT)
+        digest = file_hash(folder / "state.safetensors")
     except (OSError, ValueError) as error:
         raise WeightsError(f"checkpoint {folder} is damaged ({error})") from None
-    if facts.get("format") != FORMAT:
-        raise WeightsError(f"checkpoint {folder} has format {facts.get('format')}, this program reads {FORMAT}")
-    if found != facts["sha256"]:
+    if header.get("format") != FORMAT:
+        raise WeightsError(f"checkpoint {folder} has format {header.get('format')}, this program reads {FORMAT}")
+    if digest != header["sha256"]:
         raise WeightsError(f"checkpoint {folder} is damaged (its hash is not the one recorded)")
-    return facts
+    return header
 
 
-def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Facts and tensors of a checkpoint that `verify` has passed."""
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint that `verify` has passed."""
     with safe_open(folder / "state.safetensors", framework="pt") as file:
-        facts = current_fields(json.loads((folder / "state.json").read_text()), CHECKPOINT)
-        return facts, {name: file.get_tensor(name) for name in file.keys()}
+        header = current_fields(json.loads((folder / "state.json").read_text()), CHECKPOINT)
+        return header, {name: file.get_tensor(name) for name in file.keys()}
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The generators of this process that methods on `device` may draw from."""
+    """The states of this process's generators from which methods on `device` may draw."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -219,7 +223,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put the generators of this process back."""
+    """Restore the generators of this process."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -229,11 +233,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

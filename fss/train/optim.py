@@ -29,8 +29,8 @@ class OptimConfig:
     reference_batch_size: int = 256
     """The global batch that lr is meant for."""
     schedule: Literal["cosine", "poly", "exponential", "constant"] = "cosine"
-    """cosine: lr/2 (1 + cos(pi t)); poly: lr (1 - t)^power, with t the fraction of the run that is done; exponential: lr
-    gamma^epoch."""
+    """cosine: lr/2 (1 + cos(pi t)); poly: lr (1 - t)^power, with t the fraction of the run that is done; exponential:
+    lr gamma^epoch."""
     power: float = 0.9
     """Exponent of 'poly'."""
     gamma: float = 0.95

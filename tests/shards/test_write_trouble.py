@@ -162,7 +162,7 @@ def test_full_disk_is_said_and_finished_shards_stay(tmp_path, monkeypatch):
 
     def fsync(descriptor: int) -> None:
         synced.append(descriptor)
-        if len(synced) > 4:  # two shards and their sidecars
+        if len(synced) > 8:  # two shards and their sidecars, each file with its folder
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)

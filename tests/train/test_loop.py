@@ -63,7 +63,7 @@ def train(
         checkpoints=checkpoints,
         log=log,
         bad_samples=NoBadSamples(),
-        evidence=run.folder / "nonfinite",
+        nan_dump=run.folder / "nonfinite",
         log_every=1,
         save_every=100,
         check_every=1,
