@@ -50,7 +50,7 @@ MEAN, STD = [255 * m for m in (0.485, 0.456, 0.406)], [255 * s for s in (0.229, 
 
 
 class Plain:
-    """Episodes of a folder in VOC's layout, as the published code makes them; without an end."""
+    """Episodes of a folder in VOC's layout, as the reference implementation makes them; without an end."""
 
     def __init__(self, root: Path, stems: list[str], size: int, shots: int) -> None:
         self.size, self.shots = size, shots

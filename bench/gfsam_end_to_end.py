@@ -107,7 +107,7 @@ def ours(method: GFSAM, episode: Episode, stage: Stopwatch) -> tuple[Tensor, Ten
 
 
 def plain(method: GFSAM, episode: Episode, embedding: Tensor, stage: Stopwatch) -> None:
-    """Decoder and the rest in the straightforward way; on a GPU the published code, too, does the rest on it."""
+    """Decoder and the rest in the plain way; on a GPU the reference implementation, too, computes the rest on it."""
     rules, sam = method.config, method.non_trainable["sam"]
     small = [F.interpolate(x, (rules.dino_size,) * 2, mode="bilinear", antialias=False) for x in episode.images]
     tokens = torch.cat([method.non_trainable["dino"](image).float() for image in small])

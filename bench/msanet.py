@@ -1,4 +1,4 @@
-"""What MSANet costs, as a ratio to the same network in the shape of the published code (bench/plain_msanet.py).
+"""The cost of MSANet, as a ratio to the same network in the shape of the reference (bench/plain_msanet.py).
 
     python bench/msanet.py [--cases 473:1:0.25 473:5:0.25 473:1:1.0] [--repeats 3] [--threads 1] [--json FILE]
 
@@ -6,7 +6,8 @@ A case is size:shots:share of the image that the object covers. ResNet-50, 15 ba
 random weights for both; the program checks that both give the same scores. They take turns, and the median CPU time of
 each counts: of a forward pass without gradients, and of a training step, of which the plain one also computes the base
 learner's constant loss, as published. Memory is what a step adds to a process of its own at its peak. Then come the
-stages of a forward pass beside those of the published code on another machine, and a step at 641 px with five shots.
+stages of a forward pass beside those of the reference implementation on another machine, and a step at 641 px with
+five shots.
 """
 
 import argparse
@@ -44,7 +45,7 @@ SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 CLASSES = {str(number): f"class {number}" for number in range(1, 16)}
 PUBLISHED = {"backbone": 1.06, "multi-similarity": 0.80, "base learner": 0.30, "prior mask": 0.27, "Gram": 0.03}
-"""Seconds of a forward pass of the published code at 473 px, 1 shot, a quarter of the image, on two threads."""
+"""Seconds of a forward pass of the reference implementation: 473 px, 1 shot, a quarter of the image, two threads."""
 
 
 def build() -> MSANet:

@@ -1,8 +1,8 @@
 """GF-SAM's alignment, graph and gates at full resolution, equation by equation: what speed is measured against.
 
-The straightforward way, and that of the published code: a whole correlation matrix for every mask that it is averaged
-under; every mask upsampled to the image, kept, and resized as floats where the graph and where the gates ask for it;
-the table of distances entry by entry. No work is added to that; every operation is torch's own.
+The plain way, and that of the reference implementation: a whole correlation matrix for every mask that it is averaged
+under; every mask upsampled to the image, kept, and resized as floats for the graph and for the gates; the table of
+distances entry by entry. No work is added to that; every operation is torch's own.
 """
 
 from collections.abc import Callable

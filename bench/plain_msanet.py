@@ -1,4 +1,4 @@
-"""MSANet in the shape of the published code: what the shipped method is measured against.
+"""MSANet in the shape of the reference implementation: what the shipped method is measured against.
 
 Shots, images and layers are processed in turn; every matrix of cosines exists as a whole, with a copy for its ReLU;
 the similarity of block 1's last layer is computed and thrown away; prototypes are tiled, everything is concatenated.

@@ -1,4 +1,4 @@
-"""What a training step of QGNet costs, as a ratio to the same step in the shape of the published code.
+"""What a training step of QGNet costs, as a ratio to the same step in the shape of the reference implementation.
 
     python bench/qgnet.py [--sizes 225 473] [--batches 1 4] [--steps 3] [--threads 1] [--json FILE]
 
@@ -48,7 +48,7 @@ def up(x: Tensor, side: int) -> Tensor:
 
 
 class Plain:
-    """The step as the published code shapes it, with the networks of a QGNet, which are made plain for it."""
+    """The step as the reference implementation shapes it, with the networks of a QGNet, which are made plain for it."""
 
     def __init__(self, method: QGNet):
         self.trainable, frozen = method.trainable, method.non_trainable
