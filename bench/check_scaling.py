@@ -32,7 +32,7 @@ SEEN = 64 << 10  # bytes from which the headers of the wire do not matter
 
 @dataclass(frozen=True)
 class Took:
-    """What rank 0 saw of one collective or one step, the fastest of its kind."""
+    """Bytes and seconds of one collective or one step on rank 0, the fastest of its kind."""
 
     seconds: float
     wire: float

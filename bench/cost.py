@@ -1,4 +1,4 @@
-"""What QGNet costs at the papers' sizes: CPU seconds and peak memory of a training step and of an evaluated episode.
+"""The cost of QGNet at the papers' sizes: CPU seconds and peak memory of a training step and of an evaluated episode.
 
     python bench/cost.py [--weights FILE --stem original] [--threads 1]
 
@@ -22,6 +22,7 @@ from fss.collectives import SingleProcess
 from fss.data.batch import EpisodeBatch
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import ExportHeader
 from fss.nn.weights import load_backbone
 
 CASES = ["train 473 1", "train 473 5", "evaluate 473", "evaluate 641"]
@@ -31,7 +32,7 @@ MIB = 1 << 10  # of what getrusage counts in, KiB
 def build(stem: str, weights: str | None) -> QGNet:
     """The paper's network; the header stands for the export of a prior extractor."""
     torch.manual_seed(0)
-    header = {"prior": json.dumps({"method": "prior", "backbone": "resnet50"})}
+    header = ExportHeader(prior=ExportHeader(method="prior", backbone="resnet50"))
     method = QGNet(QGNetConfig(stem=stem), header=header)
     if weights:
         method.non_trainable["backbone"].load_state_dict(load_backbone(Path(weights), "resnet50", stem))
@@ -72,7 +73,7 @@ def train(method: QGNet, size: int, shots: int) -> dict[str, float]:
 
 
 def evaluate(method: QGNet, size: int) -> dict[str, float]:
-    """What an image costs, what a support costs beside it, and what a prediction costs from one support and five."""
+    """The cost of encoding an image, of describing a support, and of a prediction from one support and from five."""
     image, mask = torch.randn(1, 3, size, size), centred(size, 1)
     with torch.inference_mode():
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""What it saves an evaluation to keep features, and to share episodes out by image; and how it scales over ranks.
+"""The gain from cached features and from a partition of episodes by image, and the scaling over ranks.
 
     python bench/evaluate.py [--episodes 200] [--size 225] [--backbone resnet18] [--shots 1] [--json FILE]
 
@@ -37,7 +37,7 @@ RANKS_TARGET = 1.7
 
 @dataclass(frozen=True)
 class Work:
-    """What every run does; sent to its ranks."""
+    """The settings of every run; sent to its ranks."""
 
     shards: str
     episodes: list[Episode]
@@ -47,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took, on the rank that asks."""
+    """The cost of one run on a rank."""
 
     results: list[EpisodeResult]
     wall: float

@@ -85,7 +85,7 @@ class Scene:
         return torch.stack(answers)
 
     def cache(self) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """What the evaluation stores: features of the target, and descriptions of the references."""
+        """The content of the feature cache: features of the target and descriptions of the references."""
         target, *supports = (unit_features(tokens, self.rules) for tokens in self.tokens)
         return target, [encode_support(f, m[None], self.rules) for f, m in zip(supports, self.masks, strict=True)]
 

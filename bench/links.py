@@ -1,4 +1,4 @@
-"""What a collective costs on given links: the alpha-beta model, where a message of s bytes takes alpha + s / beta.
+"""The cost of a collective on given links: the alpha-beta model, where a message of s bytes takes alpha + s / beta.
 
 n ranks, g of them on a node; s bytes handed in by each. `hop` is the alpha and `rate` the beta of the slowest link that
 the collective crosses: within a node, or, from two nodes on, between them.

@@ -38,7 +38,7 @@ from fss.nn.ensemble import cosine_gram, psi
 from fss.nn.exports import ExportHeader, save_export
 from fss.nn.multisim import class_share, compared_layers, layer_similarity
 from fss.nn.pspnet import PSPNet
-from fss.nn.region import guided_region_map, downsample_mask
+from fss.nn.region import downsample_mask, guided_region_map
 from fss.nn.resnet import PointwiseConv2d
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
@@ -169,7 +169,7 @@ def forward(version: Plain | Shipped, batch: EpisodeBatch) -> tuple[Tensor, Tens
 
 
 def extra_mib(name: str, case: str, threads: int) -> float:
-    """What a step of one version adds to the resident memory of a process of its own, at its peak."""
+    """The rise of the peak of the resident memory in a step of one version, in a process of its own, MiB."""
     arguments = ["--alone", name, "--cases", case, "--threads", str(threads)]
     done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     return float(done.stdout)

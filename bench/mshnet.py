@@ -1,4 +1,4 @@
-"""What MSHNet costs, as a ratio to its equations as they are written (bench/plain_mshnet.py).
+"""The cost of MSHNet, as a ratio to its equations as they are written (bench/plain_mshnet.py).
 
     python bench/mshnet.py [--size 473] [--shots 1 5] [--repeats 3] [--threads 1]
 
@@ -142,14 +142,14 @@ def peak_mib() -> float:
 
 
 def extra_mib(part: str, shape: str, size: int, shots: int, threads: int) -> float:
-    """What a process of its own holds at the peak beyond what it held before, MiB."""
+    """The rise of the peak memory of a process of its own, MiB."""
     options = ["--alone", part, shape, "--size", str(size), "--shots", str(shots), "--threads", str(threads)]
     done = subprocess.run([sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)
 
 
 def evaluation(size: int, shots: int, repeats: int) -> str:
-    """What an image costs, what a support costs beside it, what a prediction costs, and what is kept of the former."""
+    """The cost of encoding an image, of describing a support and of a prediction, and the memory of what is cached."""
     method, batch = build(), episode(size, shots)
     image, mask = method.non_trainable["standardise"](batch.query), batch.support_mask[0, :1]
     seen = method.encode(image)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class Plain(NamedTuple):
-    """What the plain version decides: points (x, y) [N, 2], the rest [N], mask bool [size, size]."""
+    """The decisions of the plain version: points (x, y) [N, 2], the rest [N], mask bool [size, size]."""
 
     points: Tensor
     clusters: Tensor

@@ -21,7 +21,7 @@ def resized(x: Tensor, side: int) -> Tensor:
 
 
 class Seen(NamedTuple):
-    """What a backbone says of B images."""
+    """The features of B images."""
 
     block2: Tensor
     block3: Tensor

@@ -74,7 +74,7 @@ class Plain:
         return self.method.trainable["pyramid"](found)[0]
 
     def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
-        """What the residual blocks of one image sum up to before their ReLU, by block of the backbone, NCHW."""
+        """The sums of the residual blocks before their ReLU, of one image, by block of the backbone, NCHW."""
         frozen = self.method.non_trainable
         x = frozen["backbone"].stage(0, frozen["standardise"](image))
         x = frozen["backbone"].stage(1, x)

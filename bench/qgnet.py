@@ -1,4 +1,4 @@
-"""What a training step of QGNet costs, as a ratio to the same step in the shape of the reference implementation.
+"""The cost of a training step of QGNet, as a ratio to the same step in the shape of the reference implementation.
 
     python bench/qgnet.py [--sizes 225 473] [--batches 1 4] [--steps 3] [--threads 1] [--json FILE]
 
@@ -30,6 +30,7 @@ from fss.data.batch import EpisodeBatch
 from fss.methods.base import StepContext
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
+from fss.nn.exports import ExportHeader
 from fss.nn.resnet import PointwiseConv2d
 
 SGD = {"lr": 0.025, "momentum": 0.9, "weight_decay": 1e-4}
@@ -39,7 +40,7 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 def build() -> QGNet:
     """The paper's network with random weights, without dropout, which would make the two draw differently."""
     torch.manual_seed(0)
-    header = {"prior": json.dumps({"method": "prior", "backbone": "resnet50"})}
+    header = ExportHeader(prior=ExportHeader(method="prior", backbone="resnet50"))
     return QGNet(QGNetConfig(reduction_dropout=0, classifier_dropout=0), header=header)
 
 

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def on_ranks(world_size: int, work: Callable[..., T], *args) -> T:
-    """What `work(*args)` gives on rank 0 of `world_size` ranks; all of them do it. `work` must be importable."""
+    """The result of `work(*args)` on rank 0 of `world_size` ranks, all of which run it. `work` must be importable."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""How far training scales: its efficiency on 8 to 1024 GPUs from the time of a step, its bytes and the links.
+"""The efficiency of training on 8 to 1024 GPUs, from the time of a step, its bytes and the links.
 
     python bench/scaling.py                                 the plan, for a GPU of MoCo's published rate
     python bench/scaling.py --rate 1000                     for one that pretrains on 1000 images/s
@@ -39,7 +39,7 @@ BUCKET, FIRST_BUCKET = 25 << 20, 1 << 20  # bytes, DDP's defaults
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs one rank."""
+    """The cost of a step for one rank."""
 
     seconds: float
     """Of a step alone."""
@@ -69,7 +69,7 @@ class Job:
         return dict(waits.most_common())
 
     def _behind_backward(self, gradients: Call, cluster: Cluster, world_size: int) -> float:
-        """What is left of the gradients' all-reduce when the backward pass of b seconds has ended.
+        """The rest of the gradients' all-reduce after the end of a backward pass of b seconds.
 
         k equal buckets, the i-th full at i b / k, are reduced one after the other in T / k each. Either the first waits
         for the others, T - b (1 - 1 / k), or only the last is late, T / k.

@@ -1,4 +1,4 @@
-"""What a pretraining step costs, as a ratio to the plain MoCo of plain_moco.py, in CPU time of this process.
+"""The cost of a pretraining step, as a ratio to the plain MoCo of plain_moco.py, in CPU time of this process.
 
     python bench/step.py [--steps 5] [--threads 1] [--json FILE]
 

@@ -40,7 +40,7 @@ class Call:
     """Its name in the tables."""
     kind: Kind
     bytes: int
-    """What the rank hands in."""
+    """Input of the rank."""
     rows: int = 0
     """Of an all-to-all: it has messages for at most so many ranks."""
 
@@ -150,7 +150,7 @@ META: dict[str, Callable[[], Method]] = {
 }
 """Methods that learn from episodes, the papers' networks with random weights."""
 SHUFFLES = ("shuffle", "published", "sync", "local")
-"""How keys get other batch statistics than queries; 'published' gathers float32 images, the other three are `bn`."""
+"""Ways to give keys other batch statistics than queries; 'published' gathers float32 images, the other three are `bn`."""
 
 
 class Pretraining:
