@@ -150,7 +150,7 @@ META: dict[str, Callable[[], Method]] = {
 }
 """Methods that learn from episodes, the papers' networks with random weights."""
 SHUFFLES = ("shuffle", "published", "sync", "local")
-"""Ways to give keys other batch statistics than queries; 'published' gathers float32 images, the other three are `bn`."""
+"""Ways to give keys other batch statistics than queries. "published" gathers float32 images; the others are `bn`."""
 
 
 class Pretraining:
