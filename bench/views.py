@@ -88,18 +88,15 @@ def stages(data: bytes, size: int) -> list[tuple[str, float, float, str]]:
     """(stage, ours, PIL, the earlier study's figures), CPU milliseconds."""
     fast, strict = BACKENDS["cv2"], BACKENDS["pil"]
     image, picture = fast.decode(data), strict.decode(data)
-    height, width = fast.size(image)
+    height, width = image.size
     box = Box(height // 6, width // 6, height * 2 // 3, width * 2 // 3)
     jitter = (("brightness", 1.2), ("contrast", 0.8), ("saturation", 1.3), ("hue", 0.05))
     base = Augmentation(box=box)
-    cut = [cpu_ms(lambda b=b, i=i: b.apply(i, base, size), 50) for b, i in ((fast, image), (strict, picture))]
+    cut = [cpu_ms(lambda i=i: i.apply(base, size), 50) for i in (image, picture)]
 
     def extra(**change) -> list[float]:
-        how = Augmentation(box=box, **change)
-        return [
-            cpu_ms(lambda b=b, i=i: b.apply(i, how, size), 50) - c
-            for b, i, c in ((fast, image, cut[0]), (strict, picture, cut[1]))
-        ]
+        augmentation = Augmentation(box=box, **change)
+        return [cpu_ms(lambda i=i: i.apply(augmentation, size), 50) - c for i, c in zip((image, picture), cut, strict=True)]
 
     return [
         ("decode", cpu_ms(lambda: fast.decode(data), 50), cpu_ms(lambda: strict.decode(data), 50), "1.34, PIL 1.54"),

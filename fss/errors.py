@@ -1,8 +1,8 @@
-"""Errors that a user caused and can mend; `fss.command` turns them into one sentence and an exit code."""
+"""Errors that a user caused and can correct; `fss.command` turns them into one sentence and an exit code."""
 
 
 class UserError(ValueError):
-    """What was asked cannot be done; the message says what is wrong, with the value, and the remedy, in a sentence."""
+    """A request that cannot be fulfilled; the message is one sentence with the fault, the value and the remedy."""
 
 
 class ConfigError(UserError):
@@ -10,15 +10,15 @@ class ConfigError(UserError):
 
 
 class WeightsError(UserError):
-    """A file of weights or a checkpoint is damaged, or belongs to something else than what it was given for."""
+    """A file of weights or a checkpoint is damaged, or does not fit the model or run that it was given for."""
 
 
 class RunError(UserError):
-    """A run directory or a set of ranks does not fit what was asked."""
+    """A run directory or a set of ranks does not fit the request."""
 
 
 def at_least(group: str, config: object, **least: float) -> None:
-    """Raise ConfigError unless each named field of `config`, the options of `group`, is None or as large as stated."""
+    """Raise ConfigError unless each named field of `config`, the options of `group`, is None or at least its bound."""
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and value < bound:

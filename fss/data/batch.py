@@ -1,9 +1,11 @@
-"""What flows from data to methods: the batch types, and the specs by which a method asks for them."""
+"""Types of batches, and the specs by which a method asks for them."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 LocalReading = Literal["none", "patch", "region"]
@@ -11,14 +13,14 @@ LocalReading = Literal["none", "patch", "region"]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """What a contrastive method wants of an image: two augmented views, and local crops or regions of it."""
+    """Input of a contrastive method: two augmented views of an image, and local crops or regions of it."""
 
     size: int = 224
     """Side of both views, pixels."""
     local: LocalReading = "none"
     """'patch': two views of one superpixel's crop. 'region': the same superpixels found in both views."""
     superpixels: Literal["slic", "felzenszwalb"] = "slic"
-    """Which label map of the shard the patches and regions come from."""
+    """Label map of the shard that defines patches and regions."""
     patch_size: int = 96
     """Side of the two patch views, pixels ('patch')."""
     regions: int = 16
@@ -29,28 +31,27 @@ class ViewSpec:
 
 @dataclass(kw_only=True)
 class Batch:
-    """What every batch has in common."""
+    """Fields that every batch has."""
 
     keys: list[str]
-    """[B] what each row was made from, for people to find it again."""
+    """[B] source of each row, in words by which people find it."""
     replaced: list[str]
     """Samples that could not be read and were replaced, 'key: reason' each."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same batch with `change` applied to every tensor."""
-        return type(self)(
-            **{
-                f.name: change(value) if isinstance(value := getattr(self, f.name), Tensor) else value
-                for f in fields(self)
-            }
-        )
+        """Return the batch with `change` applied to every tensor."""
+        changed = copy(self)
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), Tensor):
+                setattr(changed, field.name, change(value))
+        return changed
 
-    def to(self, device, non_blocking: bool = False) -> Self:
-        """The batch on `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the batch with its tensors on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory; DataLoader calls this."""
+        """Return the batch in page-locked memory; DataLoader calls this."""
         return self.map(lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class Batch:
 
 @dataclass(kw_only=True)
 class ViewBatch(Batch):
-    """Two views of each of B images, uint8 RGB [B, 3, S, S], and the local input that the spec asked for."""
+    """Two views of each of B images, and the local input that the spec asks for."""
 
     query: Tensor
     """[B, 3, S, S] uint8, the view that the query encoder sees."""
@@ -74,14 +75,14 @@ class ViewBatch(Batch):
     region_key: Tensor | None = None
     """[B, R, h, w] float32, the same regions in the key view."""
     region_weight: Tensor | None = None
-    """[B, R] float32: 1 / (how often this region stands in the row), so that a region drawn twice counts once."""
+    """[B, R] float32: 1 / (occurrences of the region in the row), so that a region drawn twice counts once."""
     image: Tensor
     """[B] int64, the image's index in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpec:
-    """What a method that segments classes it knows by name wants of labelled images."""
+    """Input of a method that segments a fixed list of classes."""
 
     size: int = 417
     """Side of the square crops, pixels."""
@@ -89,7 +90,7 @@ class LabelSpec:
 
 @dataclass(kw_only=True)
 class LabelBatch(Batch):
-    """B images and their label maps: 0 background, 1, 2, ... the classes to learn by ascending id, 255 unknown."""
+    """B images and their label maps: 0 background, 1, 2, ... the classes by ascending id, 255 unknown."""
 
     image: Tensor
     """[B, 3, S, S] uint8 RGB."""
@@ -99,7 +100,7 @@ class LabelBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
-    """What a method that learns from episodes wants of them."""
+    """Input of a method that is trained on episodes."""
 
     size: int = 473
     """Side of the square crops of query and supports, pixels."""
@@ -107,7 +108,7 @@ class EpisodeSpec:
 
 @dataclass(kw_only=True)
 class EpisodeBatch(Batch):
-    """B training episodes of K shots; a mask is 1 on the episode's class, 0 elsewhere, 255 where nothing is known."""
+    """B training episodes of K shots. A mask is 1 on the episode's class, 255 on unknown pixels, 0 elsewhere."""
 
     query: Tensor
     """[B, 3, S, S] uint8 RGB."""
@@ -122,4 +123,4 @@ class EpisodeBatch(Batch):
 
 
 BatchSpec = ViewSpec | LabelSpec | EpisodeSpec
-"""What a method asks for; the type decides what its batches are made of."""
+"""Request of a method; its type decides the type of the batches."""

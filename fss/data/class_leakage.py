@@ -1,4 +1,4 @@
-"""What a part of a method was taught beforehand must fit the fold that the method is trained and tested on."""
+"""Checks that classes seen by a pretrained part of a method fit the fold that the method is trained and tested on."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,10 @@ Classes = Mapping[int, str]
 
 
 def check_training_classes(seen_classes: Classes, classes: Sequence[int], names: Classes) -> None:
-    """Raise ConfigError unless nothing was taught, or just the `classes` that training may learn from.
+    """Raise ConfigError unless `seen_classes` is empty or equal to `classes`, the ids that training may use.
 
-    A class more would be seen in training as an object to leave out and in validation or test as the object to find; a
-    class less would never be left out.
+    An additional class would be an object to leave out in training and the object to find in validation or test. A
+    missing class would never be left out.
     """
     expected = {class_id: names[class_id] for class_id in classes}
     if not seen_classes or seen_classes == expected:
@@ -30,15 +30,15 @@ def check_training_classes(seen_classes: Classes, classes: Sequence[int], names:
 
 
 def check_novel_unseen(seen_classes: Classes, fold: Fold, names: Classes) -> None:
-    """Raise ConfigError where a class that was taught is novel in `fold`: it would be measured as known, or hidden.
+    """Raise ConfigError if a seen class is novel in `fold`: its score would be that of a known class, or it is hidden.
 
-    Classes are told by name, and by id too where the sets number theirs alike.
+    Classes are compared by name, and also by id if both sets give one class the same id and name.
     """
-    alike = any(names.get(class_id) == name for class_id, name in seen_classes.items())
+    same_ids = any(names.get(class_id) == name for class_id, name in seen_classes.items())
     known = [
         f"{names[class_id]} ({class_id})"
         for class_id in fold.novel
-        if names[class_id] in seen_classes.values() or (alike and class_id in seen_classes)
+        if names[class_id] in seen_classes.values() or (same_ids and class_id in seen_classes)
     ]
     if known:
         raise ConfigError(

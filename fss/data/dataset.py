@@ -1,4 +1,4 @@
-"""What every loader is built on: where samples come from, and how the bad ones among them are stood in for."""
+"""Base of the training data sets: options, the protocol of a source of batches, and the replacement of bad samples."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from fss.errors import ConfigError, at_least
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
 
-ATTEMPTS = 20  # unreadable samples in a row before a feed gives up
-Candidate, Row = TypeVar("Candidate"), TypeVar("Row")
+ATTEMPTS = 20  # unreadable samples in a row before a data set gives up
+Candidate = TypeVar("Candidate")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples come from and how they are fed."""
+    """Source of the samples and the processes that load them."""
 
     shards: str | None = None
     """Packed set: a folder, or a remote prefix such as https://host/set. Without one: an embedded synthetic set."""
@@ -29,7 +30,7 @@ class DataConfig:
     prefetch: int = 2
     """Batches that each worker keeps ready."""
     bad_fraction: float = 0.01
-    """Share of unreadable samples past which the run stops; below it they are replaced and named."""
+    """Share of unreadable samples above which the run stops; up to it they are replaced and named."""
 
     def __post_init__(self) -> None:
         at_least("data", self, batch=1, workers=0, prefetch=1)
@@ -38,21 +39,21 @@ class DataConfig:
 
 
 class BatchSource(Protocol):
-    """An endless sequence of training samples. A small picklable object: every worker has one of its own."""
+    """An endless sequence of training samples. A small picklable object, of which every worker has a copy."""
 
     def batch(self, start: int, stop: int) -> Batch:
-        """The samples at positions [start, stop), a pure function of the shards, the seed and the positions.
+        """Return the samples at positions [start, stop), a pure function of the shards, the seed and the positions.
 
-        Raises ShardError where too many samples in a row, or a whole shard, cannot be read.
+        Raises ShardError if too many samples in a row, or a whole shard, cannot be read.
         """
 
 
 def first_readable(
     candidates: Iterator[Candidate], make: Callable[[Candidate], Row], replaced: list[str], shards: ShardSet
 ) -> Row:
-    """What `make` gives of the first candidate that can be read; why others cannot is added to `replaced`.
+    """Return `make(candidate)` of the first candidate that can be read; the errors of others are added to `replaced`.
 
-    Raises ShardError where `ATTEMPTS` candidates in a row cannot be read, LostShardError as it comes.
+    Raises ShardError if `ATTEMPTS` candidates in a row cannot be read, and LostShardError at once.
     """
     for candidate in islice(candidates, ATTEMPTS):
         try:
@@ -63,5 +64,5 @@ def first_readable(
             replaced.append(str(error))
     raise ShardError(
         f"{ATTEMPTS} samples in a row cannot be read, the last was {replaced[-1]}: "
-        f"see what is wrong with python -m shards.check {shards.folder}"
+        f"check the set with python -m shards.check {shards.folder}"
     )

@@ -14,13 +14,13 @@ from fss.data.transforms import read_labelled
 from shards.format import ShardError
 from shards.read import ShardSet
 
-AUGMENT = 31  # what a random stream is for; the first word of its seed (see shards/read.py)
-STAND_INS = 1 << 48  # episodes from this number on replace those that cannot be read
+AUGMENT = 31  # purpose of a random stream; the first word of its seed (see shards/read.py)
+REPLACEMENTS = 1 << 48  # episodes from this number on replace those that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSources:
-    """What training episodes are made of."""
+    """Images, episodes and augmentation of a training on episodes."""
 
     shards: ShardSet
     source: EpisodeSource
@@ -28,7 +28,7 @@ class EpisodeSources:
 
 
 class EpisodeDataset:
-    """The feed of a method that asks for an `EpisodeSpec`: position p holds episode p of the source.
+    """`BatchSource` for an `EpisodeSpec`: position p has episode p of the source.
 
     The query and each support are augmented by draws from (seed, episode number, place in the episode).
     """
@@ -57,13 +57,13 @@ class EpisodeDataset:
         )
 
     def _candidates(self, position: int) -> Iterator[Episode]:
-        """The episode at a position, and those that stand in for it if it cannot be read."""
+        """Yield the episode at a position, then those that replace it if it cannot be read."""
         yield self.data.source.draw(position)
         for attempt in range(1, ATTEMPTS):
-            yield self.data.source.draw(STAND_INS + position * ATTEMPTS + attempt)
+            yield self.data.source.draw(REPLACEMENTS + position * ATTEMPTS + attempt)
 
     def _row(self, episode: Episode) -> tuple[Episode, np.ndarray, np.ndarray]:
-        """The episode with its images uint8 [1 + K, 3, S, S], the query first, and their masks uint8 [1 + K, S, S]."""
+        """Return the episode, its images uint8 [1 + K, 3, S, S] (query first) and their masks uint8 [1 + K, S, S]."""
         data, labels = self.data, self.data.source.policy.labels
         indices = (episode.query, *episode.supports)
         images = np.empty((len(indices), 3, self.size, self.size), np.uint8)

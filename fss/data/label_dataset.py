@@ -15,20 +15,20 @@ from shards.codec import decode_image, image_bytes
 from shards.format import IGNORE_LABEL, Meta
 from shards.read import EpochOrder, ShardSet, sample_context
 
-AUGMENT = 41  # what a random stream is for; the first word of its seed (see shards/read.py)
+AUGMENT = 41  # purpose of a random stream; the first word of its seed (see shards/read.py)
 
 
 class LabelReader:
-    """Reads samples with the label map of `classes`: 1, 2, ... in ascending order of their ids, all others 0.
+    """Reader of samples with the label map of `classes`: 1, 2, ... in ascending order of their ids, all others 0.
 
-    Where masks overlap, the manifest's paint order says which class is seen.
-    Raises ConfigError for more classes than a label map of bytes holds.
+    If masks overlap, the paint order in the sample's metadata decides which class is visible.
+    Raises ConfigError for more classes than a label map of bytes can number.
     """
 
     def __init__(self, shards: ShardSet, classes: Sequence[int]) -> None:
         if len(classes) >= IGNORE_LABEL:
             raise ConfigError(
-                f"episodes.scheme leaves {len(classes)} classes to learn, a label map holds {IGNORE_LABEL - 1}: choose "
+                f"episodes.scheme leaves {len(classes)} base classes, a label map numbers {IGNORE_LABEL - 1}: choose "
                 "another scheme, or a set with fewer classes"
             )
         self.shards = shards
@@ -36,7 +36,10 @@ class LabelReader:
         self._label[sorted(classes)] = np.arange(1, len(classes) + 1)
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 RGB [H, W, 3] and labels uint8 [H, W], 255 unknown. Raises ShardError, the key in front."""
+        """Return image uint8 RGB [H, W, 3] and labels uint8 [H, W], 255 unknown, of sample `index`.
+
+        Raises ShardError with the key of the sample if it cannot be read.
+        """
         with sample_context(self.shards.keys[index]):
             members = self.shards.read(index)
             image = decode_image(image_bytes(members))
@@ -50,7 +53,7 @@ class LabelReader:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSources:
-    """What a method that learns from label maps is trained on."""
+    """Images, labels and augmentation of a training on label maps."""
 
     read: LabelReader
     images: np.ndarray
@@ -59,10 +62,10 @@ class LabelSources:
 
 
 class LabelDataset:
-    """The feed of a method that asks for a `LabelSpec`: every training image once an epoch, in `EpochOrder`.
+    """`BatchSource` for a `LabelSpec`: every training image once an epoch, in the order of `EpochOrder`.
 
-    An image is augmented by draws from (seed, epoch, index). With `keep` 0 every random crop is as good, whether it
-    shows a class or not; else the first that shows such a share of all labelled pixels is taken.
+    An image is augmented by draws from (seed, epoch, index). With `min_foreground` 0 the first random crop is taken,
+    even if it shows no class; otherwise the first that shows that share of all labelled pixels.
     """
 
     def __init__(self, spec: LabelSpec, data: LabelSources, config: DataConfig, seed: int) -> None:
@@ -72,7 +75,7 @@ class LabelDataset:
         shards = data.read.shards
         starts = np.cumsum([0, *shards.counts])
         counts = np.diff(np.searchsorted(data.images, starts))  # training images in each shard
-        self.order = EpochOrder(counts[counts > 0], seed)
+        self.order = EpochOrder(counts[counts > 0].tolist(), seed)
 
     def batch(self, start: int, stop: int) -> LabelBatch:
         replaced: list[str] = []
@@ -89,7 +92,7 @@ class LabelDataset:
         )
 
     def _candidates(self, position: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """(epoch, place among the training images), and what stands in for it if it cannot be read, without an end."""
+        """Yield (epoch, place among the training images), then, without an end, those that replace it if unreadable."""
         attempt = 0
         while True:
             yield position
@@ -97,7 +100,7 @@ class LabelDataset:
             attempt += 1
 
     def _row(self, position: tuple[int, int]) -> tuple[str, np.ndarray, np.ndarray]:
-        """Key, image uint8 [3, S, S] and labels uint8 [S, S]."""
+        """Return key, image uint8 [3, S, S] and labels uint8 [S, S]."""
         epoch, place = position
         index = int(self.data.images[place])
         image, labels = self.data.read(index)
@@ -107,10 +110,10 @@ class LabelDataset:
 
 
 def labelled(labels: np.ndarray) -> np.ndarray:
-    """Where a label map [H, W] shows a class."""
+    """Mark the pixels of a label map [H, W] that show a class: bool [H, W]."""
     return (labels > 0) & (labels != IGNORE_LABEL)
 
 
 def nothing(labels: np.ndarray) -> np.ndarray:
-    """Nowhere: no pixel of a label map [H, W] matters more than another."""
+    """Mark no pixel of a label map [H, W]: bool [H, W]."""
     return np.zeros(labels.shape, bool)

@@ -1,7 +1,7 @@
-"""Batches for the method that asked for them: `load` looks at the spec and feeds any method on any number of ranks.
+"""Batches for any method on any number of ranks: `load` chooses the data set by the type of the method's spec.
 
-A batch is a pure function of the data, the seed and its own number (see `fss.data.dataset.BatchSource`), so workers only share
-out batches: their number changes nothing, and neither does a restart.
+A batch is a pure function of the data, the seed and its own number (see `fss.data.dataset.BatchSource`). So the number
+of workers changes nothing, and neither does a restart.
 """
 
 import os
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context, parent_process, resource_tracker
+from typing import Any
 
 import cv2
 import torch
@@ -36,7 +37,7 @@ DATASETS: dict[type, Callable[..., BatchSource]] = {
     EpisodeSpec: EpisodeDataset,
     LabelSpec: LabelDataset,
 }
-"""What a method consumes -> what makes it of (spec, data, config, seed)."""
+"""Type of a spec -> maker of its batches from (spec, data, config, seed)."""
 
 
 def load(
@@ -51,27 +52,28 @@ def load(
     start: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from optimizer step `start` on, `accumulate` a step, without an end.
+    """Iterate without an end over this rank's micro-batches from optimizer step `start` on, `accumulate` a step.
 
-    `spec` is what a method `batch_spec`. Views are made of a ShardSet with a ViewDataConfig, episodes of an
-    EpisodeData, label maps of a LabelData.
-    The samples of a step are cut in order into micro-batches, and each of these into the ranks' shares: a step has the
-    same samples whatever `world_size` and `accumulate` are, a micro-batch whatever `world_size` is. The workers start at once.
-    pin: whether batches lie in memory that a CUDA device can fetch from while it computes.
+    `spec` is the method's `batch_spec`. Views are made from a ShardSet with a ViewDataConfig, episodes from
+    EpisodeSources, label maps from LabelSources.
+    The samples of a step are split in order into micro-batches, and each of these into the ranks' shares: a step has
+    the same samples for every `world_size` and `accumulate`, a micro-batch for every `world_size`. The workers start
+    at once.
+    pin: put batches into page-locked memory, which a CUDA device can read while it computes.
 
-    Raises ConfigError where the batch cannot be dealt evenly, ShardError where the data lack what the spec needs,
-    and while iterating where too many samples in a row, or a whole shard, cannot be read.
+    Raises ConfigError if the batch cannot be split evenly, ShardError if the data lack what the spec needs, and
+    during iteration ShardError if too many samples in a row, or a whole shard, cannot be read.
     """
-    batches = Batches(
+    batches = MicroBatches(
         dataset=DATASETS[type(spec)](spec, data, config, seed),
-        share=per_rank_batch_size(config.batch, world_size, accumulate),
+        batch_size=per_rank_batch_size(config.batch, world_size, accumulate),
         rank=rank,
         world_size=world_size,
     )
-    workers = {}
+    workers: dict[str, Any] = {}
     if config.workers:
-        # Forking the trainer would copy its threads' locks and its CUDA and RDMA state, spawning would import torch
-        # again for each worker: a fork server does it once, in a clean process.
+        # A fork of the trainer would copy the locks of its threads and its CUDA and RDMA state. A spawned process would
+        # import torch again for each worker. A fork server imports it once, in a clean process.
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])
         workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
@@ -82,7 +84,7 @@ def load(
         num_workers=config.workers,
         worker_init_fn=start_worker,
         pin_memory=pin,
-        generator=torch.Generator(),  # else every start would draw a seed from the generator that methods draw from
+        generator=torch.Generator(),  # otherwise every start would draw from the generator of the methods
         **workers,
     )
     with signals_blocked():
@@ -91,38 +93,42 @@ def load(
 
 
 def per_rank_batch_size(batch: int, world_size: int, accumulate: int) -> int:
-    """Samples of one micro-batch on one rank. Raises ConfigError, naming what would fit, where they come out uneven."""
+    """Return the samples of one micro-batch on one rank.
+
+    Raises ConfigError, with the values that fit, if `batch` cannot be split evenly.
+    """
     parts = world_size * accumulate
     share, rest = divmod(batch, parts)
     if rest:
         fitting = [str(n * parts) for n in (share, share + 1) if n]
         raise ConfigError(
-            f"data.batch {batch} cannot be dealt evenly to {world_size} rank(s) x {accumulate} micro-batch(es): "
+            f"data.batch {batch} cannot be split evenly over {world_size} rank(s) x {accumulate} micro-batch(es): "
             f"give {' or '.join(fitting)}"
         )
     return share
 
 
 @dataclass(kw_only=True)
-class Batches(Dataset):
+class MicroBatches(Dataset):
     """This rank's share of micro-batches by number: step * accumulate + a is micro-batch a of that optimizer step."""
 
     dataset: BatchSource
-    share: int
+    batch_size: int
+    """Samples of one micro-batch on one rank."""
     rank: int
     world_size: int
 
     def __getitem__(self, number: int) -> Batch | ShardError:
-        """The batch; or the error that the trainer has to raise, which would lose its one sentence on the way."""
-        start = (number * self.world_size + self.rank) * self.share
+        """Return the batch, or the error for the trainer to raise: DataLoader would replace its sentence."""
+        start = (number * self.world_size + self.rank) * self.batch_size
         try:
-            return self.dataset.batch(start, start + self.share)
+            return self.dataset.batch(start, start + self.batch_size)
         except ShardError as error:
             return error
 
 
 class BadSamples:
-    """Counts the samples that had to be replaced on this rank, names them, and says when they are too many."""
+    """Counter of the samples that were replaced on this rank, which names them and raises an error for too many."""
 
     def __init__(self, limit_fraction: float):
         self.limit = limit_fraction
@@ -131,10 +137,10 @@ class BadSamples:
         self.reasons: Counter[str] = Counter()  # 'key: reason' -> how often
 
     def note(self, batch: Batch) -> list[str]:
-        """Lines to print: each bad sample once, then, past `NAMED` of them, only their count when it has doubled.
+        """Count a batch and return the lines to print: each bad sample once, after `NAMED` of them doubled counts.
 
-        Raises ShardError where more than the allowed share of all samples read was bad. The first few are never too
-        many, lest one bad sample in the first batch ends a run; a share of 0 allows none.
+        Raises ShardError if more than the allowed share of all samples read was bad. The first `GRACE` are never too
+        many, so that one bad sample in the first batch does not end a run; a share of 0 allows none.
         """
         self.read += len(batch) + len(batch.replaced)
         lines = []
@@ -155,30 +161,32 @@ class BadSamples:
 
 
 def start_worker(worker: int) -> None:
-    """Workers are many already: none computes on threads of its own. And they end with the trainer, however it ends."""
+    """Limit a worker to one thread, because there are many workers, and end it with the trainer, however that ends."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     threading.Thread(target=follow_trainer, daemon=True).start()
 
 
 def follow_trainer() -> None:
-    """End this worker when the trainer is gone or ends it itself, but not on a signal from anybody else.
+    """End this worker when the trainer has ended or terminates it, but not on a signal from another process.
 
-    A DataLoader's worker would look for its parent, which here is the fork server.
+    A DataLoader's worker would check for its parent, which here is the fork server.
     """
     trainer = parent_process()
+    assert trainer is not None  # this function runs in workers alone
     while trainer.is_alive():
-        heard = signal.sigtimedwait([signal.SIGTERM], 1.0)  # blocked since `signals_blocked`
-        if heard and heard.si_pid == trainer.pid:
+        received = signal.sigtimedwait([signal.SIGTERM], 1.0)  # blocked since `signals_blocked`
+        if received and received.si_pid == trainer.pid:
             break
     os._exit(1)
 
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Processes started inside take no notice of `SIGNALS`, so that a trainer asked to stop can finish its step.
+    """Block `SIGNALS` in processes started inside, so that a trainer that was asked to stop can finish its step.
 
-    Here the signals only wait. A mask, unlike a handler, also passes to the fork server, where workers come from.
+    In this process the signals are only delayed. A mask, unlike a handler, is also inherited by the fork server, which
+    starts the workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -190,11 +198,14 @@ def signals_blocked() -> Iterator[None]:
 
 
 def raising(batches: Iterator[Batch | ShardError]) -> Iterator[Batch]:
-    """Raise the errors among the batches here, in the process that can act on them."""
+    """Iterate over batches. Raises each ShardError among them here, in the process that can act on it."""
     for batch in batches:
         if isinstance(batch, ShardError):
             try:
                 raise batch
             finally:
-                del batch, batches  # or the error's traceback would hold the workers in a cycle, and they would hang
+                del (
+                    batch,
+                    batches,
+                )  # otherwise the error's traceback would keep the workers in a cycle, and they would hang
         yield batch

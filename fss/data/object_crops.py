@@ -1,4 +1,4 @@
-"""Labelled crops of single objects, cut from shards with masks: what a probe classifies."""
+"""Labelled crops of single objects, cut from shards with masks, for a probe to classify."""
 
 import copy
 import hashlib
@@ -27,20 +27,20 @@ class Crop:
     label: int
     """Class id."""
     held_out: bool
-    """Classified in a probe; the others vote."""
+    """True: classified in a probe. False: votes in it."""
 
 
 class ObjectCrops:
     """At most one crop a labelled sample: its class of largest area, in a square of `size` pixels.
 
-    Which crops exist, their labels and their halves follow from the manifest, so every rank knows them all without
-    reading a pixel. A sample votes or is held out by a hash of its key alone: not by its place, the rank or the limit.
+    The crops, their labels and their halves follow from the manifest, so every rank knows them all without reading a
+    pixel. A hash of a sample's key alone decides if it votes or is held out: not its place, the rank or the limit.
 
     Args:
-        limit: how many samples to take at most, evenly spread over the set.
+        limit: most samples to take, evenly spread over the set.
 
-    `rows` are the crops, `names` class id -> name of the classes that occur, `left_out` the names of classes of which
-    only one sample was found.
+    `rows` are the crops, `names` maps class id to name of the classes that occur, `left_out` names the classes with
+    only one sample.
     """
 
     def __init__(self, shards: ShardSet, *, size: int, limit: int) -> None:
@@ -65,19 +65,19 @@ class ObjectCrops:
 
     @property
     def usable(self) -> bool:
-        """Is there something to vote and something to classify?"""
+        """True if there is a crop to vote and a crop to classify."""
         return len({row.held_out for row in self.rows}) == 2
 
     def held_out(self, limit: int) -> Self:
-        """The first `limit` crops of the held-out half, as a set of their own."""
+        """Return the first `limit` crops of the held-out half, as a set of their own."""
         part = copy.copy(self)
         part.rows = [row for row in self.rows if row.held_out][:limit]
         return part
 
     def load(self, index: int) -> np.ndarray:
-        """Crop `index` as uint8 RGB [size, size, 3].
+        """Return crop `index` as uint8 RGB [size, size, 3].
 
-        Raises ShardError where the sample cannot be read or its mask is missing, empty or of another size.
+        Raises ShardError if the sample cannot be read or its mask is missing, empty or of another size.
         """
         row = self.rows[index]
         members = self._shards.read(row.sample)
@@ -98,19 +98,20 @@ class ObjectCrops:
 
 
 def largest(classes: dict[int, int]) -> int:
-    """The class id of largest area, the smaller id where two areas are equal."""
+    """Return the class id of largest area in {class id: pixels}, the smaller id if two areas are equal."""
     return min(classes, key=lambda label: (-classes[label], label))
 
 
 def is_held_out(key: str) -> bool:
-    """One half of all sample keys, by a hash that every machine and every run computes alike."""
+    """Return True for one half of all sample keys, by a hash that is the same on every machine and in every run."""
     return hashlib.blake2b(key.encode(), digest_size=1).digest()[0] % 2 == 1
 
 
 def square_around(mask: np.ndarray) -> Box:
-    """The square around the pixels set in `mask` [H, W], with a margin, shifted into the image.
+    """Return the square around the pixels set in `mask` bool [H, W], with a margin, shifted into the image.
 
-    An object too long for the image's shorter side loses its two ends: a stretched object would look like another.
+    An object longer than the image's shorter side loses its two ends, because a distorted object would look like
+    another.
     """
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     side = min(round(max(width, height) * (1 + 2 * MARGIN)), *mask.shape)

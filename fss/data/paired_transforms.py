@@ -1,9 +1,9 @@
-"""Joint augmentation of an image and its mask, with the parameters that PFENet, BAM and their descendants train with.
+"""Joint augmentation of an image and its mask, with the parameters of PFENet, BAM and their successors.
 
-Scale, rotate, blur, flip, crop (published code of PFENet, https://github.com/dvlab-research/PFENet). Scaling, turning
-and cropping are one interpolation here, of uint8 values, instead of two of float ones; and how much of the foreground
-a crop shows is looked up in a table of counts instead of cutting it out. Where the crop is larger than the image, the
-corners that turning moves out of the image's frame stay visible.
+Scale, rotate, blur, flip, crop (reference implementation: https://github.com/dvlab-research/PFENet). Scaling, rotation
+and cropping are one interpolation of uint8 values here, instead of two of float values. The share of the foreground in
+a crop is read from a table of counts. If the crop is larger than the image, the corners that the rotation moves out of
+the image's frame stay visible.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,31 @@ from fss.data.transforms import Frame, resize
 from fss.errors import ConfigError
 from shards.format import IGNORE_LABEL
 
-MEAN_COLOUR = (124, 116, 104)  # of ImageNet, rounded: becomes about 0 when standardised
+MEAN_COLOUR = (124, 116, 104)  # of ImageNet, rounded: becomes about 0 when normalised
 BLUR = 5  # pixels, the side of the kernel
-DRAWS = 32  # crops tried for one that keeps enough
+DRAWS = 32  # random crops that are tried
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training images are varied; the query and every support of an episode each by themselves."""
+    """Augmentation of training images; the query and every support of an episode have draws of their own."""
 
     fit: bool = False
     """First resize every image so that its longer side is the training size, as the evaluation does. The literature
-    does not, for it trains at about the size of its photographs; at smaller sizes it would see other scales."""
+    does not, because it trains at about the size of its photographs; at smaller sizes the scales would differ."""
     scale: tuple[float, float] = (0.9, 1.1)
-    """Images are then scaled by a factor between these; the literature has [0.8, 1.25] for COCO."""
+    """Smallest and largest factor of the scaling; the literature has [0.8, 1.25] for COCO."""
     degrees: float = 10.0
-    """Images are turned by up to this angle, either way."""
+    """Largest angle of the rotation, in both directions."""
     rotate: float = 0.5
-    """Chance of being turned at all."""
+    """Probability of a rotation."""
     blur: float = 0.5
-    """Chance of a Gaussian blur of 5 x 5 pixels."""
+    """Probability of a Gaussian blur of 5 x 5 pixels."""
     flip: float = 0.5
-    """Chance of being mirrored."""
+    """Probability of a horizontal flip."""
     min_foreground: float = 0.85
-    """Share of the object (of a label map: of all that is labelled) that the crop to the training size must show, where
-    one of 32 random crops does. In label maps 0 takes any crop; an object is never lost altogether."""
+    """Share of the object (of a label map: of all labelled pixels) that the crop to the training size must show, if one
+    of 32 random crops does. In label maps 0 takes any crop; an object is never lost completely."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -54,7 +54,7 @@ class AugmentConfig:
 
 
 def is_class(mask: np.ndarray) -> np.ndarray:
-    """Where a class mask shows the class."""
+    """Mark the pixels of a class mask [H, W] that show the class: bool [H, W]."""
     return mask == 1
 
 
@@ -66,11 +66,10 @@ def augment(
     config: AugmentConfig,
     foreground: Callable[[np.ndarray], np.ndarray] = is_class,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vary an image uint8 [H, W, 3] and its mask or label map uint8 [H, W]: uint8 [3, S, S] and [S, S].
+    """Augment an image uint8 [H, W, 3] and its mask or label map uint8 [H, W]: uint8 [3, S, S] and [S, S].
 
-    Outside the image the mean colour and 255 are seen. A mask with a pixel of the `foreground` (mask -> bool) keeps
-    one: an object too small to survive a resize is spared it, and where no random crop shows any of it, one is cut
-    around it.
+    Outside the image are the mean colour and 255. A mask with a pixel of the `foreground` (mask -> bool) keeps one: an
+    object that a resize would remove is not resized, and if no random crop shows it, a crop around it is taken.
     """
     scale = rng.uniform(*config.scale)
     degrees = rng.uniform(-config.degrees, config.degrees) if rng.random() < config.rotate else 0.0
@@ -100,8 +99,12 @@ def augment(
 def fit(
     image: np.ndarray, mask: np.ndarray, size: int, foreground: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [h, w, 3] and mask uint8 [h, w] of longer side `size`; as they were where that loses the object."""
-    frame = Frame.fit(*mask.shape, size, "exact")
+    """Resize image uint8 [H, W, 3] and mask uint8 [H, W] to longer side `size`: [h, w, 3] and [h, w].
+
+    Returns them unchanged if the resize would remove the object.
+    """
+    height, width = mask.shape
+    frame = Frame.fit(height, width, size, "exact")
     small = cv2.resize(mask, (frame.valid_w, frame.valid_h), interpolation=cv2.INTER_NEAREST_EXACT)
     if foreground(mask).any() and not foreground(small).any():
         return image, mask
@@ -110,33 +113,35 @@ def fit(
 
 
 def warp_mask(mask: np.ndarray, size: int, scale: float, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scale a mask uint8 [H, W], turn it about its centre and pad it to `size` at least, evenly on both sides.
+    """Scale a mask uint8 [H, W], rotate it about its centre and pad it to at least `size`, evenly on both sides.
 
-    Gives the affine map [2, 3] of (x, y) in pixels, which the image has to follow, and the mask uint8 [h, w], nearest.
+    Returns the affine map [2, 3] of (x, y) in pixels, to be applied to the image too, and the mask uint8 [h, w],
+    nearest.
     """
     height, width = mask.shape
     extent = np.array([width, height])
     scaled = np.rint(scale * extent).astype(int)
     canvas = np.maximum(scaled, size)
-    matrix = cv2.getRotationMatrix2D((extent - 1) / 2, degrees, scale)  # about the centre, which stays in place
+    centre = (width - 1) / 2, (height - 1) / 2  # stays in place
+    matrix = cv2.getRotationMatrix2D(centre, degrees, scale)
     matrix[:, 2] += (scale - 1) * extent / 2 + (canvas - scaled) // 2
     return matrix, cv2.warpAffine(mask, matrix, canvas.tolist(), flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL)
 
 
-def choose_crop(foreground: np.ndarray, size: int, corners: np.ndarray, keep: float) -> tuple[int, int]:
-    """Top and left of the first crop of `size` pixels that shows a share `keep` of the foreground, bool [h, w].
+def choose_crop(foreground: np.ndarray, size: int, corners: np.ndarray, min_foreground: float) -> tuple[int, int]:
+    """Return top and left of the first crop of `size` pixels with at least a share of the foreground, bool [h, w].
 
-    corners: [n, 2] in 0..1, where the crops begin. Where none shows enough the last is taken, as in the reference; if
+    corners: [n, 2] in 0..1, the positions of the crops. If none shows enough the last is taken, as in the reference; if
     that shows nothing, the one that shows most; if none shows anything, a crop around a foreground pixel.
     """
     height, width = foreground.shape
     counts = cv2.integral(foreground.view(np.uint8))  # [h + 1, w + 1], foreground above and to the left
     top, left = (corners * (height - size + 1, width - size + 1)).astype(int).T  # [n] each
     bottom, right = top + size, left + size
-    shown = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]  # [n]
-    enough = shown >= keep * counts[-1, -1]
-    best = enough.argmax() if enough.any() else shown.argmax() if shown[-1] == 0 else len(shown) - 1
-    if counts[-1, -1] and not shown[best]:
+    visible = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]  # [n]
+    enough = visible >= min_foreground * counts[-1, -1]
+    best = enough.argmax() if enough.any() else visible.argmax() if visible[-1] == 0 else len(visible) - 1
+    if counts[-1, -1] and not visible[best]:
         y, x = np.unravel_index(foreground.argmax(), foreground.shape)
         return int(np.clip(y - size // 2, 0, height - size)), int(np.clip(x - size // 2, 0, width - size))
     return int(top[best]), int(left[best])

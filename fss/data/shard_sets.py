@@ -1,4 +1,4 @@
-"""Opening the packed set that a job names."""
+"""Opening of the packed set that a job names."""
 
 import os
 from collections.abc import Callable

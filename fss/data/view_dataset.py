@@ -1,4 +1,4 @@
-"""Views of images for contrastive methods, in the order of `shards.read.EpochOrder`."""
+"""Batches of views for contrastive methods, in the order of `shards.read.EpochOrder`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from shards.read import EpochOrder, ShardSet, sample_context
 
 @dataclass(frozen=True, kw_only=True)
 class ViewDataConfig(DataConfig):
-    """Where the images come from and how their views are made and fed."""
+    """Source of the images and making of their views."""
 
     backend: Backend = "cv2"
-    """What carries out the augmentation: 'cv2' is fast, 'pil' is exactly what the published code ran."""
+    """Library that applies the augmentation: 'cv2' is fast, 'pil' is exactly that of the reference implementation."""
     window: int = 16
     """Shards that the samples in flight are mixed from: more mix better, fewer are read more sequentially."""
 
@@ -30,9 +30,9 @@ class ViewDataConfig(DataConfig):
 
 
 class ViewDataset:
-    """The feed of a method that asks for a `ViewSpec`: every image once an epoch.
+    """`BatchSource` for a `ViewSpec`: every image once an epoch.
 
-    Raises ShardError where the shards lack what the spec needs.
+    Raises ShardError if the shards lack the superpixels that the spec needs.
     """
 
     def __init__(self, spec: ViewSpec, shards: ShardSet, config: ViewDataConfig, seed: int) -> None:
@@ -48,11 +48,11 @@ class ViewDataset:
 
     def batch(self, start: int, stop: int) -> ViewBatch:
         replaced: list[str] = []
-        found = [
+        samples = [
             first_readable(self._candidates(position), self._row, replaced, self.shards)
             for position in self.order.positions(start, stop)
         ]
-        indices, rows = zip(*found, strict=True)
+        indices, rows = zip(*samples, strict=True)
         return ViewBatch(
             image=torch.tensor(indices),
             keys=[self.shards.keys[index] for index in indices],
@@ -61,7 +61,7 @@ class ViewDataset:
         )
 
     def _candidates(self, position: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """(epoch, sample) at a position, and what stands in for it if it cannot be read, without an end."""
+        """Yield (epoch, sample) at a position, then, without an end, those that replace it if it cannot be read."""
         attempt = 0
         while True:
             yield position

@@ -1,6 +1,6 @@
-"""From one sample's bytes to the arrays that a contrastive method asked for: views, patches of them, regions in them.
+"""Arrays for contrastive methods from the bytes of one sample: views, patches of them, regions in them.
 
-Every random choice comes from (seed, epoch, sample, purpose): it does not matter which process makes the view.
+Every random choice depends on (seed, epoch, sample, purpose) alone, and not on the process that makes the view.
 """
 
 from dataclasses import dataclass
@@ -17,64 +17,69 @@ VIEW_SCALE = (0.2, 1.0)  # share of the image's area in a view: MoCo v2
 PATCH_SCALE = (0.5, 1.0)  # share of the patch's area in its view: our choice, a patch is small already
 PATCH_MARGIN = 0.15  # of the superpixel's longer side, added on every side: our choice
 REGION_PIXELS = 256  # a region must fill as many in both views, when these are 224 pixels wide
-GRID = 4  # cells a side, where no superpixel is seen in both views
+GRID = 4  # cells a side of the grid that is used if no superpixel is visible in both views
 
-# What a random stream is for; no two purposes share a stream, nor do they share one with the order of the samples.
+# Purposes of random streams; none shares a stream with another or with the order of the samples.
 QUERY, KEY, PATCH_QUERY, PATCH_KEY, CHOICE = 11, 12, 13, 14, 15
 
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """Makes one row of a `ViewBatch` from a sample's members: a pure function of them, seed, epoch and index."""
+    """Function from a sample to one row of a `ViewBatch`, determined by its members, seed, epoch and index."""
 
     spec: ViewSpec
     backend: Backend
     seed: int
 
     def __call__(self, members: dict[str, bytes], epoch: int, index: int) -> dict[str, np.ndarray]:
-        """Arrays by the names of `ViewBatch`'s fields, without the batch dimension.
+        """Return arrays by the names of `ViewBatch`'s fields, without the batch dimension.
 
-        Raises ShardError where an image or a label map is missing, damaged or of the wrong size.
+        Raises ShardError if an image or a label map is missing, damaged or of the wrong size.
         """
-        spec, backend = self.spec, BACKENDS[self.backend]
-        image = backend.decode(image_bytes(members))
-        size = backend.size(image)
-        labels = None if spec.local == "none" else superpixels(members, spec.superpixels, size)
+        spec = self.spec
+        image = BACKENDS[self.backend].decode(image_bytes(members))
+        size = image.size
 
         def stream(purpose: int) -> np.random.Generator:
             return np.random.default_rng([purpose, self.seed, epoch, index])
 
         query, key = draw(stream(QUERY), *size, VIEW_SCALE), draw(stream(KEY), *size, VIEW_SCALE)
         row = {
-            "query": backend.apply(image, query, spec.size),  # [3, S, S]
-            "key": backend.apply(image, key, spec.size),  # [3, S, S]
+            "query": image.apply(query, spec.size),  # [3, S, S]
+            "key": image.apply(key, spec.size),  # [3, S, S]
         }
+        if spec.local == "none":
+            return row
+        labels = superpixels(members, spec.superpixels, size)
         if spec.local == "patch":
             patch = draw_patch(stream(CHOICE), labels, size)
             for name, purpose in (("patch_query", PATCH_QUERY), ("patch_key", PATCH_KEY)):
-                how = draw(stream(purpose), patch.height, patch.width, PATCH_SCALE).inside(patch)
-                row[name] = backend.apply(image, how, spec.patch_size)  # [3, P, P]
-        if spec.local == "region":
+                augmentation = draw(stream(purpose), patch.height, patch.width, PATCH_SCALE).inside(patch)
+                row[name] = image.apply(augmentation, spec.patch_size)  # [3, P, P]
+        else:
             row |= draw_regions(stream(CHOICE), labels, (query, key), spec)
         return row
 
 
 def superpixels(members: dict[str, bytes], algorithm: str, size: tuple[int, int]) -> np.ndarray:
-    """The stored label map [H / 2, W / 2] of an image of `size`. Raises ShardError where it is not there or unfit."""
+    """Return the stored label map, uint8 or uint16 [H / 2, W / 2], of an image of `size` (H, W).
+
+    Raises ShardError if it is missing, damaged or of another size.
+    """
     if f"{algorithm}.png" not in members:
         raise ShardError(f"has no {algorithm} superpixels")
     labels = decode_labels(members[f"{algorithm}.png"])
-    wanted = tuple(-(-side // SUPERPIXEL_STRIDE) for side in size)
-    if labels.shape != wanted:
-        raise ShardError(f"{algorithm}.png is {labels.shape} where an image of {size} has {wanted}")
+    expected = tuple(-(-side // SUPERPIXEL_STRIDE) for side in size)
+    if labels.shape != expected:
+        raise ShardError(f"{algorithm}.png is {labels.shape} but an image of {size} has {expected}")
     return labels
 
 
 def draw_patch(rng: np.random.Generator, labels: np.ndarray, size: tuple[int, int]) -> Box:
-    """The square of the image around one superpixel, every superpixel as likely as any other.
+    """Draw the square of an image of `size` (H, W) around one superpixel of its map [H / 2, W / 2], all equally likely.
 
-    QGNet's local patch, read literally (section III-B; Fig. 3). The square has the longer side of the superpixel's
-    bounding box and a margin; it is moved inside the image, and made smaller only where the image is.
+    QGNet's local patch, read literally (section III-B; Fig. 3). The side of the square is the longer side of the
+    superpixel's bounding box plus a margin. It is moved inside the image, and is smaller only if the image is.
     """
     present = np.flatnonzero(np.bincount(labels.ravel()))
     chosen = labels == present[rng.integers(len(present))]  # [H / 2, W / 2]
@@ -87,22 +92,25 @@ def draw_patch(rng: np.random.Generator, labels: np.ndarray, size: tuple[int, in
 def draw_regions(
     rng: np.random.Generator, labels: np.ndarray, views: tuple[Augmentation, Augmentation], spec: ViewSpec
 ) -> dict[str, np.ndarray]:
-    """R superpixels that both views show, as area weights over the cells of the feature map.
+    """Draw R superpixels that both views show, as area weights over the cells of the feature map.
 
-    QGNet's local patch, read as the same superpixel in both views; pooling by area as in DetCon (Hénaff et al. 2021),
-    but with soft weights. Regions are drawn uniformly without replacement; where fewer than R are big enough, all are
-    taken and the rest drawn among them again. Where none is, cells of a fixed grid stand in (`grids`).
+    QGNet's local patch, read as the same superpixel in both views. Features are pooled by area as in DetCon (Hénaff et
+    al. 2021), but with soft weights. Regions are drawn uniformly without replacement. If fewer than R are large enough,
+    all are taken and the rest is drawn among them again. If none is, the cells of a grid replace them (`grids`).
 
-    Gives `region_query` and `region_key` [R, h, w] float32, each region summing to 1, and `region_weight` [R] float32.
+    labels: superpixel map [H / 2, W / 2].
+    Returns `region_query` and `region_key` [R, h, w] float32, each region with sum 1, and `region_weight` [R] float32.
     """
-    least = max(1, REGION_PIXELS * spec.size**2 // 224**2)
-    counts = [count_cells(seen(labels, view, spec.size), int(labels.max()) + 1, spec.stride) for view in views]
+    min_pixels = max(1, REGION_PIXELS * spec.size**2 // 224**2)
+    counts = [
+        count_cells(visible_labels(labels, view, spec.size), int(labels.max()) + 1, spec.stride) for view in views
+    ]
     areas = [c.sum((1, 2)) for c in counts]  # [ids]
-    valid = np.flatnonzero(np.minimum(*areas) >= least)
+    valid = np.flatnonzero(np.minimum(*areas) >= min_pixels)
     if not len(valid):
-        counts = [count_cells(grid, GRID * GRID, spec.stride) for grid in grids(views, spec.size, least)]
+        counts = [count_cells(grid, GRID * GRID, spec.stride) for grid in grids(views, spec.size, min_pixels)]
         areas = [c.sum((1, 2)) for c in counts]  # [16]
-        valid = np.flatnonzero(np.minimum(*areas) >= least)
+        valid = np.flatnonzero(np.minimum(*areas) >= min_pixels)
     if len(valid) >= spec.regions:
         chosen = rng.choice(valid, spec.regions, replace=False)
     else:
@@ -112,14 +120,14 @@ def draw_regions(
     return {"region_query": query, "region_key": key, "region_weight": weight.astype(np.float32)}
 
 
-def seen(labels: np.ndarray, view: Augmentation, size: int) -> np.ndarray:
-    """The label map as a view shows it, [size, size]: the view's own crop and flip, nearest neighbour."""
+def visible_labels(labels: np.ndarray, view: Augmentation, size: int) -> np.ndarray:
+    """Crop and flip a label map [H / 2, W / 2] as a view does: [size, size], nearest neighbour."""
     rows, columns = sources(view, size)
     return labels[np.ix_(rows // SUPERPIXEL_STRIDE, columns // SUPERPIXEL_STRIDE)]
 
 
 def sources(view: Augmentation, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image's row and column under the centre of each row and column of a view, [size] each."""
+    """Return the image's row and column at the centre of each row and column of a view, [size] each."""
     centres = np.arange(size) + 0.5
     rows = view.box.top + (centres * view.box.height / size).astype(np.int64)
     columns = view.box.left + (centres * view.box.width / size).astype(np.int64)
@@ -127,7 +135,7 @@ def sources(view: Augmentation, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def count_cells(labels: np.ndarray, ids: int, stride: int) -> np.ndarray:
-    """Pixels of each id in each cell of `stride` pixels: [S, S] -> [ids, h, w]; an id of -1 counts nowhere."""
+    """Count the pixels of each id in each cell of `stride` pixels: [S, S] -> [ids, h, w]. The id -1 is not counted."""
     side = -(-len(labels) // stride)  # as many cells as a network of that stride makes of S pixels
     cell = np.arange(len(labels)) // stride
     place = (labels.astype(np.int64) + 1) * side * side + cell[:, None] * side + cell  # [S, S]
@@ -135,10 +143,10 @@ def count_cells(labels: np.ndarray, ids: int, stride: int) -> np.ndarray:
 
 
 def grids(views: tuple[Augmentation, Augmentation], size: int, least: int) -> list[np.ndarray]:
-    """For both views, which cell of a 4 x 4 grid each pixel lies in: [size, size], -1 where in none.
+    """Return for both views the cell of a 4 x 4 grid that each pixel lies in: [size, size], -1 outside the grid.
 
-    The grid spans what the views have in common, so that a cell is the same piece of the image in both. Where they
-    share too little for any cell to fill `least` pixels of both, each view has a grid of its own.
+    The grid spans the intersection of the views, so that a cell is the same part of the image in both. If no cell of it
+    fills `least` pixels of both views, each view has a grid of its own.
     """
     a, b = (view.box for view in views)
     top, left = max(a.top, b.top), max(a.left, b.left)
@@ -152,7 +160,7 @@ def grids(views: tuple[Augmentation, Augmentation], size: int, least: int) -> li
 
 
 def grid(view: Augmentation, span: Box, size: int) -> np.ndarray:
-    """The cell of a 4 x 4 grid over `span` under each pixel of a view: [size, size], -1 outside."""
+    """Return the cell of a 4 x 4 grid over `span` that each pixel of a view lies in: [size, size], -1 outside."""
     rows, columns = sources(view, size)
     row, column = (rows - span.top) * GRID // span.height, (columns - span.left) * GRID // span.width
     inside = ((row >= 0) & (row < GRID))[:, None] & ((column >= 0) & (column < GRID))

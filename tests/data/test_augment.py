@@ -1,4 +1,4 @@
-"""MoCo v2's augmentation: what is drawn, and what each backend makes of it."""
+"""MoCo v2's augmentation: the draws, and the views that each backend makes of them."""
 
 import math
 from itertools import product
@@ -26,7 +26,7 @@ def test_both_backends_carry_out_the_same_draw():
     for seed in range(40):
         how = draw(np.random.default_rng(seed), 240, 320, (0.2, 1))
         views = [
-            BACKENDS[name].apply(image, how, 96) for name, image in (("cv2", IMAGE), ("pil", Image.fromarray(IMAGE)))
+            BACKENDS[name](image).apply(how, 96) for name, image in (("cv2", IMAGE), ("pil", Image.fromarray(IMAGE)))
         ]
         assert views[0].dtype == np.uint8 and views[0].shape == (3, 96, 96)
         assert difference(*views) < 2, how  # on vivid noise; about 0.4 on photographs
@@ -65,29 +65,29 @@ def test_each_step_is_torchvisions(change, wanted):
     cropped = reference.resized_crop(Image.fromarray(IMAGE), *box, [96, 96])
     wanted = np.asarray(wanted(cropped)).transpose(2, 0, 1)
     how = Augmentation(box=box, **change)
-    assert difference(Fast.apply(IMAGE, how, 96), wanted) < 1.5
-    np.testing.assert_array_equal(Strict.apply(Image.fromarray(IMAGE), how, 96), wanted)
+    assert difference(Fast(IMAGE).apply(how, 96), wanted) < 1.5
+    np.testing.assert_array_equal(Strict(Image.fromarray(IMAGE)).apply(how, 96), wanted)
 
 
 @pytest.mark.parametrize("size", [40, 96, 224, 500])
 def test_resize_is_antialiased_as_pils(size):
     box = Box(3, 5, 201, 277)
     wanted = Image.fromarray(IMAGE).crop((5, 3, 282, 204)).resize((size, size), Image.Resampling.BILINEAR)
-    found = Fast.apply(IMAGE, Augmentation(box=box), size)
+    found = Fast(IMAGE).apply(Augmentation(box=box), size)
     assert np.abs(found.astype(int) - np.asarray(wanted).transpose(2, 0, 1)).max() <= 1
 
 
 def test_draws_follow_the_recipe():
-    """2,000 draws: chances within four standard errors, ranges respected and used, the order of the jitter uniform."""
+    """2,000 draws: probabilities within four standard errors, ranges respected and used, jitter in uniform order."""
     draws = [draw(np.random.default_rng(seed), 300, 400, (0.2, 1)) for seed in range(2000)]
-    for chance, share in [
+    for probability, share in [
         (0.8, np.mean([bool(d.jitter) for d in draws])),
         (0.2, np.mean([d.gray for d in draws])),
         (0.5, np.mean([d.blur > 0 for d in draws])),
         (0.5, np.mean([d.flip for d in draws])),
         (0.25, np.mean([d.jitter[0][0] == "hue" for d in draws if d.jitter])),
     ]:
-        assert abs(share - chance) < 4 * math.sqrt(chance * (1 - chance) / 1500)
+        assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 1500)
     for name, low, high in [
         ("brightness", 0.6, 1.4),
         ("contrast", 0.6, 1.4),
@@ -116,13 +116,13 @@ def test_images_too_narrow_for_any_draw_give_their_middle(size, box):
 def test_an_augmentation_of_a_crop_is_one_of_the_image():
     frame = Box(30, 40, 100, 100)
     how = draw(np.random.default_rng(5), 100, 100, (0.5, 1))
-    whole = Fast.apply(IMAGE, how.inside(frame), 64)
-    np.testing.assert_array_equal(whole, Fast.apply(np.ascontiguousarray(IMAGE[30:130, 40:140]), how, 64))
+    whole = Fast(IMAGE).apply(how.inside(frame), 64)
+    np.testing.assert_array_equal(whole, Fast(np.ascontiguousarray(IMAGE[30:130, 40:140])).apply(how, 64))
 
 
 def test_backends_decode_alike_and_refuse_alike():
     data = jpeg(IMAGE)
-    np.testing.assert_array_equal(np.asarray(Strict.decode(data)), decode_image(data))
+    np.testing.assert_array_equal(np.asarray(Strict.decode(data).image), decode_image(data))
     for broken in (data[: len(data) // 2], b"", b"not an image"):
         for backend in (Fast, Strict):
             with pytest.raises(ShardError, match="cannot be decoded"):

@@ -26,7 +26,7 @@ def test_nothing_or_just_the_training_classes_is_accepted():
 
 
 @pytest.mark.parametrize(
-    ("seen_classes", "said"),
+    ("seen_classes", "message"),
     [
         ({2: "green", 3: "blue", 4: "yellow"}, r"also blue \(3\): give"),
         ({2: "green"}, r"not yellow \(4\): give"),
@@ -34,8 +34,8 @@ def test_nothing_or_just_the_training_classes_is_accepted():
         ({2: "green", 4: "amber"}, r"also amber \(4\) and not yellow \(4\): give"),
     ],
 )
-def test_other_classes_are_named(seen_classes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_other_classes_are_named(seen_classes, message):
+    with pytest.raises(ConfigError, match=message):
         check_training_classes(seen_classes, (2, 4), NAMES)
 
 

@@ -79,10 +79,10 @@ def test_ranks_workers_and_accumulation_share_out_the_same_episodes(shards):
     assert_same(whole, joined(batches(data, 4, workers=2)))
     for world_size, accumulate in [(2, 1), (2, 2), (1, 4)]:
         ranks = [batches(data, 4, rank=r, world_size=world_size, accumulate=accumulate) for r in range(world_size)]
-        dealt = [
+        shares = [
             ranks[r][step * accumulate + a] for step in range(4) for a in range(accumulate) for r in range(world_size)
         ]
-        assert_same(whole, joined(dealt))
+        assert_same(whole, joined(shares))
 
 
 @pytest.mark.parametrize("start", [1, 3])

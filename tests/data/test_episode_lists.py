@@ -106,7 +106,7 @@ def test_a_list_typed_by_hand(tmp_path):
         ("class\tquery\tsupport\nlion\ts0001\ts0000\n", "line 2 .* names the class 'lion', which set made"),
         ("7\ts0000\ts0001\n", "line 1 .* names class 7, counted from 0, of 2 in set made"),
         ("cat\ts0000\ts0001\n", "begins with 'cat': give a class number, or a header"),
-        ("1\ts0000\ts0001\n", "line 1 .* wants dog in s0001, which holds none"),
+        ("1\ts0000\ts0001\n", "line 1 .* wants dog in s0001, which shows none"),
         ("0\ts0000\ts0000\n", "has its query s0000 among its supports"),
         ("seed\tclass\tquery\tsupport\n-1\tcat\ts0001\ts0000\n", "seed '-1': give a whole number"),
     ],

@@ -1,4 +1,4 @@
-"""Episodes: pure functions of seed and number, drawn as their policy says."""
+"""Episodes: pure functions of seed and number, drawn by their policy."""
 
 import pickle
 import random
@@ -174,7 +174,9 @@ def test_too_few_images_are_said_at_once(shots, options, message):
 
 def test_classes_that_dropping_leaves_short():
     config = EpisodeConfig(novel_in_training="drop", shots=5)
-    message = r"none of another class, as novel_in_training drop has it; .* class 3 has 5 of its 6 images: .* novel_in_"
+    message = (
+        r"none of another class, as novel_in_training drop requires; .* class 3 has 5 of its 6 images: .* novel_in_"
+    )
     with pytest.raises(ShardError, match=message):
         training_source(manifest(HELD), FOLD, config, seed=0)
 

@@ -1,4 +1,4 @@
-"""Folds against the literature's formulas, and what is said where a set does not belong to a scheme."""
+"""Folds against the literature's formulas, and the errors for a set that does not belong to a scheme."""
 
 import pytest
 
@@ -98,7 +98,7 @@ def test_a_list_of_names_or_ids():
         ("coco", 0, COCO, ["person"], "set the scheme to list"),
     ],
 )
-def test_what_does_not_fit_is_said(scheme, fold, classes, novel, message):
+def test_what_does_not_fit_is_an_error(scheme, fold, classes, novel, message):
     with pytest.raises((ConfigError, ShardError), match=message):
         fold_of(scheme, fold, of(classes), novel)
 

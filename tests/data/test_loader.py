@@ -69,10 +69,10 @@ def test_accumulation_and_ranks_share_out_the_same_steps(shards):
     whole = joined(batches(shards, 5))
     for world_size, accumulate in [(1, 4), (2, 2), (4, 1)]:
         ranks = [batches(shards, 5, rank=r, world_size=world_size, accumulate=accumulate) for r in range(world_size)]
-        dealt = [
+        shares = [
             ranks[r][step * accumulate + a] for step in range(5) for a in range(accumulate) for r in range(world_size)
         ]
-        assert_same(whole, joined(dealt))
+        assert_same(whole, joined(shares))
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 11])
@@ -161,7 +161,9 @@ def test_a_set_without_a_readable_sample(tmp_path, workers):
     with pytest.raises(ShardError, match=rf"^{ATTEMPTS} samples in a row cannot be read, .*python -m shards.check"):
         batches(shards, 1, batch=2, workers=workers)
     gc.collect()
-    assert time.monotonic() - before < 9  # the worker leaves when told; one that hangs is waited for for ten seconds
+    assert (
+        time.monotonic() - before < 9
+    )  # the worker ends when asked; a DataLoader waits ten seconds for one that hangs
 
 
 def test_a_shard_that_vanishes_is_not_a_bad_sample(tmp_path):

@@ -48,7 +48,7 @@ def test_views_depend_on_seed_epoch_and_sample_only():
     "change, message",
     [
         ({"slic.png": None}, "has no slic superpixels"),
-        ({"slic.png": encode_labels(squares(H, W)[:-1])}, r"slic.png is \(48, 65\) where an image of \(97, 130\) has"),
+        ({"slic.png": encode_labels(squares(H, W)[:-1])}, r"slic.png is \(48, 65\) but an image of \(97, 130\) has"),
         ({"slic.png": b"junk"}, "1-channel PNG"),
         ({"jpg": None, "mask.1.png": b""}, "has no image, only slic.png, mask.1.png"),
         ({"jpg": jpeg(photo(1, H, W))[:300]}, "cannot be decoded"),
@@ -90,7 +90,7 @@ def test_patch_views_show_the_patch():
     image[patch.top : patch.top + 26, patch.left : patch.left + 26] = (255, 0, 0)
     for seed in range(20):
         how = draw(np.random.default_rng(seed), 26, 26, (0.5, 1)).inside(patch)
-        view = Fast.apply(image, Augmentation(box=how.box), 32)
+        view = Fast(image).apply(Augmentation(box=how.box), 32)
         assert (view[0] == 255).all() and (view[1] == 0).all()
 
 
