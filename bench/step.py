@@ -29,7 +29,7 @@ from fss.methods.prior import method as prior
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
 from fss.nn.norm import Normalize
-from fss.nn.resnet import BACKBONES, mlp_head
+from fss.nn.resnet import ENCODERS, mlp_head
 
 BATCH = 8
 QUEUE = 65536
@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="steps of every version, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet50")
+    parser.add_argument("--backbone", choices=sorted(ENCODERS), default="resnet50")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -109,8 +109,8 @@ def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> 
     absent = rules.presence and mean.max() < (means[:, :1] * means).sum(2).mean()
     points = select.new_zeros(0, 2, dtype=torch.int64) if absent else choose(select, rules)
     grid = math.isqrt(len(target))
-    maps = (x.view(grid, grid) for x in (mean, largest, negative, select))
-    return Alignment(*maps, points=points)
+    mean, largest, negative, select = (x.view(grid, grid) for x in (mean, largest, negative, select))
+    return Alignment(mean=mean, max=largest, negative=negative, select=select, points=points)
 
 
 def aligned(positive: Tensor, negative: Tensor, rules: Rules) -> Tensor:

@@ -54,7 +54,10 @@ class Queue(nn.Module):
         """Write keys [n, D] over the oldest ones; of more than K, the last K stay. `images` [n] are their tags."""
         skipped = max(0, len(keys) - len(self))
         start = (self.total + skipped) % len(self)
-        pairs = [(self.keys, keys)] if self.images is None else [(self.keys, keys), (self.images, images)]
+        pairs = [(self.keys, keys)]
+        if self.images is not None:
+            assert images is not None, "a tagged queue takes the images of its keys"
+            pairs.append((self.images, images))
         for slots, rows in pairs:
             rows = rows[skipped:]
             before_end = min(len(self) - start, len(rows))

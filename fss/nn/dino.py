@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ WIDTHS: dict[int, DinoName] = {384: "vits14", 768: "vitb14", 1024: "vitl14", 153
 
 class Dino(nn.Module):
     """A ViT of `name` with random weights: an image's patch features before the final norm (`x_prenorm`)."""
+
+    vit: Any
+    """timm's VisionTransformer; timm has no types."""
 
     def __init__(self, name: DinoName) -> None:
         import timm  # here: it takes a second, and GF-SAM alone needs it

@@ -78,27 +78,37 @@ class FeatureEnrichment(nn.Module):
     def forward(self, query: Tensor, prototype: Tensor, maps: Tensor) -> tuple[Tensor, list[Tensor]]:
         """query [B, D, h, w], prototype [B, D], maps [B, M, h', w'] -> logits [B, 2, h, w] and each level's."""
         size = query.shape[2:]
-        joined, inner, before = 0, [], None
+        joined: Tensor | None = None
+        before: Tensor | None = None
+        inner: list[Tensor] = []
         for level, (scale, join) in enumerate(zip(self.bins, self.join.weight.split(self.dim, dim=1), strict=True)):
             cells = (bin_size(scale, size[0]), bin_size(scale, size[1]))
             x = F.relu(self._merged(level, query, prototype, maps, cells))  # [B, D, *cells]
             if before is not None:
                 both = torch.cat([x, resize(before, cells)], 1)
-                x = x + F.relu(pointwise(both, self.interact[level - 1].weight))
+                x = x + F.relu(pointwise(both, _weight(self.interact[level - 1])))
             x = x + self.refine[level](x)
             inner.append(self.inner[level](x))  # [B, 2, *cells]
             # A 1x1 convolution and a resize commute: joining level by level spares the concatenation at full size.
-            joined = joined + resize(pointwise(x, join), size)
+            part = resize(pointwise(x, join), size)
+            joined = part if joined is None else joined + part
             before = resize(x, size)
+        assert joined is not None, "the pyramid has no level"
         x = F.relu(joined)
         return self.classify(x + self.smooth(x)), inner
 
     def _merged(self, level: int, query: Tensor, prototype: Tensor, maps: Tensor, cells: tuple[int, int]) -> Tensor:
         """The merging convolution; the prototype is the same at every position, so that its part is a bias."""
-        of_query, of_prototype, of_maps = self.merge[level].weight.split([self.dim, self.dim, maps.shape[1]], dim=1)
+        of_query, of_prototype, of_maps = _weight(self.merge[level]).split([self.dim, self.dim, maps.shape[1]], dim=1)
         bias = F.linear(prototype, of_prototype.flatten(1))  # [B, D]
         sources = [F.adaptive_avg_pool2d(query, cells), resize(maps, cells).to(query.dtype)]
         return pointwise(torch.cat(sources, 1), torch.cat([of_query, of_maps], 1)) + bias[:, :, None, None]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """The weight of a convolution in a ModuleList, whose members have no narrower type than Module."""
+    assert isinstance(module, nn.Conv2d)
+    return module.weight
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, pixels: Tensor | None = None) -> Tensor:

@@ -18,14 +18,14 @@ ROUNDING = 1e-6  # the mean of equal shares may lie this much above them
 SHORTEST = 1e-12  # lengths are at least this, as in torch's normalize
 
 
-def object_positions(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def object_positions(mask: Tensor, size: Sequence[int]) -> Tensor:
     """Which positions of a map belong to the object (the selector of Eq. 2), bool [B, h w].
 
     mask: uint8 [B, S, S], 1 the class, unknown pixels count as background. A position is of the object where the class
     covers its cell at least as much as it covers the cells that it touches, on average: an object of a single pixel
     keeps a position, and a large one loses the cells at its border. Without an object, none.
     """
-    share = F.adaptive_avg_pool2d((mask == 1).float()[:, None], tuple(size)).flatten(1)  # [B, h w]
+    share = F.adaptive_avg_pool2d((mask == 1).float()[:, None], (size[0], size[1])).flatten(1)  # [B, h w]
     touched = (share > 0).sum(1, keepdim=True)
     least = share.sum(1, keepdim=True) / touched.clamp(min=1) * (1 - ROUNDING)
     return (share > 0) & (share >= least)

@@ -5,6 +5,8 @@ the few pixels that a computation reads are interpolated one by one, and a union
 four neighbouring logits agree.
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,9 +62,10 @@ def shares(bits: Tensor, size: int) -> Tensor:
     """
     second = taps(bits.shape[-1] // 2, size, bits.device)[1]  # [g]
     weights, masks = (1 - second, second), bits.float()
-    return sum(
+    corners = (
         masks[:, row::2, column::2] * (weights[row][:, None] * weights[column]) for row in (0, 1) for column in (0, 1)
-    ).flatten(1)
+    )
+    return reduce(torch.add, corners).flatten(1)
 
 
 def union(logits: Tensor, chosen: Tensor, size: int) -> Tensor:

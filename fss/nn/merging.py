@@ -112,9 +112,11 @@ class InvertedPyramid(nn.Module):
 
     def forward(self, similarities: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """For each block, fine to coarse, maps [B, K, L, h, w] by name -> logits [B, 2, h, w] and each level's."""
-        x, inner = None, []
+        x: Tensor | None = None
+        inner: list[Tensor] = []
         for merging, level, maps in zip(self.merging[::-1], self.levels[::-1], similarities[::-1], strict=True):
             x, logits = level(merging(maps), x)
             inner.insert(0, logits)  # [B, 2, h_i, w_i]
+        assert x is not None, "there is no scale"
         segmented = [resize(logits, x.shape[2:]) for logits in inner]
         return self.final(torch.cat([x, *segmented], 1)), inner

@@ -1,10 +1,11 @@
 """Batch normalisation whose statistics are taken over all ranks, on any device, and what BN layers remember."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fss.collectives import Collectives
@@ -15,7 +16,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -31,7 +32,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         g = grad.float()
         centred = (x.float() - _channel(mean)) * _channel(scale)  # [N, C, H, W]
@@ -69,6 +70,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         )
         mean = first / count
         var = second / count - mean**2
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.float(), self.momentum)
@@ -98,11 +101,15 @@ def has_batch_norm(module: nn.Module) -> bool:
 def running_statistics(module: nn.Module) -> list[Tensor]:
     """Running means and variances of all batch norm layers, in the order of the layers."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+    statistics = [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+    return [statistic for statistic in statistics if statistic is not None]
 
 
 class Normalize(nn.Module):
     """uint8 RGB -> float32 with ImageNet's channel means and deviations removed; float images pass as they are."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,8 @@ rounding, with two fifths of its multiplications:
 from math import sqrt
 
 import torch
+from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +25,7 @@ AT_ONCE = {"cpu": 4}  # prompts: on a CPU, what their cells take stays in the ca
 AT_ONCE_ELSEWHERE = 64
 
 
-def decode_points(decoder: nn.Module, image: Tensor, position: Tensor, prompts: Tensor) -> Tensor:
+def decode_points(decoder: MaskDecoder, image: Tensor, position: Tensor, prompts: Tensor) -> Tensor:
     """Logits of the first mask of each prompt, [N, 4 h, 4 w].
 
     decoder: segment_anything's MaskDecoder. image: [1, C, h, w], the embedding with that of 'no mask' added. position:
@@ -40,7 +42,7 @@ def decode_points(decoder: nn.Module, image: Tensor, position: Tensor, prompts: 
     return torch.cat(masks)
 
 
-def _decode(decoder: nn.Module, cells: Tensor, place: Tensor, prompt: Tensor, size: tuple[int, int]) -> Tensor:
+def _decode(decoder: MaskDecoder, cells: Tensor, place: Tensor, prompt: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells and their places [1, P, C], tokens [N, T, C] -> logits [N, 4 h, 4 w]."""
     transformer = decoder.transformer
     tokens = prompt
@@ -51,15 +53,15 @@ def _decode(decoder: nn.Module, cells: Tensor, place: Tensor, prompt: Tensor, si
         placed = cells + place  # [1 or N, P, C]
         tokens = layer.norm2(tokens + gather(layer.cross_attn_token_to_image, tokens + prompt, placed, cells))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        told = scatter(layer.cross_attn_image_to_token, placed, tokens + prompt, tokens)  # [N, P, C]
-        cells = layer.norm4(cells + told)
+        gathered = scatter(layer.cross_attn_image_to_token, placed, tokens + prompt, tokens)  # [N, P, C]
+        cells = layer.norm4(cells + gathered)
     token, asking = tokens[:, 1:2], (tokens + prompt)[:, 1:2]  # of the first mask: [N, 1, C]
     token = token + gather(transformer.final_attn_token_to_image, asking, cells + place, cells)
     token = transformer.norm_final_attn(token)
     return _mask(decoder, cells, decoder.output_hypernetworks_mlps[0](token), size)
 
 
-def gather(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def gather(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """What tokens [N, T, C] take from cells, keys and values [1 or N, P, C]: [N, T, C]."""
     heads = attention.num_heads
     query = _by_head(attention.q_proj(tokens), heads)  # [N, heads, T, d]
@@ -70,7 +72,7 @@ def gather(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -
     return attention.out_proj(taken.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
 
-def scatter(attention: nn.Module, cells: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def scatter(attention: Attention, cells: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """What cells [1 or N, P, C] take from tokens, keys and values [N, T, C]: [N, P, C]."""
     heads = attention.num_heads
     key = _by_head(attention.k_proj(keys), heads)  # [N, heads, T, d]
@@ -95,7 +97,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)  # [N, T, heads d] -> [N, heads, T, d]
 
 
-def _mask(decoder: nn.Module, cells: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
+def _mask(decoder: MaskDecoder, cells: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells [N, P, C] upscaled four times, and their products with a kernel [N, 1, C / 8]: [N, 4 h, 4 w]."""
     (first, norm, act, second, last), (h, w) = decoder.output_upscaling, size
     x = _quarters(first, cells)  # [N, P, 2, 2, C/4]

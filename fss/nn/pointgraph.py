@@ -69,7 +69,7 @@ def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rul
     consistent = self_consistent(target, points, clusters, areas, rules)
     chosen = gating.accepted & consistent
     mask = union(logits, chosen.nonzero()[:, 0].to(logits.device), size)
-    fallback = rules.fallback and len(points) > 0 and not mask.any()
+    fallback = bool(rules.fallback) and len(points) > 0 and not mask.any()
     if fallback:
         # The others count with score 0, so that where all candidates are negative a point that is none may win.
         best = torch.where(gating.accepted ^ consistent, gating.score, 0).argmax()
@@ -95,14 +95,15 @@ def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
 def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
     """The positive and the negative score of every position, float32 [g g]: the sides of the comparison in Eq. 4."""
     positive, negative = alignment.mean.flatten().float().cpu(), alignment.negative.flatten().float().cpu()
-    blocks_2_3 = sum(positive.aminmax()) / 2
+    low, high = positive.aminmax()
+    midpoint = (low + high) / 2
     match rules.pivot:
         case "product":
-            return positive**2, negative * blocks_2_3
+            return positive**2, negative * midpoint
         case "sum":
-            return positive * 2, negative + blocks_2_3
+            return positive * 2, negative + midpoint
         case "middle":
-            return positive, blocks_2_3.expand_as(positive)
+            return positive, midpoint.expand_as(positive)
         case "negative":
             return positive, negative
         case "aligned":

@@ -13,6 +13,7 @@ class PPM(nn.Module):
     def __init__(self, channels: int, width: int, bins: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
         self.bins = tuple(bins)
+        self.width = width
         self.reduce = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
             for _ in self.bins

@@ -54,7 +54,8 @@ class PSPHead(nn.Module):
         channels, so each tap is applied to the cells, and what it gives is interpolated to where the tap looks.
         """
         height, width = block4.shape[2:]
-        weights = self.reduce.weight.split([block4.shape[1], *[conv.out_channels for conv, *_ in self.ppm.reduce]], 1)
+        widths = [block4.shape[1], *(self.ppm.width for _ in self.ppm.bins)]
+        weights = self.reduce.weight.split(widths, 1)
         out = F.conv2d(block4, weights[0], padding=1)
         for grid, weight in zip(self.ppm.grids(block4), weights[1:], strict=True):
             cells = grid.shape[2]

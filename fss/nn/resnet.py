@@ -1,6 +1,7 @@
 """ResNets of torchvision's layout with MoCo's projection head in the place of the classifier."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -54,9 +55,11 @@ def speed_up_pointwise(module: nn.Module) -> None:
 class ContrastiveResNet(ResNet):
     """torchvision's ResNet (random weights) with an MLP head of `dim` outputs; the trunk keeps torchvision's names."""
 
+    fc: nn.Sequential
+
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], dim: int):
         super().__init__(block, layers)
-        self.fc = mlp_head(self.fc.in_features, dim)
+        self.fc = mlp_head(512 * block.expansion, dim)
         speed_up_pointwise(self)
 
     def features(self, image: Tensor) -> Tensor:
@@ -77,8 +80,7 @@ LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 """Name -> the block and how many of it each layer has."""
 
-BACKBONES: dict[str, Callable[[int], ContrastiveResNet]] = {
-    name: lambda dim, block=block, layers=layers: ContrastiveResNet(block, layers, dim)
-    for name, (block, layers) in LAYOUTS.items()
+ENCODERS: dict[str, Callable[[int], ContrastiveResNet]] = {
+    name: partial(ContrastiveResNet, block, layers) for name, (block, layers) in LAYOUTS.items()
 }
 """Name -> constructor; the argument is the length of the embedding."""

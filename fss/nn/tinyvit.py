@@ -4,6 +4,7 @@ Convolutions down to an eighth of the image, then three stages of attention in w
 each block with a depthwise convolution between attention and MLP; SAM's neck brings it to 256 channels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,8 @@ class Downsample(nn.Module):
 
 class WindowAttention(nn.Module):
     """Self-attention of the cells of each window; what is added to a score depends on the distance in x and in y."""
+
+    distance: Tensor
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -133,22 +136,42 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PatchEmbed(nn.Module):
+    """Two convolutions of stride 2: [B, 3, S, S] -> [B, 64, S / 4, S / 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(ConvBN(3, STEM // 2, 3, 2), nn.GELU(), ConvBN(STEM // 2, STEM, 3, 2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.seq(image)
+
+
+class Layer(nn.Module):
+    """Blocks at one resolution, then the step to the next one, if any: [B, C, H, W] -> [B, C', H', W']."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(self.blocks(x))
+
+
 class TinyViT(nn.Module):
     """Standardised images [B, 3, S, S] -> embeddings [B, 256, S / 16, S / 16]; S is a multiple of 16."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch_embed = nn.Module()
-        self.patch_embed.seq = nn.Sequential(ConvBN(3, STEM // 2, 3, 2), nn.GELU(), ConvBN(STEM // 2, STEM, 3, 2))
-        layers = [[MBConv(STEM), MBConv(STEM)], *([Block(stage) for _ in range(stage.blocks)] for stage in STAGES)]
+        self.patch_embed = PatchEmbed()
+        layers: list[list[nn.Module]] = [[MBConv(STEM), MBConv(STEM)]]
+        layers += [[Block(stage) for _ in range(stage.blocks)] for stage in STAGES]
         widths = [STEM, *(stage.width for stage in STAGES)]
         self.layers = nn.ModuleList()
         for i, (blocks, stride) in enumerate(zip(layers, (2, 2, 1, None), strict=True)):
-            layer = nn.Module()
-            layer.blocks = nn.Sequential(*blocks)
-            if stride:
-                layer.downsample = Downsample(widths[i], widths[i + 1], stride)
-            self.layers.append(layer)
+            downsample = Downsample(widths[i], widths[i + 1], stride) if stride else nn.Identity()
+            self.layers.append(Layer(blocks, downsample))
         self.neck = nn.Sequential(
             nn.Conv2d(widths[-1], NECK, 1, bias=False),
             ChannelNorm(NECK, eps=1e-6),
@@ -158,7 +181,7 @@ class TinyViT(nn.Module):
         speed_up_pointwise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.patch_embed.seq(image)  # [B, 64, S/4, S/4]
-        for layer in self.layers[:-1]:
-            x = layer.downsample(layer.blocks(x))
-        return self.neck(self.layers[-1].blocks(x))
+        x = self.patch_embed(image)  # [B, 64, S/4, S/4]
+        for layer in self.layers:
+            x = layer(x)
+        return self.neck(x)

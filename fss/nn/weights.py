@@ -212,17 +212,17 @@ def _checked(path: Path, state: Mapping[str, Tensor]) -> tuple[Kind, dict[str, T
         if entry.first_tensor in tensors:  # else it is of another family: do not build it
             named[kind] = tensors
             odd[kind] = {name for name, _ in _shapes(tensors).items() ^ _shapes(_skeleton(kind).state_dict()).items()}
-    kind = min(odd, key=lambda kind: len(odd[kind]), default=None)
-    expected = {} if kind is None else _skeleton(kind).state_dict()
-    if kind is None or len(odd[kind]) > 0.1 * len(expected):
+    nearest = min(odd, key=lambda kind: len(odd[kind]), default=None)
+    expected = {} if nearest is None else _skeleton(nearest).state_dict()
+    if nearest is None or len(odd[nearest]) > 0.1 * len(expected):
         some = ", ".join(sorted(state)[:3]) or "no tensor"
         raise WeightsError(
             f"{path} holds no {', '.join(BACKBONES)} (it holds {some}, ...): give a state dict of one of them, an "
             "official MoCo checkpoint or a .safetensors export of this program"
         )
-    if odd[kind]:
+    if odd[nearest]:
         raise WeightsError(
-            f"{path} looks like {kind} but {len(odd[kind])} of its tensors are missing, unknown or of another shape, "
-            f"{min(odd[kind])} first: give a complete file"
+            f"{path} looks like {nearest} but {len(odd[nearest])} of its tensors are missing, unknown or of another shape, "
+            f"{min(odd[nearest])} first: give a complete file"
         )
-    return kind, {name: named[kind].get(name, torch.zeros((), dtype=torch.int64)) for name in expected}
+    return nearest, {name: named[nearest].get(name, torch.zeros((), dtype=torch.int64)) for name in expected}

@@ -14,7 +14,7 @@ from fss.methods.base import StepContext
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
 from fss.nn.exports import save_export
-from fss.nn.resnet import BACKBONES
+from fss.nn.resnet import ENCODERS
 from fss.nn.weights import load_start
 from tests.support.tiny_prior import REGION, SMALL, build, freeze_norm, train, views
 
@@ -234,7 +234,7 @@ def test_export_is_the_momentum_trunk_and_can_be_started_from(tmp_path):
 def test_start_from_an_official_checkpoint(tmp_path):
     state = {}
     for side in "qk":
-        state |= {f"module.encoder_{side}.{n}": t for n, t in BACKBONES["resnet18"](8).state_dict().items()}
+        state |= {f"module.encoder_{side}.{n}": t for n, t in ENCODERS["resnet18"](8).state_dict().items()}
     state |= {"module.queue": F.normalize(torch.randn(8, 40), dim=0), "module.queue_ptr": torch.tensor([24])}
     torch.save({"state_dict": state}, tmp_path / "checkpoint.pth.tar")
     method = PriorExtractor(replace(SMALL, backbone="resnet18", local_head="separate"))

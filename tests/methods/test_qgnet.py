@@ -11,7 +11,7 @@ from fss.methods.base import StepContext
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import GUIDED_MAP, PRIOR_MAP, QGNet
 from fss.nn.exports import ExportHeader
-from fss.nn.region import guided_region_map, prior_region_map, downsample_mask
+from fss.nn.region import downsample_mask, guided_region_map, prior_region_map
 from tests.support.learning import (
     UNKNOWN,
     assert_all_learns,

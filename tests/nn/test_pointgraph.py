@@ -56,11 +56,11 @@ def clusters_by_hand(masks: torch.Tensor, pixels: list[list[int]], strong: bool)
 
 def polarity_by_hand(alignment: Alignment, rules: Rules) -> list[tuple[float, float]]:
     mean, negative = alignment.mean.double().flatten().tolist(), alignment.negative.double().flatten().tolist()
-    blocks_2_3 = (max(mean) + min(mean)) / 2
+    midpoint = (max(mean) + min(mean)) / 2
     make = {
-        "product": lambda s, t: (s * s, t * blocks_2_3),
-        "sum": lambda s, t: (s + s, t + blocks_2_3),
-        "middle": lambda s, t: (s, blocks_2_3),
+        "product": lambda s, t: (s * s, t * midpoint),
+        "sum": lambda s, t: (s + s, t + midpoint),
+        "middle": lambda s, t: (s, midpoint),
         "negative": lambda s, t: (s, t),
     }
     if rules.pivot == "aligned":  # what points are chosen by, against the background's map from 0 to 1

@@ -4,14 +4,14 @@ import pytest
 import torch
 import torchvision
 
-from fss.nn.resnet import BACKBONES, PointwiseConv2d
+from fss.nn.resnet import ENCODERS, PointwiseConv2d
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ENCODERS)
 def test_backbones_have_torchvisions_names(backbone):
     with torch.device("meta"):
         theirs = getattr(torchvision.models, backbone)().state_dict()
-        ours = BACKBONES[backbone](128).state_dict()
+        ours = ENCODERS[backbone](128).state_dict()
     assert {n: t.shape for n, t in ours.items() if not n.startswith("fc.")} == {
         n: t.shape for n, t in theirs.items() if not n.startswith("fc.")
     }

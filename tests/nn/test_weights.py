@@ -7,7 +7,7 @@ import torchvision
 from fss.errors import WeightsError
 from fss.nn.backbones import make_backbone
 from fss.nn.exports import ExportHeader, load_export, save_export
-from fss.nn.resnet import BACKBONES
+from fss.nn.resnet import ENCODERS
 from fss.nn.weights import load_backbone, load_prior, load_start
 from tests.support.places import shared
 
@@ -17,7 +17,7 @@ def official_moco(dim: int = 16, queue: int = 32, sides: str = "qk", backbone: s
     state = {}
     for side in sides:
         torch.manual_seed(ord(side))
-        state |= {f"module.encoder_{side}.{n}": t for n, t in BACKBONES[backbone](dim).state_dict().items()}
+        state |= {f"module.encoder_{side}.{n}": t for n, t in ENCODERS[backbone](dim).state_dict().items()}
     keys = torch.nn.functional.normalize(torch.randn(dim, queue), dim=0)
     state |= {"module.queue": keys, "module.queue_ptr": torch.tensor([24])}
     return {"epoch": 200, "arch": backbone, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
@@ -206,7 +206,7 @@ def test_torchvision(tmp_path):
 
 
 def test_export_round_trip(tmp_path):
-    trunk = {n: t for n, t in BACKBONES["resnet18"](8).state_dict().items() if not n.startswith("fc.")}
+    trunk = {n: t for n, t in ENCODERS["resnet18"](8).state_dict().items() if not n.startswith("fc.")}
     trunk["conv1.weight"] = trunk["conv1.weight"].to(memory_format=torch.channels_last)
     save_export(tmp_path / "prior.safetensors", trunk, ExportHeader(method="prior", images_seen=12))
     tensors, header = load_export(tmp_path / "prior.safetensors")

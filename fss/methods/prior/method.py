@@ -29,7 +29,7 @@ from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle
 from fss.nn.contrast import Queue, info_nce, momentum_update
 from fss.nn.exports import ExportHeader
 from fss.nn.norm import Normalize, has_batch_norm, running_statistics, synchronise
-from fss.nn.resnet import BACKBONES, HEAD, Encoder
+from fss.nn.resnet import ENCODERS, HEAD, Encoder
 from fss.nn.weights import load_start
 
 
@@ -51,7 +51,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         self._collectives: Collectives = SingleProcess()
         self._pending: list[dict[str, tuple[Tensor, Tensor | None]]] = []  # keys of this optimizer step
 
-        network = encoder() if encoder else BACKBONES[config.backbone](config.dim)
+        network = encoder() if encoder else ENCODERS[config.backbone](config.dim)
         if config.bn == "sync":
             synchronise(network, lambda: self._collectives)
         if config.channels_last:

@@ -1,5 +1,6 @@
 """ResNets as backbones (He et al. 2016), with three stems, dilated to an output stride of 8 as few-shot papers do."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class ResNetBackbone(ConvBackbone, ResNet):
     layer2: nn.Sequential
     layer3: nn.Sequential
     layer4: nn.Sequential
+    _make_layer: Callable[..., nn.Sequential]
 
     def __init__(self, name: str, *, stem: Stem, dilated: bool, bn: BatchNorm):
         block, depths = LAYOUTS[name]
@@ -31,7 +33,7 @@ class ResNetBackbone(ConvBackbone, ResNet):
             self._deepen(block, depths[0])
         if stem == "original":
             for layer in (self.layer2, self.layer3, self.layer4):
-                first = layer[0]
+                first: Bottleneck = layer[0]
                 first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
         if dilated:
             _dilate(self.layer3, 2)

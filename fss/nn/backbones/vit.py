@@ -66,6 +66,9 @@ class ViTBackbone(Backbone):
     tokens of the whole network. Stem and batch norm do not apply.
     """
 
+    vit: Any
+    """timm's VisionTransformer; timm has no types."""
+
     def __init__(self, layout: ViTLayout, *, stem: Stem, dilated: bool, bn: BatchNorm):
         import timm  # here: it takes a second, and most runs do not need it
 
