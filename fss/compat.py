@@ -29,12 +29,18 @@ CHECKPOINT = {"world": "world_size"}
 ENVIRONMENT = {"world": "world_size"}
 EPISODE = {"remarks": "flags"}
 RESULTS = {"remarks": "flags"}
-REPORT = {"cautions": "caveats"}
+REPORT = {"cautions": "caveats", "ran": "summary"}
 CELL = {"variant": "ablation"}
 """For each kind of file: earlier name of a field -> its name today."""
 
-LOG_KEYS = {"knn/chance": "knn/chance_level"}
-"""Earlier key of a logged value -> its key today."""
+LOG_KEYS = {
+    "knn/chance": "knn/chance_level",
+    "chance/loss": "chance_level/loss",
+    "chance/loss/global": "chance_level/loss/global",
+    "chance/loss/local": "chance_level/loss/local",
+    "chance/loss/*": "chance_level/loss/*",
+}
+"""Earlier key of a logged value -> its key today; a key with a * is one of a chart."""
 
 
 def current_fields(record: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.exports import read_header, save_export
 from fss.provenance import code_version, digest
-from fss.report.examples import draw_examples
+from fss.report.example_figures import draw_examples
 from fss.report.training_page import report
 from fss.tracking.identity import identity_of
 from fss.tracking.log import Log

@@ -21,7 +21,7 @@ from fss.methods.base import Features, Prediction
 from fss.methods.gfsam import GFSAM
 from fss.nn.alignment import Alignment, prompts
 from fss.nn.mask_logits import union
-from fss.report.page import Table, markdown_table
+from fss.report.tables import Table, markdown_table
 from shards.format import write_whole
 from shards.read import ShardSet
 

@@ -26,8 +26,8 @@ from fss.evaluate.scoring import Scoring
 from fss.jobs.study import StudyJob, map_episodes, study
 from fss.methods.base import Features, Method, Prediction
 from fss.report import class_charts as charts
-from fss.report.page import Table, markdown_table
 from fss.report.published import published_recall
+from fss.report.tables import Table, markdown_table
 from shards.format import write_whole
 from shards.read import ShardSet
 

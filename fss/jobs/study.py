@@ -22,7 +22,7 @@ from fss.jobs.evaluate import EvaluationJob
 from fss.methods.base import EpisodeMethod
 from fss.nn.exports import ExportHeader
 from fss.provenance import digest
-from fss.report.page import Table, on_console
+from fss.report.tables import Table, on_console
 from shards.read import ShardSet
 
 Row = TypeVar("Row")

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as PNG: the classes of a fold beside each other, recall over thresholds."""
+"""Figures of an evaluation as PNG: the scores of the classes, and recall over thresholds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from fss.report.feature_figures import COLOURS, INK, save, tidy
+from fss.report.figure_style import COLOURS, INK, save, tidy
 
-LINES = 60  # classes in a column of bars
+LINES = 60  # the most classes in a column of bars
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One class."""
+    """The scores of one class."""
 
     name: str
     values: tuple[float, ...]
-    """Its intersection over union in per cent, one a seed."""
+    """Intersection over union in per cent, one a seed."""
     episodes: int
-    """Over all seeds."""
+    """Number over all seeds."""
 
 
 def class_bars(bars: Sequence[Bar], path: Path, *, mean: float, unit: str = "episodes") -> None:
-    """Intersection over union by class, the best on top: a bar to the mean over seeds, a dot for every seed.
+    """Draw the intersection over union by class, the best on top: a bar to the mean over seeds, a dot for every seed.
 
-    mean: the mean over classes, drawn as a line. unit: what `Bar.episodes` counts. Many classes go on in further
-    columns.
+    mean: the mean over classes in per cent, drawn as a line. unit: what `Bar.episodes` counts. Many classes are split
+    over several columns.
     """
     bars = sorted(bars, key=lambda bar: -float(np.mean(bar.values)))
     columns = max(ceil(len(bars) / LINES), 1)
@@ -43,13 +43,13 @@ def class_bars(bars: Sequence[Bar], path: Path, *, mean: float, unit: str = "epi
         tidy(axes, "")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", lw=0.4, color="#dddddd")
-        for place, bar in enumerate(part):
+        for row, bar in enumerate(part):
             average = float(np.mean(bar.values))
-            axes.barh(place, average, height=0.72, color=COLOURS[5])
+            axes.barh(row, average, height=0.72, color=COLOURS[5])
             if len(bar.values) > 1:
-                axes.plot(bar.values, [place] * len(bar.values), ".", ms=3 if small else 5, color=COLOURS[0])
+                axes.plot(bar.values, [row] * len(bar.values), ".", ms=3 if small else 5, color=COLOURS[0])
             text = f"{average:.1f}  ({bar.episodes})"
-            axes.text(103, place, text, va="center", fontsize=5.5 if small else 7.5, color=INK)
+            axes.text(103, row, text, va="center", fontsize=5.5 if small else 7.5, color=INK)
         axes.axvline(mean, color=INK, lw=0.9, ls=(0, (4, 3)))
         axes.text(mean, -0.65, f"mIoU {mean:.1f}", ha="center", va="bottom", fontsize=6 if small else 7.5, color=INK)
         axes.set_yticks(range(len(part)), [_short(bar.name) for bar in part], fontsize=6 if small else 8)
@@ -59,19 +59,19 @@ def class_bars(bars: Sequence[Bar], path: Path, *, mean: float, unit: str = "epi
 
 
 def class_dots(values: Mapping[str, Mapping[str, float]], labels: Sequence[str], path: Path) -> None:
-    """Intersection over union of every class in per cent, a dot for each of `labels`; the hardest class at the bottom.
+    """Draw the intersection over union of every class, a dot for each of `labels`; the hardest class is at the bottom.
 
-    values: class -> label -> figure; a label may be missing.
+    values: class -> label -> per cent; a label may be missing.
     """
     names = sorted(values, key=lambda name: float(np.mean([*values[name].values()])))
     figure = Figure(figsize=(7, 0.28 * len(names) + 0.35 * len(labels) + 1), layout="constrained")
     axes = figure.add_subplot()
     tidy(axes, "")
     for label, colour, mark in zip(labels, cycle(COLOURS), cycle("osD^vPX*"), strict=False):
-        places = [place for place, name in enumerate(names) if label in values[name]]
+        rows = [row for row, name in enumerate(names) if label in values[name]]
         axes.plot(
-            [values[names[place]][label] for place in places],
-            places,
+            [values[names[row]][label] for row in rows],
+            rows,
             ls="none",
             marker=mark,
             ms=5,
@@ -94,7 +94,10 @@ def recall_curves(
     papers: Mapping[str, Sequence[float]],
     paper_thresholds: Sequence[float],
 ) -> None:
-    """Recall in per cent over the threshold, one line a map; dashed and in the same colour the paper's line for it."""
+    """Draw recall in per cent over the threshold, one line a map; the paper's line is dashed in the same colour.
+
+    curves, papers: map -> recall at each of `thresholds`, of `paper_thresholds`.
+    """
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     tidy(axes, "")

@@ -1,7 +1,5 @@
-"""Finished evaluations beside each other and beside the papers: one table a data set, number of shots and protocol."""
+"""The page that compares finished evaluations: one table a data set, number of shots and protocol."""
 
-import csv
-import io
 import json
 import shutil
 import statistics
@@ -16,13 +14,13 @@ from fss.compat import CELL, REPORT, current_fields
 from fss.errors import RunError
 from fss.report import class_charts as charts
 from fss.report.compute_hours import evaluation_hours, training_hours
-from fss.report.page import Page, Picture, Table, write_page
+from fss.report.page import Page, Picture, write_page
 from fss.report.published import Cell, published
+from fss.report.tables import NO_VALUE, Table, csv_table, latex_table
 from shards.format import write_whole
 
-SCORED_ALIKE = ("resolution", "labels", "ignore_255")  # of a scoring: what two scores must share to be compared
-PLACES = ("name", "size", "backbone")  # method options that have a column of their own, or the name of the row
-NOTHING = "\N{EM DASH}"
+COMPARABLE_SCORING = ("resolution", "labels", "ignore_255")  # fields of a scoring that scores in one table share
+SHOWN_ELSEWHERE = ("name", "size", "backbone")  # method options with a column of their own, or in every label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,68 +30,70 @@ class Entry:
     folder: Path
     cell: Cell
     options: dict[str, Any]
-    """Its method's; of a file of weights, whether one was given."""
-    found: dict[str, Any]
-    """results.json."""
-    drawn: str
-    """Digest of its episodes."""
+    """Options of its method; for a file of weights, whether one was given."""
+    results: dict[str, Any]
+    """Content of results.json."""
+    episodes_digest: str
+    """Digest of the list of its episodes."""
     caveats: tuple[str, ...]
 
     @property
     def backbone(self) -> str:
-        return self.cell.backbone or NOTHING
+        """Name of the backbone; a dash if the method has no such option."""
+        return self.cell.backbone or NO_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The runs of one method and one set of its options, fold by fold; several in a fold differ in their training."""
+    """The evaluations of one method with one set of options, by fold; those of one fold differ in their training."""
 
     label: str
     backbone: str
     folds: dict[int, list[Entry]]
 
     def fold(self, fold: int, metric: str) -> list[float]:
-        """Per cent, one a run."""
-        return [100 * entry.found[metric]["mean"] for entry in self.folds.get(fold, [])]
+        """The scores of a fold in per cent, one a run."""
+        return [100 * entry.results[metric]["mean"] for entry in self.folds.get(fold, [])]
 
     def mean(self, metric: str) -> float:
-        """Over the folds that there are, of the means over runs."""
+        """The mean in per cent over the folds of the row, each the mean over its runs."""
         return statistics.fmean(statistics.fmean(self.fold(fold, metric)) for fold in self.folds)
 
     @property
     def entries(self) -> list[Entry]:
+        """All evaluations of the row, by fold."""
         return [entry for fold in sorted(self.folds) for entry in self.folds[fold]]
 
 
 def compare(folders: Sequence[Path], out: Path) -> Path:
-    """Write the page of the evaluations in `folders` into `out`, with its tables as Markdown, CSV and LaTeX.
+    """Write the page of the evaluations in `folders` into `out`, and its tables as Markdown, CSV and LaTeX.
 
-    Returns the path of the HTML. Raises RunError where a folder holds no finished evaluation.
+    Returns the path of the HTML. Raises RunError if a folder does not contain a finished evaluation.
     """
     entries = [read(Path(folder)) for folder in folders]
     out.mkdir(parents=True, exist_ok=True)
-    ran = {"evaluations": len(entries), "in": ", ".join(str(entry.folder) for entry in entries)}
-    page = Page(title="Few-shot segmentation: methods compared", ran=ran)
-    for number, (title, sheet) in enumerate(_sheets(entries)):
-        rows = _rows(sheet)
+    summary = {"evaluations": len(entries), "in": ", ".join(str(entry.folder) for entry in entries)}
+    page = Page(title="Few-shot segmentation: methods compared", summary=summary)
+    for number, (title, group) in enumerate(_comparable(entries)):
+        rows = _rows(group)
         page.tables.append(_scores(title, rows))
-        page.caveats += _unlike(title, sheet)
+        page.caveats += _group_caveats(title, group)
         page.pictures.append(_dots(out, number, title, rows))
         page.pictures += _worst(out, number, rows)
-        page.appendix += [_costs(title, rows), _how(title, rows)]
-    page.caveats += _cautions(entries)
-    for suffix, written in (("csv", _csv), ("tex", _latex)):
-        write_whole(out / f"tables.{suffix}", "\n".join(map(written, page.tables)).encode())
+        page.appendix += [_costs(title, rows), _protocols(title, rows)]
+    page.caveats += _run_caveats(entries)
+    for suffix, formatted in (("csv", csv_table), ("tex", latex_table)):
+        write_whole(out / f"tables.{suffix}", "\n".join(map(formatted, page.tables)).encode())
     return write_page(out, page)
 
 
 def read(folder: Path) -> Entry:
-    """The evaluation in `folder`; raises RunError where there is none, or one that did not finish."""
+    """Read the evaluation in `folder`. Raises RunError if there is none or it is not finished."""
     try:
-        found = json.loads((folder / "results.json").read_text())
+        results = json.loads((folder / "results.json").read_text())
         report = current_fields(json.loads((folder / "report" / "report.json").read_text()), REPORT)
         run = json.loads((folder / "run.json").read_text())
-        cell, drawn = Cell(**current_fields(report["figures"]["cell"], CELL)), run["episodes"]
+        cell, episodes_digest = Cell(**current_fields(report["figures"]["cell"], CELL)), run["episodes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder} holds no finished evaluation ({error}): give run directories of launch/evaluate.py"
@@ -102,26 +102,26 @@ def read(folder: Path) -> Entry:
     return Entry(
         folder=folder,
         cell=cell,
-        found=found,
-        drawn=drawn,
+        results=results,
+        episodes_digest=episodes_digest,
         options={key: bool(value) if key.endswith("_weights") else value for key, value in options.items()},
         caveats=tuple(report["caveats"]),
     )
 
 
-def _sheets(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    """Groups of evaluations whose scores may stand in one table, with what they share."""
+def _comparable(entries: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    """Groups of evaluations with comparable scores; the title of each names what its members share."""
     groups = defaultdict(list)
     for entry in entries:
-        scoring = tuple(entry.found["scoring"][name] for name in SCORED_ALIKE)
-        groups[entry.found["protocol"]["data"], entry.cell.scheme, entry.cell.shots, scoring].append(entry)
+        scoring = tuple(entry.results["scoring"][name] for name in COMPARABLE_SCORING)
+        groups[entry.results["protocol"]["data"], entry.cell.scheme, entry.cell.shots, scoring].append(entry)
     for (data, scheme, shots, (resolution, labels, ignored)), group in groups.items():
         kind = f"{data}, scheme {scheme}, {shots}-shot"
         yield f"{kind}; scored at {resolution}, masks {labels}, 255 {'not ' if ignored else ''}counted", group
 
 
 def _rows(entries: Sequence[Entry]) -> list[Row]:
-    """One row for every method, backbone, size and set of options, the worst first."""
+    """One row for each method, backbone, size and set of options, the lowest score first."""
     groups = defaultdict(list)
     for entry in entries:
         groups[json.dumps(entry.options, sort_keys=True)].append(entry)
@@ -135,12 +135,12 @@ def _rows(entries: Sequence[Entry]) -> list[Row]:
 
 
 def _label(entry: Entry, entries: Sequence[Entry]) -> str:
-    """The method, and the options in which runs of it differ; not those of weights that follow from the others."""
+    """The method, and the options in which runs of it differ, without weights that follow from other options."""
     same = [e.options for e in entries if e.cell.method == entry.cell.method]
     differing = [
         key
         for key, value in entry.options.items()
-        if key not in PLACES and any(other.get(key) != value for other in same)
+        if key not in SHOWN_ELSEWHERE and any(other.get(key) != value for other in same)
     ]
 
     def kinds(keys: Sequence[str]) -> int:
@@ -150,59 +150,59 @@ def _label(entry: Entry, entries: Sequence[Entry]) -> str:
         others = [other for other in differing if other != key]
         if kinds(others) == kinds(differing):
             differing = others
-    shown = ", ".join(f"{key} {entry.options[key]}" for key in differing)
-    return entry.cell.method + (f" ({shown})" if shown else "")
+    values = ", ".join(f"{key} {entry.options[key]}" for key in differing)
+    return entry.cell.method + (f" ({values})" if values else "")
 
 
 def _scores(title: str, rows: Sequence[Row]) -> Table:
-    """Laid out as in the papers: folds, their mean, FB-IoU, and what the paper prints for the method."""
+    """The table of scores in the layout of the papers: folds, their mean, FB-IoU, and the published mean."""
     folds = sorted({fold for row in rows for fold in row.folds})
     several = len(folds) > 1
     lines = []
     for row in rows:
         cells = [_over_runs(row.fold(fold, "miou")) for fold in folds]
         cells += [f"{row.mean('miou'):.2f}"] if several else []
-        lines.append((row.label, row.backbone, *cells, f"{row.mean('fb_iou'):.2f}", _in_print(row)))
+        lines.append((row.label, row.backbone, *cells, f"{row.mean('fb_iou'):.2f}", _published(row)))
     columns = [f"fold {fold}" for fold in folds] + (["mean"] if several else [])
     header = ("", "backbone", *columns, "FB-IoU", "published")
     note = (
-        "mIoU on novel classes, per cent; ± is the standard deviation over runs, their number behind it. Published is "
-        "the mean over the folds of the row, or over all where the paper prints no other."
+        "mIoU on novel classes, per cent; ± is the standard deviation over runs, in brackets their number. Published "
+        "is the mean over the folds of the row, or over all folds if the paper prints no other."
     )
     return Table(title=title, header=header, rows=lines, note=note)
 
 
 def _over_runs(values: Sequence[float]) -> str:
     if not values:
-        return NOTHING
+        return NO_VALUE
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f} ({len(values)})"
 
 
-def _in_print(row: Row) -> str:
-    """The paper's mIoU over the folds of the row; over all where it prints no single ones."""
+def _published(row: Row) -> str:
+    """The paper's mIoU over the folds of the row, or over all folds if it prints only their mean."""
     paper = published(row.entries[0].cell, "miou")
     if paper is None:
-        return NOTHING
+        return NO_VALUE
     if len(row.folds) < len(paper.folds):
         return f"{statistics.fmean(paper.folds[fold] for fold in row.folds):.1f}"
     return f"{paper.mean:.1f}"
 
 
-def _unlike(title: str, entries: Sequence[Entry]) -> list[str]:
-    """What keeps evaluations in one table from being compared."""
-    said = []
+def _group_caveats(title: str, entries: Sequence[Entry]) -> list[str]:
+    """Sentences on differences between the evaluations of one table."""
+    messages = []
     for fold in sorted({entry.cell.fold for entry in entries}):
-        if len({entry.drawn for entry in entries if entry.cell.fold == fold}) > 1:
-            said.append(f"{title}: the runs of fold {fold} were not evaluated on the same episodes.")
+        if len({entry.episodes_digest for entry in entries if entry.cell.fold == fold}) > 1:
+            messages.append(f"{title}: the runs of fold {fold} were not evaluated on the same episodes.")
     folds = {tuple(sorted(row.folds)) for row in _rows(entries)}
     if len(folds) > 1:
-        said.append(f"{title}: not every method has every fold, so their means are not of the same classes.")
-    return said
+        messages.append(f"{title}: not every method has every fold, so their means are not of the same classes.")
+    return messages
 
 
-def _cautions(entries: Sequence[Entry]) -> list[str]:
-    """Those of all runs, each once, with the methods that it is of."""
+def _run_caveats(entries: Sequence[Entry]) -> list[str]:
+    """The caveats of all runs, each once with the methods that have it."""
     methods: dict[str, dict[str, None]] = defaultdict(dict)
     for entry in entries:
         for text in entry.caveats:
@@ -211,28 +211,28 @@ def _cautions(entries: Sequence[Entry]) -> list[str]:
 
 
 def _dots(out: Path, number: int, title: str, rows: Sequence[Row]) -> Picture:
-    """The classes of all folds, a dot for every row of the table."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    """Draw the classes of all folds, one dot for each row of the table."""
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         values = defaultdict(list)
         for entry in row.entries:
-            for name, about in entry.found["classes"].items():
-                values[name].append(100 * about["iou"]["mean"])
+            for name, result in entry.results["classes"].items():
+                values[name].append(100 * result["iou"]["mean"])
         for name, ious in values.items():
-            found[name][row.label] = statistics.fmean(ious)
+            scores[name][row.label] = statistics.fmean(ious)
     file = f"classes_{number}.png"
-    charts.class_dots(found, [row.label for row in rows], out / file)
+    charts.class_dots(scores, [row.label for row in rows], out / file)
     caption = f"Intersection over union by class, per cent. {title}."
     return Picture(title="Classes", file=file, caption=caption, wide=True)
 
 
 def _worst(out: Path, number: int, rows: Sequence[Row]) -> Iterator[Picture]:
-    """Where each method fails: the worst episodes of its first run."""
-    for place, row in enumerate(rows):
+    """Copy the figures of the worst episodes, one for each row of the table, of its first run."""
+    for index, row in enumerate(rows):
         entry = row.entries[0]
         picture = entry.folder / "report" / "worst.png"
         if picture.exists():
-            file = f"worst_{number}_{place}.png"
+            file = f"worst_{number}_{index}.png"
             shutil.copyfile(picture, out / file)
             yield Picture(
                 title=f"{row.label}: worst episodes",
@@ -243,11 +243,12 @@ def _worst(out: Path, number: int, rows: Sequence[Row]) -> Iterator[Picture]:
 
 
 def _costs(title: str, rows: Sequence[Row]) -> Table:
+    """The table of parameters, operations, times and device-hours."""
     lines = []
     for row in rows:
-        first = row.entries[0].found
-        sizes = {**first.get("parameters", {}), "flops": first.get("flops")}  # old results have neither
-        seconds = statistics.median(entry.found["seconds_per_episode"] for entry in row.entries)
+        first = row.entries[0].results
+        sizes = {**first.get("parameters", {}), "flops": first.get("flops")}  # of earlier versions: neither
+        seconds = statistics.median(entry.results["seconds_per_episode"] for entry in row.entries)
         counts = [_scaled(sizes.get(name), unit) for name, unit in (("trained", 1e6), ("frozen", 1e6), ("flops", 1e9))]
         hours = [_hours(row, hours_of) for hours_of in (training_hours, evaluation_hours)]
         lines.append((row.label, *counts, f"{seconds:.3f}", f"{first['encoder_passes_per_image']:.2f}", *hours))
@@ -262,61 +263,33 @@ def _costs(title: str, rows: Sequence[Row]) -> Table:
         "of evaluation",
     )
     note = (
-        "Parameters in millions; GFLOP of an episode of one shot, both images encoded, a product and a sum "
-        "being two. Hours are the mean over the runs of the row: of all optimizer steps behind the weights, prior "
-        "extractor and base learner included, and of all episodes; on CPUs of every thread of every rank."
+        "Parameters in millions. GFLOP of an episode of one shot, both images encoded; a product and a sum are two "
+        "operations. Hours are the mean over the runs of the row: of all optimizer steps behind the weights, prior "
+        "extractor and base learner included, and of all episodes; on a CPU, of every thread of every rank."
     )
     return Table(title=f"Cost: {title}", header=header, rows=lines, note=note)
 
 
 def _scaled(count: float | None, unit: float) -> str:
-    return NOTHING if count is None else f"{count / unit:.2f}"
+    return NO_VALUE if count is None else f"{count / unit:.2f}"
 
 
 def _hours(row: Row, hours_of: Callable[[Path], Counter[str] | None]) -> str:
-    """The mean over the runs of the row, where all of them have their records."""
-    each = [hours_of(entry.folder) for entry in row.entries]
-    if None in each:
-        return NOTHING
+    """The mean hours over the runs of the row; a dash if a run has no record of its hours."""
+    each = [hours for entry in row.entries if (hours := hours_of(entry.folder)) is not None]
+    if len(each) < len(row.entries):
+        return NO_VALUE
     mean = {device: sum(hours[device] for hours in each) / len(each) for device in dict.fromkeys(chain(*each))}
     return " + ".join(f"{value:.{0 if value >= 10 else 2}f} {device}" for device, value in mean.items())
 
 
-def _how(title: str, rows: Sequence[Row]) -> Table:
-    """What every row says of how it was made, where they differ."""
-    stated = [(row.label, {"size": row.entries[0].cell.size, **row.entries[0].found["protocol"]}) for row in rows]
-    keys = list(dict.fromkeys(key for _, statement in stated for key in statement))
+def _protocols(title: str, rows: Sequence[Row]) -> Table:
+    """The table of the protocol of each row."""
+    protocols = [(row.label, {"size": row.entries[0].cell.size, **row.entries[0].results["protocol"]}) for row in rows]
+    keys = list(dict.fromkeys(key for _, protocol in protocols for key in protocol))
     return Table(
         title=f"How it was made: {title}",
         folded=True,
-        header=("", *(label for label, _ in stated)),
-        rows=[(key, *(str(statement.get(key, NOTHING)) for _, statement in stated)) for key in keys],
-    )
-
-
-def _csv(table: Table) -> str:
-    file = io.StringIO()
-    csv.writer(file).writerows([(table.title,), table.header, *table.rows])
-    return file.getvalue()
-
-
-def _latex(table: Table) -> str:
-    """A tabular in the manner of booktabs."""
-
-    def line(cells: Sequence[str]) -> str:
-        written = (cell.replace("±", r"$\pm$").replace(NOTHING, "---").replace("_", r"\_") for cell in cells)
-        return " & ".join(written) + r" \\"
-
-    body = [line(table.header), r"\midrule", *(line(row) for row in table.rows)]
-    columns = "ll" + "r" * (len(table.header) - 2)
-    return "\n".join(
-        [
-            f"% {table.title}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
+        header=("", *(label for label, _ in protocols)),
+        rows=[(key, *(str(protocol.get(key, NO_VALUE)) for _, protocol in protocols)) for key in keys],
     )

@@ -1,4 +1,4 @@
-"""Device-hours of a run and of the runs that its weights come from, by what these runs wrote down themselves."""
+"""Device-hours of a run and of the runs that its weights come from, computed from the records of these runs."""
 
 import json
 from collections import Counter
@@ -12,44 +12,44 @@ from fss.report.curves import series
 from fss.tracking.lineage import weights_of
 from fss.tracking.run_dir import RunDir, last_environment
 
-OURS = ("weights", "method.prior_weights", "method.base_weights")  # options that can only name an export of a run
-CORE = "CPU core"  # each thread of a rank keeps one busy
+EXPORT_OPTIONS = ("weights", "method.prior_weights", "method.base_weights")  # whose files are always exports of a run
+CORE = "CPU core"  # each thread of a rank uses one
 
 
 def evaluation_hours(folder: Path) -> Counter[str]:
-    """Device -> hours that the episodes of an evaluation took, all ranks together."""
-    found = json.loads((folder / "results.json").read_text())
-    _, device, each = _place(folder)
-    return Counter({device: each * found["episodes"] * found["seconds_per_episode"] / 3600})
+    """Device -> hours that the episodes of the evaluation in `folder` took, all ranks together."""
+    results = json.loads((folder / "results.json").read_text())
+    _, device, devices = _hardware(folder)
+    return Counter({device: devices * results["episodes"] * results["seconds_per_episode"] / 3600})
 
 
 def training_hours(folder: Path) -> Counter[str] | None:
     """Device -> hours of the optimizer steps of all runs behind the weights of an evaluation, all ranks together.
 
-    None where there are no such runs, or one of them no longer lies where it was. Steps that a resumed run took twice
-    count once; other people's weights, such as a backbone's, count nothing.
+    None if there are no such runs, or if the directory of one has been moved. Steps that a resumed run repeated count
+    once; weights of other projects, such as a backbone's, count nothing.
     """
     hours: Counter[str] = Counter()
-    behind = list(_made_from(folder))
-    for run in behind:
+    runs = list(_input_runs(folder))
+    for run in runs:
         if not (run / "metrics.jsonl").exists():
             return None
-        ranks, device, each = _place(run)
+        ranks, device, devices = _hardware(run)
         steps, seconds = series(RunDir(run).rows(), "speed/step_s")
-        hours[device] += ranks * each * float(np.diff(steps, prepend=0) @ seconds) / 3600
-        behind += [other for other in _made_from(run) if other not in behind]
+        hours[device] += ranks * devices * float(np.diff(steps, prepend=0) @ seconds) / 3600
+        runs += [other for other in _input_runs(run) if other not in runs]
     return hours or None
 
 
-def _made_from(folder: Path) -> Iterator[Path]:
-    """The run directories of the weights that a run began with."""
+def _input_runs(folder: Path) -> Iterator[Path]:
+    """The run directories of the weights with which the run in `folder` began."""
     for key, path in weights_of(yaml.safe_load((folder / "config.yaml").read_text())).items():
-        if key in OURS or (path.parent / "run.json").exists():
+        if key in EXPORT_OPTIONS or (path.parent / "run.json").exists():
             yield path.parent
 
 
-def _place(folder: Path) -> tuple[int, str, int]:
-    """Ranks, what they ran on, and how many of it each of them had, at the last start of a run."""
+def _hardware(folder: Path) -> tuple[int, str, int]:
+    """Ranks, device, and devices of each rank, at the last start of a run."""
     environment = last_environment(folder)
     if environment["device"] == "cpu":
         return environment["world_size"], CORE, environment["threads"]

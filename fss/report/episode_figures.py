@@ -1,4 +1,4 @@
-"""Pictures of episodes: supports with their masks, query, truth, prediction, and the maps between."""
+"""Figures of episodes: supports with their masks, query, truth, prediction, and maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ from matplotlib.patches import Patch
 
 from fss.evaluate.examples import EpisodeExample
 from fss.report import paint
-from fss.report.feature_figures import INK, save, show
+from fss.report.figure_style import INK, save, show
 
-# Okabe and Ito's again, chosen to differ in lightness too: told apart with every kind of colour vision.
+# Of the palette of Okabe and Ito, chosen to differ in lightness, too.
 HIT, MISS, FALSE_ALARM, UNCOUNTED = "#56B4E9", "#F0E442", "#D55E00", "#999999"
-INCHES = 1.9  # of a column
+INCHES = 1.9  # width of a column
 
 
-def episodes(rows: Sequence[EpisodeExample], path: Path) -> None:
-    """One row an episode; the prediction says where it is right (hit), where it lacks and where it has too much."""
+def draw(rows: Sequence[EpisodeExample], path: Path) -> None:
+    """Draw one row an episode; colours mark hits, missed pixels and false alarms of the prediction."""
     names = list(dict.fromkeys(name for row in rows for name in row.maps))
     shots = max(len(row.supports) for row in rows)
     header = ["support" if shots == 1 else f"{shots} supports", "query", "truth", "prediction", *names]
     cells = [_cells(row, names) for row in rows]
-    # In widths of a column; a portrait is shown narrower rather than in a row of twice the height.
+    # In widths of a column; a portrait becomes narrower, not taller.
     widths = [1.0 if shots == 1 else 1.5, *[1.0] * (len(header) - 1)]
     heights = [
         min(max(c.shape[0] / c.shape[1] * width for c, width in zip(line, widths, strict=True)), 1) for line in cells
@@ -46,15 +46,19 @@ def episodes(rows: Sequence[EpisodeExample], path: Path) -> None:
     save(figure, path)
 
 
-def row(shown: EpisodeExample) -> dict[str, str | np.ndarray]:
-    """What `episodes` draws of one without its maps, by column: words, and pictures uint8 RGB [h, w, 3]."""
-    pictures = dict(zip(("supports", "query", "truth", "prediction"), _cells(shown, []), strict=True))
-    return {"class": shown.name, "score": shown.score, **pictures}
+def row(example: EpisodeExample) -> dict[str, str | np.ndarray]:
+    """The class, the score and the pictures, uint8 RGB [h, w, 3], of one episode by column, without its maps."""
+    pictures = dict(zip(("supports", "query", "truth", "prediction"), _cells(example, []), strict=True))
+    return {"class": example.name, "score": example.score, **pictures}
 
 
 def _cells(row: EpisodeExample, names: Sequence[str]) -> list[np.ndarray]:
-    """The pictures of a row, uint8 [h, w, 3] each; a map that the episode does not have is left white."""
-    query, truth, prediction = paint.small(row.query), paint.small_mask(row.truth), paint.small_mask(row.prediction)
+    """The pictures of a row, uint8 [h, w, 3] each; a map that the episode does not have is white."""
+    query, truth, prediction = (
+        paint.downsample(row.query),
+        paint.downsample_mask(row.truth),
+        paint.downsample_mask(row.prediction),
+    )
     grey = np.repeat(cv2.cvtColor(query, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     unknown = truth == 255
     judged = paint.tint(
@@ -66,6 +70,6 @@ def _cells(row: EpisodeExample, names: Sequence[str]) -> list[np.ndarray]:
             UNCOUNTED: unknown,
         },
     )
-    there = paint.outlined(paint.tint(grey, {HIT: truth == 1, UNCOUNTED: unknown}), truth == 1, "#ffffff")
+    target = paint.outlined(paint.tint(grey, {HIT: truth == 1, UNCOUNTED: unknown}), truth == 1, "#ffffff")
     heat = [paint.heat(row.maps[name], truth == 1) if name in row.maps else np.full_like(query, 255) for name in names]
-    return [paint.together([paint.support(*pair) for pair in row.supports]), query, there, judged, *heat]
+    return [paint.together([paint.support(*pair) for pair in row.supports]), query, target, judged, *heat]

@@ -1,4 +1,4 @@
-"""Pictures of a run, written as PNG: what its features hold to be alike, and what it saw."""
+"""Figures of a pretraining: nearest neighbours, principal components of dense features, augmented views."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,31 +7,25 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from skimage.segmentation import mark_boundaries
 from torch import Tensor
 
 from fss.data.augment import Backend
 from fss.data.batch import ViewSpec
 from fss.data.views import CHOICE, ViewMaker, draw_patch, superpixels
+from fss.report.figure_style import FAINT, INK, RIGHT, WRONG, save, show
 from shards.codec import decode_image, image_bytes
 from shards.format import ShardError
 from shards.read import ShardSet
-
-DPI = 150
-# Okabe and Ito's palette: told apart with every kind of colour vision, and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-RIGHT, WRONG, INK, FAINT = "#009E73", "#D55E00", "#222222", "#8a8a8a"
 
 
 def neighbours(
     images: Callable[[int], np.ndarray], names: list[str], features: Tensor, path: Path, *, queries: int = 6, k: int = 6
 ) -> None:
-    """Rows of a crop and the `k` crops whose features are nearest to it, framed by whether the class is the same.
+    """Draw rows of a crop and the `k` crops with the nearest features, framed by whether the class is the same.
 
-    Which crops ask is not chosen: one of each of `queries` classes, evenly over the sorted class names.
+    The first crop of each of `queries` classes is a query; these are spread evenly over the sorted class names.
 
     Args:
         images: index -> uint8 RGB [S, S, 3].
@@ -59,16 +53,16 @@ def neighbours(
 
 
 def pca(images: Tensor, maps: Mapping[str, Tensor], path: Path) -> None:
-    """Photographs over their dense features, the three main directions of all shown images together as red-green-blue.
+    """Draw photographs above their dense features: the first three principal components as red, green and blue.
 
     Args:
         images: [N, 3, H, W] uint8.
-        maps: row title -> dense features [N, C, h, w]; each row has a PCA of its own.
+        maps: row title -> dense features [N, C, h, w]; each row has its own PCA over all images.
     """
     size = images.shape[-2:]
-    figure = Figure(figsize=(1.45 * len(images) + 0.3, 1.45 * (len(maps) + 1) + 0.1), layout="constrained")
+    figure = Figure(figsize=(1.45 * len(images) + 0.3, 1.45 * (len(maps) + 1) + 0.1))
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(len(maps) + 1, len(images), squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axes, image in zip(grid[0], images, strict=True):
         show(axes, image.permute(1, 2, 0).numpy())
     for line, (_, dense) in zip(grid[1:], maps.items(), strict=True):
@@ -83,10 +77,10 @@ def pca(images: Tensor, maps: Mapping[str, Tensor], path: Path) -> None:
 def principal_colours(dense: Tensor) -> Tensor:
     """[N, C, h, w] -> [N, 3, h, w] in [0, 1]: the first three principal components over all N * h * w cells.
 
-    Cells are L2-normalised, so that no bright corner takes the first component, and lose the mean over the images at
-    their place: zero padding marks the borders of every map alike, and would take all three. A cell's colour is its
-    rank among all cells, for one odd image would otherwise leave the rest dark. Signs follow the loading of largest
-    magnitude, so that a picture made twice is the same.
+    Cells are L2-normalised, so that no bright corner dominates the first component. The mean over the images at their
+    position is subtracted, because zero padding marks the borders of every map alike and would dominate all three. The
+    colour of a cell is its rank among all cells, because one outlier would otherwise leave the rest dark. Signs follow
+    the loading of largest magnitude, so that the picture is reproducible.
     """
     n, c, h, w = dense.shape
     cells = F.normalize(dense.float().cpu(), dim=1)  # [N, C, h, w]
@@ -99,10 +93,12 @@ def principal_colours(dense: Tensor) -> Tensor:
 
 
 def views(shards: ShardSet, indices: Sequence[int], spec: ViewSpec, path: Path, *, backend: Backend, seed: int) -> None:
-    """What the network sees of samples in epoch 0 of the run of that seed: the image, its views, and the local input.
+    """Draw the input of the network in epoch 0 of a run: the image, its two views, and the local input.
 
-    The image carries its superpixels and, for the 'patch' reading, the square that was drawn; for 'region' the views
-    carry the cells of each region, one colour a region. Samples that cannot be read are left out.
+    Superpixels are drawn over the image, and for the 'patch' reading the square of the patch; for 'region' the cells of
+    each region are drawn over the views, one colour a region. Samples that cannot be read are left out.
+
+    indices: of the samples. seed: of the run.
     """
     make = ViewMaker(spec, backend, seed)
     columns: dict[str, list[np.ndarray]] = {}
@@ -110,74 +106,48 @@ def views(shards: ShardSet, indices: Sequence[int], spec: ViewSpec, path: Path, 
         try:
             members = shards.read(index)
             row = make(members, 0, index)
-        except ShardError:  # training replaced it, too
+        except ShardError:  # training replaces it, too
             continue
-        shown = {"image": _with_superpixels(members, spec, seed, index)}
+        pictures = {"image": _with_superpixels(members, spec, seed, index)}
         for side in ("query", "key"):
             view = row[side].transpose(1, 2, 0)  # [S, S, 3]
-            shown[f"{side} view"] = _with_regions(view, row[f"region_{side}"]) if spec.local == "region" else view
+            pictures[f"{side} view"] = _with_regions(view, row[f"region_{side}"]) if spec.local == "region" else view
         if spec.local == "patch":
-            shown |= {f"{side} patch": row[f"patch_{side}"].transpose(1, 2, 0) for side in ("query", "key")}
-        for title, picture in shown.items():
+            pictures |= {f"{side} patch": row[f"patch_{side}"].transpose(1, 2, 0) for side in ("query", "key")}
+        for title, picture in pictures.items():
             columns.setdefault(title, []).append(picture)
     lines = len(columns["image"])
     figure = Figure(figsize=(1.7 * len(columns), 1.5 * lines + 0.25), layout="constrained")
     grid = figure.subplots(lines, len(columns), squeeze=False)
-    for column, (title, pictures) in enumerate(columns.items()):
-        for line, picture in enumerate(pictures):
+    for column, (title, column_pictures) in enumerate(columns.items()):
+        for line, picture in enumerate(column_pictures):
             show(grid[line][column], picture, title=title if line == 0 else "")
     save(figure, path)
 
 
 def _with_superpixels(members: dict[str, bytes], spec: ViewSpec, seed: int, index: int) -> np.ndarray:
-    """The image [H, W, 3] with the boundaries of its superpixels, and the patch drawn from it in epoch 0."""
+    """The image [H, W, 3] with the boundaries of its superpixels, and the patch that epoch 0 draws from it."""
+    from skimage.segmentation import mark_boundaries  # takes half a second to import
+
     image = decode_image(image_bytes(members))
     if spec.local == "none":
         return image
     labels = superpixels(members, spec.superpixels, image.shape[:2])  # [H / 2, W / 2]
     height, width = image.shape[:2]
     full = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-    drawn = (mark_boundaries(image, full, color=(1, 1, 0), mode="inner") * 255).astype(np.uint8)
+    outlined = (mark_boundaries(image, full, color=(1, 1, 0), mode="inner") * 255).astype(np.uint8)
     if spec.local == "patch":
         box = draw_patch(np.random.default_rng([CHOICE, seed, 0, index]), labels, (height, width))
         corners = (box.left, box.top), (box.left + box.width - 1, box.top + box.height - 1)
         for colour, thickness in (((255, 255, 255), 5), ((213, 94, 0), 3)):  # WRONG's orange inside a white edge
-            cv2.rectangle(drawn, *corners, colour, max(1, thickness * max(height, width) // 400))
-    return drawn
+            cv2.rectangle(outlined, *corners, colour, max(1, thickness * max(height, width) // 400))
+    return outlined
 
 
 def _with_regions(view: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The view [S, S, 3], each cell tinted by the region of [R, h, w] that has the most weight there."""
+    """The view [S, S, 3], each cell in the colour of the region of [R, h, w] that has the most weight there."""
     size = len(view)
     palette = np.array([hsv_to_rgb((i * 0.618 % 1, 0.9, 1)) * 255 for i in range(len(weights))])  # [R, 3]
     owner = cv2.resize(weights.argmax(0).astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)  # [S, S]
     covered = cv2.resize(weights.max(0), (size, size), interpolation=cv2.INTER_NEAREST)[..., None] > 0  # [S, S, 1]
     return np.where(covered, 0.5 * view + 0.5 * palette[owner], view).astype(np.uint8)
-
-
-def tidy(axes: Axes, title: str) -> None:
-    """Axes with nothing on them that a reader could do without."""
-    axes.set_title(title, fontsize=9, color=INK, loc="left")
-    axes.tick_params(labelsize=7.5, colors=INK, length=2.5, width=0.6)
-    axes.grid(axis="y", lw=0.4, color="#dddddd")
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set(color=FAINT, linewidth=0.6)
-
-
-def show(axes: Axes, picture: np.ndarray, *, title: str = "", frame: str | None = None) -> None:
-    """A picture on axes without ticks, in a frame of the colour `frame`."""
-    axes.imshow(picture, interpolation="antialiased")
-    axes.set(xticks=[], yticks=[], anchor="N")
-    if title:
-        short = title if len(title) <= 18 else f"{title[:17]}\N{HORIZONTAL ELLIPSIS}"
-        axes.set_title(short, fontsize=8, color=INK, pad=3)
-    for spine in axes.spines.values():
-        spine.set(visible=frame is not None, color=frame or INK, linewidth=2.4)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")

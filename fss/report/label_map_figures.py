@@ -1,28 +1,34 @@
-"""Pictures of label maps: photographs, what they show, and what a network makes of them."""
+"""Figures of label maps: photographs, their labels and predictions."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from fss.report.feature_figures import INK, save, show
-from fss.report.paint import TINT, small, small_mask
-from fss.train.validation.label_validation import LabelExample
+from fss.report.figure_style import INK, save, show
+from fss.report.paint import TINT, downsample, downsample_mask
 from shards.format import IGNORE_LABEL
 
-INCHES = 2.2  # of a column
-GREY = (153, 153, 153)  # of unknown pixels
-COLUMNS = 6  # of the legend
+if TYPE_CHECKING:
+    from fss.train.validation.label_validation import LabelExample
+
+INCHES = 2.2  # width of a column
+GREY = (153, 153, 153)  # colour of unknown pixels
+COLUMNS = 6  # columns of the legend
 SHEET = 4  # pictures in a line of a contact sheet
 
 
-def draw(rows: Sequence[LabelExample], path: Path) -> None:
-    """One row an image: photograph, truth, prediction; the classes that occur are in the legend, the unknown is grey."""
+def draw(rows: Sequence["LabelExample"], path: Path) -> None:
+    """Draw one row an image: photograph, truth, prediction. The classes that occur are in the legend.
+
+    Unknown pixels are grey.
+    """
+    from matplotlib.figure import Figure  # as below: takes long to import, and `fss.load` imports this module
+    from matplotlib.patches import Patch
+
     names = rows[0].names
     figure = Figure(figsize=(3 * INCHES, INCHES * sum(_height(row.image) for row in rows) + 0.9))
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
@@ -30,7 +36,7 @@ def draw(rows: Sequence[LabelExample], path: Path) -> None:
     occurring: set[int] = set()
     for line, row in zip(grid, rows, strict=True):
         maps = row.truth, np.where(row.truth == IGNORE_LABEL, IGNORE_LABEL, row.prediction)
-        show(line[0], small(row.image))
+        show(line[0], downsample(row.image))
         for axes, labels in zip(line[1:], maps, strict=True):
             show(axes, overlaid(row.image, labels, len(names)))
             occurring.update(np.unique(labels).tolist())
@@ -45,23 +51,28 @@ def draw(rows: Sequence[LabelExample], path: Path) -> None:
     save(figure, path)
 
 
-def row(shown: LabelExample) -> dict[str, np.ndarray]:
-    """What `draw` shows of one image, by column: pictures uint8 RGB [h, w, 3]."""
-    truth, found = (overlaid(shown.image, labels, len(shown.names)) for labels in (shown.truth, shown.prediction))
-    return {"image": small(shown.image), "truth": truth, "prediction": found}
+def row(example: "LabelExample") -> dict[str, np.ndarray]:
+    """The pictures of one image by column, uint8 RGB [h, w, 3]."""
+    maps = {"truth": example.truth, "prediction": example.prediction}
+    pictures = {name: overlaid(example.image, labels, len(example.names)) for name, labels in maps.items()}
+    return {"image": downsample(example.image), **pictures}
 
 
 def contact_sheet(
     supports: Mapping[str, Sequence[np.ndarray]], queries: Sequence[tuple[str, np.ndarray]], path: Path
 ) -> None:
-    """The supports of every class in its colour, and below them every query with what was found in it.
+    """Draw the supports of every class in its colour, and below them every query with its prediction.
 
-    Pictures are those of `overlaid`. supports: class -> pictures of its shots. queries: name and picture.
+    supports: class -> pictures of its shots. queries: name and picture. Pictures are those of `overlaid`, uint8 RGB
+    [h, w, 3].
     """
-    shown = [(name, picture) for name, pictures in supports.items() for picture in pictures]
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    named = [(name, picture) for name, pictures in supports.items() for picture in pictures]
     lines = [  # queries begin a line of their own
         ("" if start else kind, cells[start : start + SHEET])
-        for kind, cells in (("supports", shown), ("queries", queries))
+        for kind, cells in (("supports", named), ("queries", queries))
         for start in range(0, len(cells), SHEET)
     ]
     heights = [max(_height(picture) for _, picture in cells) for _, cells in lines]
@@ -82,12 +93,14 @@ def contact_sheet(
 
 
 def _height(image: np.ndarray) -> float:
-    """Height of a picture in columns; a portrait is shown narrower rather than in a row of twice the height."""
+    """Height of a picture [H, W, 3] in widths of a column, at most 1: a portrait becomes narrower, not taller."""
     return min(image.shape[0] / image.shape[1], 1)
 
 
 def label_colours(classes: int) -> np.ndarray:
-    """RGB of every label, float [256, 3]; hues a golden angle apart, so that few classes differ as well as they can."""
+    """RGB of every label, float [256, 3]; hues are a golden angle apart, so that few classes differ clearly."""
+    from matplotlib.colors import hsv_to_rgb
+
     colours = np.zeros((256, 3))
     turns = np.arange(classes)
     hsv = np.stack([turns * 0.618 % 1, np.full(classes, 0.85), 1 - 0.3 * (turns % 2)], axis=1)  # [classes, 3]
@@ -97,12 +110,12 @@ def label_colours(classes: int) -> np.ndarray:
 
 
 def overlaid(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The photograph in grey with its labels in colour, small, uint8 [h, w, 3]."""
-    return tinted(small(image), small_mask(labels), classes)
+    """The downsampled photograph [H, W, 3] in grey with its labels [H, W] in colour, uint8 RGB [h, w, 3]."""
+    return tinted(downsample(image), downsample_mask(labels), classes)
 
 
 def tinted(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The photograph uint8 RGB [H, W, 3] in grey, its labels uint8 [H, W] in colour over it."""
+    """The photograph uint8 RGB [H, W, 3] in grey with its labels uint8 [H, W] in colour, at full size."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]  # [H, W, 1]
     colour = (1 - TINT) * grey + TINT * label_colours(classes)[labels]
     return np.where(labels[..., None] > 0, colour, grey).astype(np.uint8)

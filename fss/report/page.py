@@ -1,4 +1,4 @@
-"""The page of a run: report.json for programs, report.md for a terminal, index.html for people. Knows no method."""
+"""The page of a run in three forms: report.json for programs, report.md for a terminal, index.html for a browser."""
 
 import html
 import json
@@ -6,18 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import rich.box
-import rich.table
 
 from fss.report.curves import series
+from fss.report.tables import NO_VALUE, Table, markdown_table
+from fss.tracking.catalogue import METRICS
 from shards.format import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One thing that the run was to show."""
+    """A criterion of success, and whether the run meets it."""
 
     good: bool
     text: str
@@ -25,84 +26,71 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG beside the page."""
+    """A PNG in the folder of the page."""
 
     title: str
     file: str
-    """Name inside the report folder."""
+    """Its name in the report folder."""
     caption: str
     wide: bool = False
-    """Scrolls where it has no room instead of shrinking until nothing can be made out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of words and figures; the first column names the row."""
-
-    title: str
-    header: Sequence[str]
-    """One word a column; empty for a list of labels and values."""
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    """A sentence below it."""
-    folded: bool = False
-    """Long: shown on the page once asked for."""
+    """Whether it scrolls on a narrow screen instead of shrinking until it cannot be read."""
 
 
 @dataclass(kw_only=True)
 class Page:
-    """Everything that a reader of a run is told."""
+    """The content of a page."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
     """The results, at the top."""
-    ran: Mapping[str, object]
-    """What ran: label -> value."""
+    summary: Mapping[str, object]
+    """The section 'What ran': label -> value."""
     verdicts: list[Verdict] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
-    """Why the figures must not be taken for more than they are."""
+    """Sentences on the limits of the results."""
     pictures: list[Picture] = field(default_factory=list)
     appendix: list[Table] = field(default_factory=list)
-    """Tables for those who look closer, below the pictures."""
+    """Further tables, below the pictures."""
     environment: Mapping[str, object] = field(default_factory=dict)
     resume: str = ""
-    """The command that goes on with the run."""
+    """The command that resumes the run."""
     figures: Mapping[str, object] = field(default_factory=dict)
-    """For programs: stands in report.json alone."""
+    """Values for programs, in report.json alone."""
     unit: str = "images"
     """What a training batch is counted in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSection:
-    """The part of the page of a training run that depends on what it learns from."""
+    """The part of the page of a training that depends on its kind of data."""
 
     verdicts: list[Verdict]
-    levels: Mapping[str, float]
-    """Logged value -> what guessing gives."""
-    guess: str
-    """What that guessing is called."""
-    guess_explained: str
-    """The same in a sentence."""
+    baselines: Mapping[str, float]
+    """Key of a logged value -> the value of a baseline that does not look at the image."""
+    baseline_name: str
+    """Name of the baseline in the legend of the curves."""
+    baseline_description: str
+    """A noun phrase on how the baseline is computed, for the caption."""
     pictures: list[Picture]
-    ran: Mapping[str, object] = field(default_factory=dict)
-    """More of what ran."""
+    summary: Mapping[str, object] = field(default_factory=dict)
+    """More entries of `Page.summary`."""
 
 
-FIGURE = re.compile(r"[-+]?\d|\N{EM DASH}?$")  # a cell that holds a figure or nothing
-SPEED = {  # metric -> (label, format, factor)
-    "speed/images_per_s": ("{unit} / s, all ranks", "{:.1f}", 1),
-    "speed/step_s": ("optimizer step, ms", "{:.0f}", 1000),
-    "speed/data_wait": ("waiting for data, % of the time", "{:.1f}", 100),
-    "speed/peak_memory_mb": ("peak memory of rank 0, MiB", "{:.0f}", 1),
-}
+NUMBER = re.compile(rf"[-+]?\d|{NO_VALUE}?$")  # matches a cell with a number or without a value
+
+
+def environment_summary(environment: Mapping[str, Any]) -> dict[str, object]:
+    """The section 'Environment' of a page, from a line of environment.jsonl; packages come last."""
+    elsewhere = ("packages", "command", "world_size")
+    known = {name: value for name, value in environment.items() if value is not None and name not in elsewhere}
+    return known | environment["packages"]
 
 
 def write_page(folder: Path, page: Page, rows: Sequence[dict] = ()) -> Path:
     """Write report.json, report.md and index.html into `folder`; returns the path of the last.
 
-    rows: the lines of metrics.jsonl, of a run that trained. The HTML holds its own style and refers to the pictures
-    beside it, nothing else.
+    rows: the lines of metrics.jsonl, of a training. The HTML contains its style and refers to the pictures of its
+    folder alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last: dict = {}
@@ -121,51 +109,20 @@ def write_page(folder: Path, page: Page, rows: Sequence[dict] = ()) -> Path:
 
 
 def speed_table(rows: Sequence[dict], unit: str = "images") -> list[dict[str, str]]:
-    """Median and 10th to 90th percentile of every speed metric, without the first row, where everything warms up.
+    """Median and 10th to 90th percentile of every speed metric, without the first row, which is a warm-up.
 
-    unit: what a batch is counted in.
+    rows: the lines of metrics.jsonl. unit: what a batch is counted in.
     """
     table = []
-    for name, (label, shown, factor) in SPEED.items():
-        values = series(rows, name)[1] * factor
+    for metric in METRICS:
+        if metric.summary is None:
+            continue
+        values = series(rows, metric.key)[1] * metric.factor
         values = values[1:] if len(values) > 1 else values
         if len(values):
-            low, median, high = np.percentile(values, (10, 50, 90))
-            table.append(
-                {
-                    "what": label.format(unit=unit),
-                    "median": shown.format(median),
-                    "range": f"{shown.format(low)} to {shown.format(high)}",
-                }
-            )
+            low, median, high = (f"{value:.{metric.decimals}f}" for value in np.percentile(values, (10, 50, 90)))
+            table.append({"what": metric.summary.format(unit=unit), "median": median, "range": f"{low} to {high}"})
     return table
-
-
-def markdown_table(table: Table) -> str:
-    """The table as Markdown, with its title and note."""
-    header = table.header or ("", "")
-    lines = [header, ["---"] * len(header), *table.rows]
-    rows = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([f"## {table.title}", "", *rows, *(["", table.note] if table.note else []), ""])
-
-
-def on_console(table: Table) -> rich.table.Table:
-    """The table for a terminal."""
-    shown = rich.table.Table(
-        title=table.title,
-        title_justify="left",
-        caption=table.note,
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
-    for place, word in enumerate(table.header):
-        shown.add_column(word, justify="right" if place else "left", no_wrap=place > 0)  # words give way to numbers
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
 
 
 def _markdown(page: Page, appendix: list[Table]) -> str:
@@ -173,12 +130,12 @@ def _markdown(page: Page, appendix: list[Table]) -> str:
     lines += [f"- {'PASS' if verdict.good else 'NOT YET'}: {verdict.text}" for verdict in page.verdicts]
     lines += ["", *(f"> {text}\n" for text in page.caveats)]
     lines += [markdown_table(table) for table in page.tables]
-    lines += ["## What ran", "", *(f"- {label}: {value}" for label, value in page.ran.items()), ""]
+    lines += ["## What ran", "", *(f"- {label}: {value}" for label, value in page.summary.items()), ""]
     for picture in page.pictures:
         lines += [f"## {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption, ""]
     lines += [markdown_table(table) for table in appendix]
     lines += ["## Environment", "", *(f"- {label}: {value}" for label, value in page.environment.items())]
-    lines += ["", "## Go on", "", "```", page.resume, "```", ""] if page.resume else [""]
+    lines += ["", "## Resume", "", "```", page.resume, "```", ""] if page.resume else [""]
     return "\n".join(lines)
 
 
@@ -207,11 +164,11 @@ def _html(page: Page, appendix: list[Table]) -> str:
 {f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""}
 {f"<aside>{caveats}</aside>" if caveats else ""}
 {"".join(map(_table, page.tables))}
-<section><h2>What ran</h2>{_definitions(page.ran)}</section>
+<section><h2>What ran</h2>{_definitions(page.summary)}</section>
 {pictures}
 {"".join(map(_table, appendix))}
 <section><h2>Environment</h2>{_definitions(page.environment)}</section>
-{f"<section><h2>Go on</h2><pre>{_text(page.resume)}</pre></section>" if page.resume else ""}
+{f"<section><h2>Resume</h2><pre>{_text(page.resume)}</pre></section>" if page.resume else ""}
 </main>
 </body>
 </html>
@@ -219,7 +176,7 @@ def _html(page: Page, appendix: list[Table]) -> str:
 
 
 def _source(picture: Picture) -> str:
-    """A wide picture is drawn with two pixels for one of the page; a src beside would count as one for one."""
+    """The source of an image: a wide picture has two pixels for each one of the page, and no src, which has one."""
     return f'srcset="{_text(picture.file)} 2x"' if picture.wide else f'src="{_text(picture.file)}"'
 
 
@@ -227,7 +184,7 @@ def _table(table: Table) -> str:
     if not table.header:
         return f"<section><h2>{_text(table.title)}</h2>{_definitions(dict(table.rows))}</section>"
     columns = list(zip(*table.rows, strict=True))
-    kinds = ["" if all(FIGURE.match(str(cell)) for cell in column) else " class=words" for column in columns]
+    kinds = ["" if all(NUMBER.match(str(cell)) for cell in column) else " class=words" for column in columns]
     head = "".join(f"<th{kind}>{_text(word)}</th>" for kind, word in zip(kinds, table.header, strict=True))
     rows = ""
     for first, *others in table.rows:

@@ -1,26 +1,24 @@
-"""Photographs painted with masks: uint8 RGB [H, W, 3] in, small uint8 RGB pictures out."""
+"""Photographs painted with masks: uint8 RGB [H, W, 3] in, downsampled uint8 RGB pictures out."""
 
 from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import to_rgb
 
 OBJECT = "#E69F00"
-SIDE = 300  # pixels of a picture's longer side
-TINT = 0.62  # of the colour over the photograph
+SIDE = 300  # longer side of a picture, pixels
+TINT = 0.62  # opacity of a colour over a photograph
 
 
 def support(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A support with the object of its mask in full light and outlined."""
-    photograph, inside = small(image), small_mask(mask) == 1
-    outside = (photograph * 0.55).astype(np.uint8)  # darker, so that the object stands out whatever its colours
+    """A support [H, W, 3], downsampled: the object of its mask [H, W] is outlined, the rest darkened."""
+    photograph, inside = downsample(image), downsample_mask(mask) == 1
+    outside = (photograph * 0.55).astype(np.uint8)  # so that an object of any colour stands out
     return outlined(np.where(inside[..., None], photograph, outside), inside, OBJECT, width=2)
 
 
 def together(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """The pictures of all shots, three a line, or two where there are but two or four; one alone as it is."""
+    """Several pictures [h, w, 3] as one, three a line, or two a line if there are two or four; one stays as it is."""
     if len(pictures) == 1:
         return pictures[0]
     columns, gap = 2 if len(pictures) in (2, 4) else 3, 6
@@ -28,15 +26,17 @@ def together(pictures: Sequence[np.ndarray]) -> np.ndarray:
     for start in range(0, len(pictures), columns):
         part = pictures[start : start + columns]
         line = np.full((max(len(picture) for picture in part), columns * (SIDE + gap) - gap, 3), 255, np.uint8)
-        for place, picture in enumerate(part):
-            left = place * (SIDE + gap) + (SIDE - picture.shape[1]) // 2
+        for column, picture in enumerate(part):
+            left = column * (SIDE + gap) + (SIDE - picture.shape[1]) // 2
             line[: len(picture), left : left + picture.shape[1]] = picture
         lines += [line, np.full_like(line[:1].repeat(gap, 0), 255)]
     return np.concatenate(lines[:-1])
 
 
 def heat(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """A map in 0..1 from dark (0) to bright (1), with the outline of the object."""
+    """A map [h, w] in 0..1 as a picture [H, W, 3], 0 dark and 1 bright, with the outline of the object [H, W]."""
+    from matplotlib import colormaps  # as below: takes long to import, and most callers draw no map
+
     height, width = inside.shape
     resized = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     colours = (colormaps["viridis"](resized.clip(0, 1))[..., :3] * 255).astype(np.uint8)
@@ -44,7 +44,7 @@ def heat(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def tint(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The image with every mask [h, w] in its colour over it."""
+    """The image [h, w, 3] with every mask [h, w] in its colour over it. masks: colour -> mask."""
     out = image.astype(np.float32)
     for colour, mask in masks.items():
         out[mask] = (1 - TINT) * out[mask] + TINT * np.array(_rgb(colour))
@@ -52,22 +52,22 @@ def tint(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, colour: str, width: int = 1) -> np.ndarray:
-    """The image with the outline of a mask, dark beside the colour so that it shows on anything."""
+    """The image [h, w, 3] with the outline of a mask [h, w], a dark line beside the coloured one for contrast."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    drawn = np.ascontiguousarray(image)
+    painted = np.ascontiguousarray(image)
     for line, thickness in (("#000000", width + 2), (colour, width)):
-        cv2.drawContours(drawn, contours, -1, _rgb(line), thickness)
-    return drawn
+        cv2.drawContours(painted, contours, -1, _rgb(line), thickness)
+    return painted
 
 
-def small(image: np.ndarray) -> np.ndarray:
-    """The photograph with a longer side of `SIDE` pixels."""
+def downsample(image: np.ndarray) -> np.ndarray:
+    """The photograph [H, W, 3] with a longer side of `SIDE` pixels."""
     shrinks = max(image.shape[:2]) > SIDE
     return cv2.resize(image, _size(image), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def small_mask(mask: np.ndarray) -> np.ndarray:
-    """The mask or label map [H, W], as small as its photograph."""
+def downsample_mask(mask: np.ndarray) -> np.ndarray:
+    """The mask or label map [H, W] at the size of its downsampled photograph."""
     return cv2.resize(mask, _size(mask), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
@@ -79,4 +79,7 @@ def _size(image: np.ndarray) -> tuple[int, int]:
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
-    return tuple(round(255 * part) for part in to_rgb(colour))
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(colour)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,4 +1,4 @@
-"""The papers' own figures (configs/published.yaml), looked up by what was trained and how it was evaluated."""
+"""The scores that the papers print (configs/published.yaml), looked up by method, data and protocol."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ METRICS = {"miou": "mIoU", "fb_iou": "FB-IoU"}
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What decides which published figure a score may stand beside."""
+    """Everything that a score must share with a published one to be compared with it."""
 
     method: str
     scheme: str
@@ -23,12 +23,12 @@ class Cell:
     size: int | None = None
     """Side of the training crop, pixels."""
     ablation: str = ""
-    """The options that make it another system than the paper's main one, as Method.variant says them."""
+    """The options that make another system than the paper's main one, as `Method.ablation` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A row of a table in a paper; the fields are described in configs/published.yaml. Figures in per cent."""
+    """A row of a table in a paper; configs/published.yaml describes the fields. Scores in per cent."""
 
     method: str
     data: str
@@ -42,13 +42,13 @@ class Published:
     ablation: str | None = None
 
     def fold(self, number: int) -> float | None:
-        """The figure of one fold, None where the paper prints the mean alone."""
+        """The score of one fold; None if the paper prints only the mean."""
         return self.folds[number] if number < len(self.folds) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRecall:
-    """Recall of region maps over thresholds, in per cent."""
+    """Recall of region maps over thresholds, per cent."""
 
     source: str
     thresholds: tuple[float, ...]
@@ -56,15 +56,15 @@ class PublishedRecall:
 
 
 def published(cell: Cell, metric: str) -> Published | None:
-    """The paper's result for exactly this cell, or None where it has none. metric: 'miou' or 'fb_iou'."""
+    """The paper's result for exactly this cell; None if it has none. metric: 'miou' or 'fb_iou'."""
     of_method = (row for row in neighbours(cell, metric) if row.method == cell.method)
     return next((row for row in of_method if (row.ablation or "") == cell.ablation), None)
 
 
 def neighbours(cell: Cell, metric: str) -> list[Published]:
-    """All that is published with the data, backbone and shots of the cell, and its size where the paper gives one.
+    """All published results with the data, backbone and shots of the cell, and with its size if the paper gives one.
 
-    Figures of the cell's own method come first, then the order of the file.
+    Those of the cell's own method come first; otherwise the order is that of the file.
     """
     rows = [
         row
@@ -78,7 +78,7 @@ def neighbours(cell: Cell, metric: str) -> list[Published]:
 
 
 def published_recall() -> PublishedRecall:
-    """Table VII of QGNet."""
+    """The recall of QGNet's region maps (QGNet, Table VII)."""
     return _table()[1]
 
 

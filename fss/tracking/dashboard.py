@@ -1,20 +1,19 @@
-"""wandb's views of a project, one a job, made of the list of charts. The only file that imports wandb_workspaces."""
+"""wandb's views of a project, one a job, made of the catalogue. The only file that imports wandb_workspaces."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fss.errors import ConfigError
 from fss.tracking.catalogue import PAGES, Chart
 from fss.tracking.tracker import Kind
-from fss.tracking.wandb_tracker import reaching_wandb
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 
 def markdown() -> str:
-    """The list of charts as tables, one a job."""
+    """All charts as Markdown tables, one a job."""
     lines = []
     for job, sections in PAGES.items():
         lines += [f"### {job}", "", "| section | chart | drawn as | keys | what to look for |", "|---|---|---|---|---|"]
@@ -29,7 +28,7 @@ def markdown() -> str:
 def workspaces(entity: str, project: str) -> dict[Kind, Workspace]:
     """The view of every job over the runs of a project; `save()` publishes one. Needs no network.
 
-    Raises ConfigError where wandb's library for it is not installed.
+    Raises ConfigError if wandb-workspaces is not installed.
     """
     try:
         import wandb_workspaces.workspaces as ws
@@ -52,14 +51,16 @@ def workspaces(entity: str, project: str) -> dict[Kind, Workspace]:
     }
 
 
-def _panel(chart: Chart):
+def _panel(chart: Chart) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
     match chart.drawn:
         case "lines" if any("*" in key for key in chart.keys):
-            return wr.LinePlot(title=chart.title, metric_regex="|".join(f"^{words}$" for words in chart.patterns))
+            return wr.LinePlot(
+                title=chart.title, metric_regex="|".join(f"^{pattern}$" for pattern in chart.all_patterns)
+            )
         case "lines" | "histogram":  # wandb draws a histogram over the steps as a heat map
-            return wr.LinePlot(title=chart.title, y=list(chart.keys))
+            return wr.LinePlot(title=chart.title, y=[*chart.keys, *chart.earlier_keys])
         case "bars":
             return wr.BarPlot(title=chart.title, metrics=list(chart.keys))
         case "classes":
@@ -76,10 +77,12 @@ def _panel(chart: Chart):
 
 
 def publish(entity: str, project: str) -> dict[Kind, str]:
-    """Save the views in wandb; returns their addresses. Published again, they come beside the older ones.
+    """Save the views in wandb; returns their addresses. Earlier views stay beside them.
 
-    Raises RunError where wandb cannot be reached, or knows no such entity.
+    Raises RunError if wandb cannot be reached or does not know the entity.
     """
+    from fss.tracking.wandb_tracker import reaching_wandb
+
     views = workspaces(entity, project)
     with reaching_wandb():
         return {job: view.save().url for job, view in views.items()}

@@ -1,10 +1,12 @@
-"""The identity of a run: everything that decides its result, and so must be equal when it is resumed."""
+"""The identity of a run: everything that decides its result and must be equal when it is resumed."""
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from fss.errors import WeightsError
 
-# What may change between a run and its resume without making it another run.
+# Options that may change between a run and its resume.
 OPERATIONAL = (
     "run.dir",
     "run.world_size",
@@ -24,20 +26,20 @@ OPERATIONAL = (
 )
 
 
-def identity_of(config: dict, manifest: str) -> dict:
+def identity_of(config: Mapping[str, Any], manifest: str) -> dict[str, Any]:
     """The part of a nested config that decides the result, flat, with the digest of the shard manifest.
 
-    Files of weights (`weights`, and options of the method that end in it) count by what they hold, not by their place.
-    Raises WeightsError where one cannot be read.
+    Files of weights (`weights`, and options of the method that end in it) count by their content, not by their path.
+    Raises WeightsError if one cannot be read.
     """
-    flat = {"data.manifest": manifest}
+    flat: dict[str, Any] = {"data.manifest": manifest}
 
-    def walk(prefix: str, node: dict) -> None:
+    def walk(prefix: str, node: Mapping[str, Any]) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
             if key in OPERATIONAL:
                 continue
-            if isinstance(value, dict):
+            if isinstance(value, Mapping):
                 walk(f"{key}.", value)
             elif value is not None and key.split(".")[0] in ("method", "weights") and key.endswith("weights"):
                 flat[key] = f"sha256 {_file_digest(key, value)}"

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, the console, and the viewers that were asked for."""
+"""The log of a run: metrics.jsonl, the console, and the trackers that are switched on."""
 
 import importlib.util
 import json
@@ -8,36 +8,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from fss.errors import ConfigError, at_least
+from fss.tracking.catalogue import CHANCE_LEVEL, metric_of
 from fss.tracking.run_dir import RunDir
-from fss.tracking.tracker import Row, RunInfo, SentLog, Tracker
-from fss.tracking.wandb_tracker import Keeping, Mode, WandbRun
+from fss.tracking.tracker import ArtifactMode, Row, RunInfo, SentLog, Tracker, WandbMode
 
-HEADLINE = {"loss", "top1", "miou"}  # a console line shows the values that have one of these words in their name
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is logged, how often, and where it can be looked at."""
+    """Frequency of logging, and the trackers that receive the values."""
 
     every: int = 20
     """Optimizer steps between log lines."""
-    wandb: Mode = "auto"
-    """auto: online where an API key is found, else offline, to be sent as docs/dashboards.md says; it never asks."""
+    wandb: WandbMode = "auto"
+    """auto: online if an API key is found, else offline, to be sent as docs/dashboards.md describes; it never asks."""
     project: str = "fss"
     """wandb project."""
     group: str | None = None
     """wandb group, for runs of one experiment (jobs, folds, seeds); null: the folder that the run directory is in."""
-    artifacts: Keeping = "reference"
+    artifacts: ArtifactMode = "reference"
     """Exported weights in wandb, each linked to the runs that made and used it. reference: by digest and place; upload:
     the files too."""
     tensorboard: bool = False
-    """Also write TensorBoard's files, RUN/tensorboard: a viewer without an account."""
+    """Also write TensorBoard's files, RUN/tensorboard: a tracker without an account."""
 
     def __post_init__(self) -> None:
         at_least("log", self, every=1)
@@ -48,7 +48,7 @@ class LogConfig:
 
 
 class Log:
-    """One run's log. Only rank 0 makes an active one; on other ranks every call does nothing.
+    """The log of one run. Only rank 0 makes an active one; on other ranks every call does nothing.
 
     total: the steps (of an evaluation: episodes) of the whole run. unit: what a batch is made of, for the console.
     """
@@ -58,9 +58,12 @@ class Log:
         self._total = total
         self._unit = unit
         self._levels = about.levels
-        self._viewers: list[tuple[Tracker, SentLog]] = []
+        self._trackers: list[tuple[Tracker, SentLog]] = []
         if not active:
             return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._metrics = run.metrics
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
@@ -75,10 +78,10 @@ class Log:
         self._bar.start()
         if not run.begun():
             _forget(run.folder)
-        self._viewers = _open(run.folder, config, about)
+        self._trackers = _open(run.folder, config, about)
 
-    def say(self, text: RenderableType) -> None:
-        """A line, or a table, on the console."""
+    def say(self, text: "RenderableType") -> None:
+        """Print a line or a table on the console."""
         if self._active:
             self._console.print(text, markup=False)
 
@@ -87,8 +90,11 @@ class Log:
         if self._active:
             self._bar.update(self._task, completed=step)
 
-    def row(self, row: dict) -> None:
-        """A line of metrics.jsonl, on the console and in the viewers. `row` holds 'step'; 'speed' may be nested."""
+    def row(self, row: dict[str, Any]) -> None:
+        """Log one line of metrics.jsonl, on the console and in the trackers, too.
+
+        row: contains 'step', and may contain 'speed', a dictionary of its own.
+        """
         if not self._active:
             return
         with open(self._metrics, "a") as file:
@@ -96,14 +102,14 @@ class Log:
         self.say(self._line(row))
         flat = {name: value for name, value in row.items() if name not in ("step", "speed")}
         flat |= {f"speed/{name}": value for name, value in row.get("speed", {}).items()}
-        flat |= {f"chance/{name}": level for name, level in self._levels.items() if name in flat}
+        flat |= {f"{CHANCE_LEVEL}{name}": level for name, level in self._levels.items() if name in flat}
         self.scalars(row["step"], flat)
 
-    def _line(self, row: dict) -> str:
+    def _line(self, row: dict[str, Any]) -> str:
         words = [f"step {row['step']}/{self._total}"]
         if "epoch" in row:
             words.append(f"epoch {row['epoch']:.2f}")
-        words += [f"{name} {value:.4g}" for name, value in row.items() if HEADLINE & set(name.split("/"))]
+        words += [f"{name} {value:.4g}" for name, value in row.items() if (known := metric_of(name)) and known.console]
         if "speed" in row:
             speed = row["speed"]
             left = timedelta(seconds=round((self._total - row["step"]) * speed["step_s"]))
@@ -115,60 +121,64 @@ class Log:
         return "  ".join(words)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Values that only the viewers show."""
-        self._show(step, next(iter(values)), lambda viewer: viewer.scalars(step, values))
+        """Log values in the trackers alone."""
+        self._send(step, next(iter(values)), lambda tracker: tracker.scalars(step, values))
 
     def distributions(self, step: int, measured: Callable[[], dict[str, Tensor]]) -> None:
-        """Histograms in the viewers; where there is none, nothing is measured."""
-        if self._viewers:
+        """Log values [n] by name as histograms in the trackers; without a tracker nothing is measured."""
+        if self._trackers:
             for name, values in measured().items():
                 array = values.cpu().numpy()
-                self._show(step, name, lambda viewer, name=name, array=array: viewer.distribution(step, name, array))
+                self._send(step, name, lambda tracker, name=name, array=array: tracker.distribution(step, name, array))
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG in the viewers."""
-        self._show(step, name, lambda viewer: viewer.picture(step, name, path))
+        """Log a PNG in the trackers."""
+        self._send(step, name, lambda tracker: tracker.picture(step, name, path))
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
-        """A table in the viewers; arrays in it are pictures."""
-        self._show(step, name, lambda viewer: viewer.table(step, name, rows))
+        """Log a table in the trackers; arrays in it are pictures."""
+        self._send(step, name, lambda tracker: tracker.table(step, name, rows))
 
     def export(self, step: int, path: Path) -> None:
-        """A file that the run leaves for others, known to the viewers from here on."""
-        self._show(step, path.name, lambda viewer: viewer.export(path))
+        """Log a file that the run leaves for others in the trackers."""
+        self._send(step, path.name, lambda tracker: tracker.export(path))
 
-    def _show(self, step: int, name: str, send: Callable[[Tracker], None]) -> None:
-        for viewer, ledger in self._viewers:
-            if not ledger.holds(step, name):
-                send(viewer)
-                ledger.add(step, name)
+    def _send(self, step: int, name: str, send: Callable[[Tracker], None]) -> None:
+        """Call `send` for each tracker that has not received `name` at `step`."""
+        for tracker, sent in self._trackers:
+            if not sent.contains(step, name):
+                send(tracker)
+                sent.add(step, name)
 
     def close(self, *, failed: bool = False) -> None:
-        """Stop the bar and end the run in the viewers."""
+        """Stop the progress bar and end the run in the trackers."""
         if self._active:
             self._bar.stop()
-        for viewer, _ in self._viewers:
-            viewer.close(failed=failed)
-        self._viewers = []
+        for tracker, _ in self._trackers:
+            tracker.close(failed=failed)
+        self._trackers = []
 
 
 def _open(folder: Path, config: LogConfig, about: RunInfo) -> list[tuple[Tracker, SentLog]]:
-    """The viewers that were asked for, and what they have got before."""
-    viewers: list[tuple[Tracker, SentLog]] = []
+    """The trackers that are switched on, and what each has received before. Each takes a second to import."""
+    trackers: list[tuple[Tracker, SentLog]] = []
     if config.wandb != "off":
+        from fss.tracking.wandb_tracker import WandbRun
+
         run = WandbRun(
             folder, about, mode=config.wandb, project=config.project, group=config.group, artifacts=config.artifacts
         )
-        viewers.append((run, SentLog(folder / "wandb.sent")))
+        trackers.append((run, SentLog(folder / "wandb.sent")))
     if config.tensorboard:
-        from fss.tracking.tensorboard_tracker import TensorBoard  # an extra, and a second of imports
+        from fss.tracking.tensorboard_tracker import TensorBoard  # an extra
 
-        viewers.append((TensorBoard(folder, about), SentLog(folder / "tensorboard.sent")))
-    return viewers
+        trackers.append((TensorBoard(folder, about), SentLog(folder / "tensorboard.sent")))
+    return trackers
 
 
 def _forget(folder: Path) -> None:
-    """A start that left nothing to go on from may be repeated with other options: viewers must not take both for one."""
+    """Remove what an earlier start sent that left no checkpoint: it may be repeated with other options, and trackers
+    must not take both for one run."""
     for name in ("wandb.id", "wandb.sent", "tensorboard.sent"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -1,14 +1,15 @@
-"""What the machine did: throughput, the share of time spent waiting for data, memory."""
+"""Measurements of speed: throughput, the share of time in which a rank waits for data, memory."""
 
 import resource
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 class Meter:
-    """Accumulates over the steps since the last `read`."""
+    """Accumulates over the steps since the last `read`. device: whose memory is measured."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,26 +22,30 @@ class Meter:
         self._steps = 0
 
     @contextmanager
-    def waiting(self):
-        """Time spent in here is waiting for data."""
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextmanager
-    def aside(self):
-        """Time spent in here counts nowhere."""
+    def aside(self) -> Iterator[None]:
+        """Leave the time inside out of every measurement."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def step(self, images: int) -> None:
-        """An optimizer step over `images` images, all ranks together, is done."""
+        """Count an optimizer step over `images` images of all ranks together."""
         self._images += images
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """images_per_s (all ranks), step_s, data_wait (share of time, this rank), peak_memory_mb (this rank)."""
+        """Return the measurements since the last call, and start anew.
+
+        images_per_s (all ranks), step_s (seconds), data_wait (share of time, this rank), peak_memory_mb (MiB, this
+        rank).
+        """
         elapsed = time.perf_counter() - self._start
         reading = {
             "images_per_s": self._images / elapsed,
@@ -53,7 +58,7 @@ class Meter:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most MiB of the device, or of this process on a CPU, that were taken since the start."""
+    """The peak of memory since the start, MiB: allocated on a GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB

@@ -1,4 +1,4 @@
-"""A run in TensorBoard's files. Imported only where it was asked for: the package is an extra."""
+"""A tracker that writes TensorBoard's files. Imported only if it is switched on: the package is an extra."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from fss.tracking.tracker import Kind, Row, RunInfo, Tracker
 
 
 class TensorBoard(Tracker):
-    """Every start writes a file of its own into RUN/tensorboard; TensorBoard shows them as one run."""
+    """Writes one file a start into RUN/tensorboard; TensorBoard shows them as one run."""
 
     def __init__(self, folder: Path, about: RunInfo) -> None:
         self._writer = SummaryWriter(folder / "tensorboard")
@@ -25,7 +25,7 @@ class TensorBoard(Tracker):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # here as below: what a kill takes back would not be written again
+        self._writer.flush()  # here and below: a value that a kill loses is not written again
 
     def distribution(self, step: int, name: str, values: np.ndarray) -> None:
         self._writer.add_histogram(name, values, step, bins=64)
@@ -36,14 +36,14 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
-        """As text: pictures in it are left out, since the picture of all of them is shown."""
+        """Record rows as text, without the pictures in them: `picture` records one of all of them."""
         columns = [column for column, cell in rows[0].items() if not isinstance(cell, np.ndarray)]
         lines = [columns, ["---"] * len(columns), *([_text(row[column]) for column in columns] for row in rows)]
         self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
         self._writer.flush()
 
     def export(self, path: Path) -> None:
-        """TensorBoard has no files; where this one lies is said."""
+        """Record the path of the file as text, as TensorBoard takes no files."""
         self._writer.add_text("exports", str(path))
         self._writer.flush()
 
@@ -52,12 +52,12 @@ class TensorBoard(Tracker):
 
 
 def layout(kind: Kind) -> dict[str, dict[str, list]]:
-    """The charts of lines of a job as TensorBoard's custom scalars take them: section -> title -> kind and tags."""
+    """The charts of lines of a job in the form of TensorBoard's custom scalars: section -> title -> kind and tags."""
     sections = {
         section: [chart for chart in charts if chart.drawn == "lines"] for section, charts in PAGES[kind].items()
     }
     return {  # tags are matched from their start only
-        section: {chart.title: ["Multiline", [f"{pattern}$" for pattern in chart.patterns]] for chart in charts}
+        section: {chart.title: ["Multiline", [f"{pattern}$" for pattern in chart.all_patterns]] for chart in charts}
         for section, charts in sections.items()
         if charts
     }

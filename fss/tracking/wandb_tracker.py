@@ -1,4 +1,4 @@
-"""A run in Weights & Biases, online or in files that are sent later. The only file that imports wandb."""
+"""A tracker for Weights & Biases, online or in files that are sent later. The only file that imports wandb."""
 
 import netrc
 import os
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import wandb
@@ -15,25 +14,28 @@ import wandb
 from fss.errors import RunError
 from fss.nn.exports import read_header
 from fss.tracking.lineage import inputs, is_export, name_of
-from fss.tracking.tracker import Row, RunInfo, Tracker
+from fss.tracking.tracker import ArtifactMode, Row, RunInfo, Tracker, WandbMode
 
-Mode = Literal["auto", "online", "offline", "off"]
-Keeping = Literal["none", "reference", "upload"]
-STAGING = "WANDB_DATA_DIR"  # where wandb keeps pictures of tables until they are sent
+STAGING = "WANDB_DATA_DIR"  # names the folder in which wandb keeps pictures of tables until they are sent
 
 
 class WandbRun(Tracker):
-    """One start of a run. Online it goes on with the run of the starts before; offline each start has a directory."""
+    """One start of a run. Online it continues the run of earlier starts; offline each start has a directory.
+
+    mode: 'off' is not one of them. Falls back to 'offline' if wandb cannot be reached.
+    """
 
     def __init__(
-        self, folder: Path, about: RunInfo, *, mode: Mode, project: str, group: str | None, artifacts: Keeping
+        self, folder: Path, about: RunInfo, *, mode: WandbMode, project: str, group: str | None, artifacts: ArtifactMode
     ) -> None:
         self._artifacts = artifacts
         self._staged_here = STAGING not in os.environ
-        if self._staged_here:  # not in the home directory: what `wandb sync` needs lies in the run directory
+        if self._staged_here:  # not the home directory: `wandb sync` finds everything in the run directory
             os.environ[STAGING] = str(folder.absolute() / "wandb" / "staging")
-        used = {} if artifacts == "none" else {key: (name_of(path), path) for key, path in inputs(about.config).items()}
-        known = {
+        used: dict[str, tuple[str, Path]] = {}
+        if artifacts != "none":
+            used = {key: (name_of(path), path) for key, path in inputs(about.config).items()}
+        config = {
             **about.config,
             "job": about.kind,
             "environment": dict(about.environment),
@@ -42,12 +44,12 @@ class WandbRun(Tracker):
         if mode == "auto":
             mode = "online" if _has_key() else "offline"
         try:
-            self._run = _start(mode, folder, about, project, group, known)
+            self._run = _start(mode, folder, about, project, group, config)
         except wandb.Error as error:
             print(f"wandb is not reachable ({error}): logging offline, sync later", file=sys.stderr)
-            self._run = _start("offline", folder, about, project, group, known)
+            self._run = _start("offline", folder, about, project, group, config)
         for name, path in used.values():
-            # What run.use_artifact does with a file; it refuses offline runs, although `wandb sync` links them later.
+            # The body of run.use_artifact, which refuses offline runs although `wandb sync` links their inputs later.
             self._run._log_artifact(_artifact(name, path), is_user_created=True, use_after_commit=True)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -79,14 +81,16 @@ class WandbRun(Tracker):
 
 @contextmanager
 def reaching_wandb() -> Iterator[None]:
-    """What needs an account and a network; RunError where there is none."""
+    """Frame code that needs an account and a network. Raises RunError if wandb refuses or cannot be reached."""
     try:
         yield
     except wandb.Error as error:
         raise RunError(f"wandb refuses ({error}): log in with `wandb login`, check the network and the names") from None
 
 
-def _start(mode: Mode, folder: Path, about: RunInfo, project: str, group: str | None, config: Mapping) -> wandb.Run:
+def _start(
+    mode: WandbMode, folder: Path, about: RunInfo, project: str, group: str | None, config: Mapping
+) -> wandb.Run:
     return wandb.init(
         mode=mode,
         dir=str(folder),
@@ -115,20 +119,20 @@ def run_name(folder: Path, about: RunInfo) -> str:
 
 
 def tags(about: RunInfo) -> list[str]:
-    """What to choose runs by: the method, how the classes are split, the shots."""
+    """Tags by which to filter runs: the method, the fold scheme, the shots."""
     episodes = about.config.get("episodes", {})
     shots = episodes.get("shots")
-    found = [about.config["method"]["name"], episodes.get("scheme"), shots and f"{shots}-shot"]
-    return [tag for tag in found if tag]
+    candidates = [about.config["method"]["name"], episodes.get("scheme"), shots and f"{shots}-shot"]
+    return [tag for tag in candidates if tag]
 
 
 def _artifact(name: str, path: Path, *, upload: bool = False) -> wandb.Artifact:
-    """The file under a name that is the same in every run, so that equal content is one version of one artifact."""
-    ours = is_export(path)
+    """The artifact of a file. Its name is equal in every run, so that equal content is one version of one artifact."""
+    weights = is_export(path)
     artifact = wandb.Artifact(
-        name, "weights" if ours else "evaluation", metadata=read_header(path).table() if ours else None
+        name, "weights" if weights else "evaluation", metadata=read_header(path).table() if weights else None
     )
-    inside = f"{'weights' if ours else 'results'}{path.suffix}"
+    inside = f"{'weights' if weights else 'results'}{path.suffix}"
     if upload:
         artifact.add_file(str(path), name=inside, policy="immutable")  # no copy of it until it is sent
     else:
@@ -137,7 +141,7 @@ def _artifact(name: str, path: Path, *, upload: bool = False) -> wandb.Artifact:
 
 
 def _run_id(folder: Path) -> str:
-    """This run's id for wandb, the same at every start, another in another folder of the same name."""
+    """The id of this run for wandb: equal at every start, and different for every run directory."""
     path = folder / "wandb.id"
     if not path.exists():
         path.write_text(secrets.token_hex(6))
@@ -145,7 +149,7 @@ def _run_id(folder: Path) -> str:
 
 
 def _has_key() -> bool:
-    """Is there an account to log in to without asking?"""
+    """Return whether wandb can log in without asking."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

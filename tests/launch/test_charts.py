@@ -24,7 +24,7 @@ DRAWN_FROM = {
     "table": "table-file",
     "pictures": "image-file",
 }
-UNCHARTED = {"knn/images", "knn/unreadable", "fb_iou_std", "chance/top1/global", "chance/top1/local"}
+UNCHARTED = {"knn/images", "knn/unreadable", "fb_iou_std", "chance_level/top1/global", "chance_level/top1/local"}
 VIEWED = ["--log.wandb", "offline", "--log.tensorboard", "true", "--log.every", "1", "--data.workers", "0"]
 TINY = ["--run.device", "cpu", "--run.threads", "1", "--method.size", "33", "--method.backbone", "resnet18"]
 

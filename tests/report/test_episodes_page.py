@@ -20,7 +20,7 @@ from fss.distributed.context import DistributedContext
 from fss.methods.base import Prediction
 from fss.nn.exports import ExportHeader, save_export
 from fss.report.episode_section import SAMPLE, constant_losses, constant_scores, object_share, verdicts
-from fss.report.examples import draw_examples
+from fss.report.example_figures import draw_examples
 from fss.report.training_page import report
 from fss.tracking.run_dir import RunDir
 from fss.train.tasks import EpisodeTask

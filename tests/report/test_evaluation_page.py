@@ -15,12 +15,12 @@ from fss.evaluate.examples import EpisodeExample, predict_example
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.summary import summarize
 from fss.nn.exports import ExportHeader
-from fss.report import episode_figures as overlays
-from fss.report import paint
+from fss.report import episode_figures, paint
 from fss.report.class_charts import Bar, class_bars
 from fss.report.evaluation_page import caveats, cell_of, choose, headline, report
-from fss.report.page import Page, Table, markdown_table, on_console, write_page
+from fss.report.page import Page, write_page
 from fss.report.published import Cell
+from fss.report.tables import Table, markdown_table, on_console
 from shards.read import ShardSet
 from tests.support.evaluated import Near, measured, opened, planned, predictor_of
 from tests.support.html_outline import Outline
@@ -170,7 +170,7 @@ def test_colours_say_hit_miss_and_false_alarm(tmp_path):
     truth, prediction = np.zeros((200, 300), np.uint8), np.zeros((200, 300), np.uint8)
     truth[:100], prediction[:, :100] = 1, 1  # a quarter and more of each kind
     truth[150:] = 255
-    overlays.episodes(
+    episode_figures.draw(
         [
             EpisodeExample(
                 name="n", score="s", supports=[(grey, truth)] * 3, query=grey, truth=truth, prediction=prediction
@@ -190,7 +190,7 @@ def test_colours_say_hit_miss_and_false_alarm(tmp_path):
     picture = cv2.imread(str(tmp_path / "e.png"))[..., ::-1].astype(int)
     areas = {}
     for name in ("HIT", "MISS", "FALSE_ALARM", "UNCOUNTED"):
-        colour = np.array([int(getattr(overlays, name)[i : i + 2], 16) for i in (1, 3, 5)])
+        colour = np.array([int(getattr(episode_figures, name)[i : i + 2], 16) for i in (1, 3, 5)])
         blend = (1 - paint.TINT) * 120 + paint.TINT * colour
         areas[name] = np.count_nonzero(np.abs(picture - blend).max(2) < 6)
     # MISS: 100 x 200 px. FALSE_ALARM: 50 x 100 px. HIT: 100 x 100 px, and 100 x 300 px of the truth's picture.
@@ -218,11 +218,11 @@ def test_tables_are_escaped_aligned_and_folded(tmp_path):
         folded=True,
     )
     facts = Table(title="F", header=(), rows=[("label", "<value>")])
-    page = write_page(tmp_path, Page(title="p", ran={}, tables=[table, facts]))
+    page = write_page(tmp_path, Page(title="p", summary={}, tables=[table, facts]))
     text = page.read_text()
     assert Outline(page).open == []
     assert "<summary>&lt;T&gt;</summary>" in text and "<dt>label</dt><dd>&lt;value&gt;</dd>" in text
     assert "<td>1.5</td><td class=words>a|b</td>" in text and "<td>\N{EM DASH}</td>" in text  # figures to the right
-    assert "n &amp; m" in text and "Speed" not in text and "Go on" not in text
+    assert "n &amp; m" in text and "Speed" not in text and "Resume" not in text
     assert "| r | 1.5 | a\\|b |" in markdown_table(table)
     assert [column.header for column in on_console(table).columns] == ["a", "b|c", "d"]

@@ -86,7 +86,7 @@ def test_the_command_to_go_on():
 def test_page_escapes_what_it_is_told_and_needs_nothing_from_outside(tmp_path):
     page = Page(
         title="<b>x</b>",
-        ran={"a & b": "<script>"},
+        summary={"a & b": "<script>"},
         verdicts=[Verdict(good=True, text="1 < 2")],
         pictures=[Picture(title="P", file="p.png", caption='"quoted"')],
         resume="run --x '<y>'",
@@ -141,7 +141,7 @@ def test_report_without_labels_and_with_a_broken_sample(tmp_path, monkeypatch):
     ],
 )
 def test_curves_of_many_few_and_odd_rows(tmp_path, rows):
-    curves.curves(rows, tmp_path / "curves.png", levels=CHANCE_LEVELS, filling=10)
+    curves.curves(rows, tmp_path / "curves.png", baselines=CHANCE_LEVELS, filling=10)
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 

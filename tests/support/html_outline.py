@@ -14,7 +14,8 @@ class Outline(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.links: set[str] = set()
-        self.feed(path.read_text())
+        self.rawdata = path.read_text()
+        self.close()  # parses it
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("meta", "img"):

@@ -33,17 +33,19 @@ def specification(view: ws.Workspace) -> dict:
 @pytest.mark.usefixtures("no_network")
 def test_every_chart_is_a_panel(capsys):
     for job, view in workspaces("me", "fss").items():
-        told = specification(view)
-        sections = told["panelBankConfig"]["sections"]
-        assert [section["name"] for section in sections] == list(PAGES[job])
-        for section in sections:
-            for panel, chart in zip(section["panels"], PAGES[job][section["name"]], strict=True):
+        section = specification(view)
+        sections = section["panelBankConfig"]["sections"]
+        assert [one["name"] for one in sections] == list(PAGES[job])
+        for one in sections:
+            for panel, chart in zip(one["panels"], PAGES[job][one["name"]], strict=True):
                 words = json.dumps(panel)
                 for key, pattern in zip(chart.keys, chart.patterns, strict=True):
                     assert json.dumps(key)[1:-1] in words or json.dumps(f"^{pattern}$")[1:-1] in words
+                for key in chart.earlier_keys:
+                    assert key in words or key.replace("*", ".*") in words, "runs of earlier versions appear, too"
                 assert chart.drawn == "table" or chart.title in words
-        assert "config.job" in json.dumps(told["runSets"]) or '"job' in json.dumps(told["runSets"])
-        assert json.dumps(job) in json.dumps(told["runSets"]), "only runs of the job"
+        assert "config.job" in json.dumps(section["runSets"]) or '"job' in json.dumps(section["runSets"])
+        assert json.dumps(job) in json.dumps(section["runSets"]), "only runs of the job"
 
 
 @pytest.mark.usefixtures("no_network")
@@ -71,7 +73,7 @@ def test_published_views_are_named_with_their_addresses(capsys, monkeypatch):
     assert "https://wandb.example/me/trial" in out and [view.name for view in saved] == [f"fss {job}" for job in PAGES]
 
 
-def test_what_keeps_it_from_being_published_is_said(capsys, monkeypatch):
+def test_the_reason_why_nothing_is_published_is_reported(capsys, monkeypatch):
     def refuse(view):
         raise errors.UsageError("No API key configured")
 

@@ -1,4 +1,4 @@
-"""Viewers get everything once, whatever the starts; what is shown is what was given."""
+"""The log: trackers receive every value once, whatever the starts, and show the values that were logged."""
 
 import importlib.util
 import json
@@ -60,23 +60,23 @@ def board(run: RunDir) -> EventAccumulator:
     return EventAccumulator(str(run.folder / "tensorboard"), size_guidance=every).Reload()
 
 
-def test_a_run_that_goes_on_repeats_nothing_and_keeps_its_id(run):
-    """It had shown step 3 when it was killed, and goes on from its checkpoint of step 2."""
-    viewers = {"wandb": "offline", "tensorboard": True}
-    lines(started(run, **viewers), 1, 2, 3)
+def test_a_resumed_run_sends_nothing_twice_and_keeps_its_id(run):
+    """It had sent step 3 when it was killed, and resumes from its checkpoint of step 2."""
+    trackers = {"wandb": "offline", "tensorboard": True}
+    lines(started(run, **trackers), 1, 2, 3)
     (run.checkpoints / "step_00000002").mkdir(parents=True)
     run.rewind(2)
-    lines(started(run, **viewers), 3, 4)
+    lines(started(run, **trackers), 3, 4)
     first, second = offline(run)
     assert first.name == second.name, "one id"
     assert losses(first) == {1: 1, 2: 2, 3: 3} and losses(second) == {4: 4}
     assert kinds(second)["age"] == "histogram"
-    shown = board(run)
-    assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4)]
-    assert [event.step for event in shown.Histograms("age")] == [1, 2, 3, 4]
-    assert {event.value for event in shown.Scalars("chance/loss")} == {0.5}
-    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4], "chance is for the viewers alone"
-    assert "chance/loss" not in run.rows()[0]
+    events = board(run)
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [event.step for event in events.Histograms("age")] == [1, 2, 3, 4]
+    assert {event.value for event in events.Scalars("chance_level/loss")} == {0.5}
+    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4], "chance levels are for the trackers alone"
+    assert "chance_level/loss" not in run.rows()[0]
 
 
 def test_a_start_that_left_no_checkpoint_is_another_run(run):
@@ -85,8 +85,8 @@ def test_a_start_that_left_no_checkpoint_is_another_run(run):
     lines(started(run, wandb="offline", tensorboard=True), 1, 2)
     first, second = offline(run)
     assert first.name != second.name and losses(second) == {1: 1, 2: 2}
-    shown = board(run)
-    assert [event.step for event in shown.Scalars("loss")] == [1, 2]
+    events = board(run)
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
 
 
 def test_pictures_and_tables_reach_tensorboard(run):
@@ -97,11 +97,11 @@ def test_pictures_and_tables_reach_tensorboard(run):
     log.picture(4, "sheet", run.folder / "sheet.png")
     log.table(4, "classes", [{"class": "cat", "IoU": 0.25, "seen": None, "query": picture}])
     log.close()
-    shown = board(run)
-    (image,) = shown.Images("sheet")
+    events = board(run)
+    (image,) = events.Images("sheet")
     decoded = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
     assert image.step == 4 and (decoded == picture).all()
-    (text,) = shown.Tensors("classes/text_summary")
+    (text,) = events.Tensors("classes/text_summary")
     assert b"| cat | 0.25 |  |" in text.tensor_proto.string_val[0] and b"query" not in text.tensor_proto.string_val[0]
 
 
@@ -119,9 +119,9 @@ def test_exports_in_wandb(run, keeping):
     assert config(wandb_file)["inputs"] == {}
 
 
-def test_nothing_is_measured_that_nobody_sees(run):
+def test_nothing_is_measured_without_a_tracker(run):
     def measured() -> dict:
-        raise AssertionError("no viewer asked for it")
+        raise AssertionError("there is no tracker")
 
     log = started(run, wandb="off")
     log.distributions(1, measured)
@@ -131,7 +131,7 @@ def test_nothing_is_measured_that_nobody_sees(run):
     assert not list(run.folder.glob("*.sent"))
 
 
-def test_tensorboard_that_is_not_installed_is_said_before_anything_runs(monkeypatch):
+def test_tensorboard_that_is_not_installed_is_reported_before_anything_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"log\.tensorboard is true but TensorBoard is not installed: pip install"):
         LogConfig(tensorboard=True)

@@ -1,4 +1,4 @@
-"""The run directory: it goes on with its own run and refuses every other."""
+"""The run directory: it resumes its own run and refuses every other."""
 
 import json
 
@@ -8,7 +8,7 @@ from fss.errors import RunError, WeightsError
 from fss.tracking.identity import identity_of
 from fss.tracking.run_dir import RunDir
 
-CONFIG = {"run": {"seed": 0, "dir": "a", "world": 2}, "method": {"queue": 8}, "log": {"every": 1}}
+CONFIG = {"run": {"seed": 0, "dir": "a", "world_size": 2}, "method": {"queue": 8}, "log": {"every": 1}}
 
 
 def opened(folder, config=CONFIG, manifest="m") -> RunDir:
@@ -17,9 +17,9 @@ def opened(folder, config=CONFIG, manifest="m") -> RunDir:
     return run
 
 
-def test_the_same_run_is_taken_up_again_though_places_and_ranks_changed(tmp_path):
+def test_the_same_run_is_resumed_in_another_place_with_other_ranks(tmp_path):
     opened(tmp_path / "run").close()
-    moved = {**CONFIG, "run": {"seed": 0, "dir": "b", "world": 4}, "log": {"every": 5}}
+    moved = {**CONFIG, "run": {"seed": 0, "dir": "b", "world_size": 4}, "log": {"every": 5}}
     opened(tmp_path / "run", moved).close()
 
 
@@ -30,7 +30,7 @@ def test_a_pair_is_read_back_as_a_list_and_is_the_same_run(tmp_path):
     opened(tmp_path, config).close()
 
 
-def test_weights_count_by_what_they_hold(tmp_path):
+def test_weights_count_by_their_content(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"one")
 
@@ -73,7 +73,7 @@ def test_a_start_that_saved_nothing_may_be_corrected(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["method.queue"] == 9
 
 
-def test_a_start_that_was_killed_early_is_taken_up(tmp_path):
+def test_a_start_that_was_killed_early_is_repeated(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / "config.yaml").write_text("half")
     opened(tmp_path)

@@ -10,7 +10,7 @@ from fss.data.episodes import EpisodeConfig, training_source
 from fss.data.folds import Fold, fold_of
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
-from fss.report.examples import draw_examples
+from fss.report.example_figures import draw_examples
 from fss.train.validation.episode_validation import ValidateConfig, Validation, held_out
 from shards.format import Manifest, ShardError
 from shards.read import ShardSet

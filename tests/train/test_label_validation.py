@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
-from fss.report.examples import draw_examples
+from fss.report.example_figures import draw_examples
 from fss.train.validation.label_validation import (
     LabelValidateConfig,
     LabelValidation,

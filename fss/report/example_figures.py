@@ -12,11 +12,11 @@ Example = EpisodeExample | LabelExample
 
 
 def draw_examples(examples: Sequence[Example], path: Path) -> list[Row]:
-    """Draw examples, all of one kind, as a PNG at `path`. Returns one row of a table an example."""
+    """Draw examples, all of one kind, as a PNG at `path`. Returns one row of a table for each example."""
     path.parent.mkdir(exist_ok=True)
-    if episodes := [one for one in examples if isinstance(one, EpisodeExample)]:
-        episode_figures.episodes(episodes, path)
-        return [episode_figures.row(one) for one in episodes]
-    labelled = [one for one in examples if isinstance(one, LabelExample)]
+    if episodes := [example for example in examples if isinstance(example, EpisodeExample)]:
+        episode_figures.draw(episodes, path)
+        return [episode_figures.row(example) for example in episodes]
+    labelled = [example for example in examples if isinstance(example, LabelExample)]
     label_map_figures.draw(labelled, path)
-    return [label_map_figures.row(one) for one in labelled]
+    return [label_map_figures.row(example) for example in labelled]
