@@ -1,12 +1,15 @@
 """Names of earlier versions that are still accepted: options, log keys, fields of files.
 
-This module is the only place that knows them. Everything that reads a file of an earlier version passes it through
-`current_fields`, `current_options` or `current_log_keys`, and from there on handles the names of today alone.
+This module is the only place that knows them. Whatever reads a command line, a configuration or a file of an earlier
+version translates it here, and handles only the names of today from there on.
 """
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from fss.errors import ConfigError
 
 OPTIONS = {
     "run.world": "run.world_size",
@@ -18,21 +21,21 @@ OPTIONS = {
 }
 """Earlier name of an option, as typed after `--` -> its name today."""
 
-ADDED_OPTIONS: dict[str, Any] = {
-    "optim.optimizer": "sgd",
-    "optim.betas": [0.9, 0.999],
-    "optim.clip_norm": None,
-}
+ADDED_OPTIONS: dict[str, Any] = {"optim.optimizer": "sgd", "optim.betas": [0.9, 0.999], "optim.clip_norm": None}
 """Option that earlier versions did not have, in a group that they had -> the value that does what they did."""
 
 CHECKPOINT = {"world": "world_size"}
+"""Earlier name of a field of a checkpoint's state.json -> its name today."""
 ENVIRONMENT = {"world": "world_size"}
+"""The same of a line of environment.jsonl."""
 EPISODE = {"remarks": "flags"}
+"""The same of the record of an episode."""
 RESULTS = {"remarks": "flags"}
+"""The same of results.json."""
 REPORT = {"cautions": "caveats", "ran": "summary"}
+"""The same of report.json."""
 CELL = {"variant": "ablation"}
-"""For each kind of file: earlier name of a field -> its name today."""
-
+"""The same of the cell in report.json."""
 LOG_KEYS = {
     "knn/chance": "knn/chance_level",
     "chance/loss": "chance_level/loss",
@@ -42,20 +45,13 @@ LOG_KEYS = {
 }
 """Earlier key of a logged value -> its key today; a key with a * is one of a chart."""
 
+_reported: set[str] = set()
+"""Earlier names of options that this process has reported."""
+
 
 def current_fields(record: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of a record under the names of today; values stay as they are."""
+    """The fields of a record under the names of today; the values are unchanged."""
     return {renamed.get(name, name): value for name, value in record.items()}
-
-
-def current_options(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat identity of a run ({option: value}) under the names of today, with options that it did not have.
-
-    An option is added only to a run that has others of its group: an evaluation has no `optim`.
-    """
-    groups = {name.partition(".")[0] for name in identity}
-    added = {name: value for name, value in ADDED_OPTIONS.items() if name.partition(".")[0] in groups}
-    return added | current_fields(identity, OPTIONS)
 
 
 def current_log_keys(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,27 +59,71 @@ def current_log_keys(row: Mapping[str, Any]) -> dict[str, Any]:
     return current_fields(row, LOG_KEYS)
 
 
-def current_argument(word: str) -> str:
-    """A word of a command line with the option's name of today; an earlier name is reported on stderr."""
-    option, equals, value = word.partition("=")
-    if option.startswith("--") and (name := OPTIONS.get(option[2:])):
-        _report(option[2:], name)
-        return f"--{name}{equals}{value}"
-    return word
+def current_options(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat identity of a run, option -> value, under the names of today.
+
+    Options that were added to a group of options since are there with the value that does what the run did.
+    """
+    groups = {option.partition(".")[0] for option in identity}
+    added = {option: value for option, value in ADDED_OPTIONS.items() if option.partition(".")[0] in groups}
+    return added | current_fields(identity, OPTIONS)
+
+
+def current_arguments(words: Sequence[str]) -> list[str]:
+    """The words of a command line with the options' names of today; every earlier name is reported once on stderr.
+
+    Raises ConfigError if an option is given under both names with different values.
+    """
+    renamed = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and (name := OPTIONS.get(option[2:])):
+            _report(option[2:], name)
+            word = f"--{name}{equals}{value}"
+        renamed.append(word)
+    for old, new in OPTIONS.items():
+        earlier, today = values(words, f"--{old}"), values(words, f"--{new}")
+        if earlier and today and earlier[-1] != today[-1]:
+            raise _both(old, new, earlier[-1], today[-1])
+    return renamed
 
 
 def current_configuration(tree: Any) -> Any:
-    """A parsed YAML configuration, nested by group, with the options' names of today; earlier names are reported."""
+    """A parsed YAML configuration, nested by group, under the options' names of today.
+
+    Every earlier name is reported once on stderr. Raises ConfigError if an option is there under both names with
+    different values.
+    """
     if not isinstance(tree, dict):
         return tree
-    out = {group: dict(values) if isinstance(values, dict) else values for group, values in tree.items()}
+    renamed = {group: dict(options) if isinstance(options, dict) else options for group, options in tree.items()}
     for old, new in OPTIONS.items():
         group, _, name = old.partition(".")
-        if isinstance(out.get(group), dict) and name in out[group]:
-            _report(old, new)
-            out[group][new.partition(".")[2]] = out[group].pop(name)
-    return out
+        current_name = new.partition(".")[2]
+        options = renamed.get(group)
+        if not isinstance(options, dict) or name not in options:
+            continue
+        _report(old, new)
+        value = options.pop(name)
+        if options.setdefault(current_name, value) != value:
+            raise _both(old, new, value, options[current_name])
+    return renamed
+
+
+def values(words: Sequence[str], option: str) -> list[str]:
+    """All values of `option` on a command line, in order, given as `option value` or `option=value`."""
+    pairs = ((word.partition("="), after) for word, after in zip(words, [*words[1:], ""], strict=False))
+    return [value if equals else after for (name, equals, value), after in pairs if name == option]
 
 
 def _report(old: str, new: str) -> None:
-    print(f"note: option {old} is now called {new}", file=sys.stderr)
+    """Print that an option has a new name: once a name, on rank 0 alone."""
+    if old not in _reported and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(f"note: option {old} is now called {new}", file=sys.stderr)
+    _reported.add(old)
+
+
+def _both(old: str, new: str, earlier: Any, today: Any) -> ConfigError:
+    return ConfigError(
+        f"{new} is given twice, as {today} and under its earlier name {old} as {earlier}: leave {old} out"
+    )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader, set_parsing_settings
 
-from fss.compat import current_argument, current_configuration
+from fss.compat import current_arguments, current_configuration, values
 from fss.data.dataset import DataConfig
 from fss.data.episodes import EpisodeConfig, SplitConfig
 from fss.data.paired_transforms import AugmentConfig
@@ -119,7 +119,7 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str 
     default: the file under configs/ that stands in where argv names no --config; without, the schema's own defaults.
     Raises ConfigError, one sentence with key, value and remedy; exits with 0 on --help and --print_config.
     """
-    argv = [current_argument(word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = current_arguments(sys.argv[1:] if argv is None else argv)
     if default and _on_command_line(argv, "--config") is None:
         argv = ["--config", str(CONFIGS / default), *argv]
     argv = [re.sub(r"^--method(?==|$)", "--method.name", word) for word in argv]
@@ -145,8 +145,9 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str 
         files = namespace.pop("config")
         if "run" in namespace and namespace.run.dir is None:
             weights = namespace.get("weights") and Path(namespace.weights)
-            of = f"{weights.parent.name}_{weights.stem}" if weights else Path(str(files[-1])).stem
-            namespace.run.dir = f"runs/{schema.run_prefix}{of}{_run_suffix(namespace)}"
+            recipe = Path(str(files[-1]) if files else prog).stem
+            stem = f"{weights.parent.name}_{weights.stem}" if weights else recipe
+            namespace.run.dir = f"runs/{schema.run_prefix}{stem}{_run_suffix(namespace)}"
         return schema(**vars(parser.instantiate(namespace)))
     except (ArgumentError, TypeError) as error:
         raise ConfigError(_sentence(str(error), _keys(parser))) from None
@@ -202,13 +203,13 @@ def _trained_with(schema: type, argv: list[str]) -> dict[str, Any]:
 
 def _on_command_line(argv: list[str], option: str) -> str | None:
     """The last value of `option` among the words."""
-    return next(reversed(_values(argv, option)), None)
+    return next(reversed(values(argv, option)), None)
 
 
 def _in_files(argv: list[str], *keys: str) -> Any:
     """What the last --config that has an entry says there; of a file that is no YAML the parser will tell."""
     found = None
-    for path in _values(argv, "--config"):
+    for path in values(argv, "--config"):
         try:
             node = yaml.safe_load(Path(path).read_text())
         except (OSError, ValueError, yaml.YAMLError):
@@ -217,16 +218,6 @@ def _in_files(argv: list[str], *keys: str) -> Any:
             node = node.get(key) if isinstance(node, dict) else None
         found = found if node is None else node
     return found
-
-
-def _values(argv: list[str], option: str) -> list[str]:
-    """All values of `option` among the words, in order."""
-    pairs = zip(argv, [*argv[1:], ""], strict=False)
-    return [
-        word.partition("=")[2] if "=" in word else following
-        for word, following in pairs
-        if word.partition("=")[0] == option
-    ]
 
 
 def _keys(parser: ArgumentParser) -> list[str]:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "fss.errors": set(),
     "fss.collectives": set(),
     "fss.provenance": set(),
-    "fss.compat": set(),
+    "fss.compat": {"fss.errors"},
     "fss.datasets": {"fss.errors", "shards"},
     "fss.data": {"fss.datasets", "fss.errors", "shards"},
     "fss.nn": {"fss.errors", "fss.collectives", "shards.format"},

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fss.compat import CELL, REPORT, current_fields
+from fss.compat import CELL, REPORT, RESULTS, current_fields
 from fss.errors import RunError
 from fss.report import class_charts as charts
 from fss.report.compute_hours import evaluation_hours, training_hours
@@ -90,7 +90,7 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
 def read(folder: Path) -> Entry:
     """Read the evaluation in `folder`. Raises RunError if there is none or it is not finished."""
     try:
-        results = json.loads((folder / "results.json").read_text())
+        results = current_fields(json.loads((folder / "results.json").read_text()), RESULTS)
         report = current_fields(json.loads((folder / "report" / "report.json").read_text()), REPORT)
         run = json.loads((folder / "run.json").read_text())
         cell, episodes_digest = Cell(**current_fields(report["figures"]["cell"], CELL)), run["episodes"]

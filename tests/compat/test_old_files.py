@@ -11,6 +11,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fss import compat
 from fss.compat import OPTIONS, current_options
 from fss.config import BaseJob, EvalJob, MetaTrainJob, PretrainJob, parse, snapshot
 from fss.methods.base import StepContext
@@ -150,7 +151,7 @@ def test_a_run_directory_is_accepted_for_its_own_options(tmp_path, name):
 
 
 @pytest.mark.parametrize(("old", "new"), OPTIONS.items())
-def test_an_earlier_option_is_accepted_on_the_command_line(old, new, capsys):
+def test_an_earlier_option_is_accepted_on_the_command_line(old, new, capsys, monkeypatch):
     values = {"run.start_from": "other.safetensors", "augment.keep": "0.5", "validate.share": "0.25"}
     group, key = new.split(".")
     for schema, recipe, default in ((PretrainJob, "prior", "pretrain/embedded"), (BaseJob, "base", "base/embedded")):
@@ -158,6 +159,7 @@ def test_an_earlier_option_is_accepted_on_the_command_line(old, new, capsys):
             continue
         value = values.get(old, "3")
         for words in ([f"--{old}", value], [f"--{old}={value}"]):
+            monkeypatch.setattr(compat, "_reported", set())  # as in a process of its own
             job = parse(schema, words, prog="test", default=f"{default}.yaml")
             assert capsys.readouterr().err == f"note: option {old} is now called {new}\n"
             assert str(getattr(getattr(job, group), key)) == value
