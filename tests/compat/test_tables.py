@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fss import compat
-from fss.compat import ADDED_OPTIONS, OPTIONS, current_arguments, current_configuration, current_options
+from fss.compat import ADDED_OPTIONS, OPTIONS, current_arguments, current_configuration, current_fields, current_options
 from fss.config import BaseJob, EvalJob, MetaTrainJob, PretrainJob, parse
 from fss.errors import ConfigError
 from fss.evaluate.record import EpisodeRecord
@@ -126,7 +126,7 @@ def results_fields(folder: Path) -> dict:
 
 
 def report_fields(folder: Path) -> dict:
-    return {"caveats": read(FILES / "evaluation").caveats}
+    return current_fields(json.loads((FILES / "evaluation" / "report" / "report.json").read_text()), compat.REPORT)
 
 
 def cell_fields(folder: Path) -> dict:
