@@ -151,7 +151,7 @@ class _Fit:
 
     def _due(self, done: int) -> bool:
         """Is it time to measure after `done` steps?"""
-        every, steps = self.task.every, self.schedule.steps
+        every, steps = self.task.measure_every, self.schedule.steps
         if every is None:
             every = max(1, steps // MEASUREMENTS)
         return done in (0, steps) or (every > 0 and done % every == 0)
@@ -168,24 +168,24 @@ class _Fit:
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
             f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on {context.world_size} x {context.device.type}, "
             f"{job.run.precision}; run directory {self.run_dir.folder}",
-            *self.task.opening(),
+            *self.task.startup_messages(),
             f"resumed at step {start}" if start else "a new run",
             *self.method.startup_messages(len(self.shards), job.data.batch),
         ]
 
     def _measure(self, log: Log, done: int) -> None:
         """Measure, log it, draw it, and keep the weights if they are the best so far."""
-        row = self.task.measure(self.method)
+        row = self.task.measure()
         if not row:
             return
-        score = row.get(self.task.selects_by)
+        score = row.get(self.task.best_metric) if self.task.best_metric else None
 
         def keep() -> None:
             # The best score is read off the file itself, so that the two cannot disagree after a kill. Of equals the
             # later is kept.
             if score is not None and (not self.best.exists() or score >= (read_header(self.best).score or 0)):
-                self._export(self.best, done, score=score, scored_by=self.task.selects_by)
-            if examples := self.task.examples(self.method):
+                self._export(self.best, done, score=score, scored_by=self.task.best_metric)
+            if examples := self.task.examples():
                 picture = self.run_dir.folder / "validation" / f"step_{done:08d}.png"
                 log.table(done, "validation/examples", draw_examples(examples, picture))
                 log.picture(done, "validation/picture", picture)

@@ -12,7 +12,7 @@ from fss.report.page import Picture, ReportSection, Verdict
 from fss.report.validation_parts import best_weights, last_picture
 from fss.tracking.run_dir import RunDir
 from fss.train.tasks.episode_task import EpisodeTask
-from fss.train.validation.episode_validation import SHOWN, Validation
+from fss.train.validation.episode_validation import EXAMPLES, EpisodeValidation
 
 COIN = math.log(2)  # nats: a two-class loss at probability 1/2
 MARGIN = 0.1  # of the constant prediction's loss: both are means over some dozen episodes, off by a few per cent
@@ -63,7 +63,7 @@ def constant_losses(chance_levels: Mapping[str, float], share: float) -> dict[st
     return {name: entropy if math.isclose(level, COIN) else level for name, level in chance_levels.items()}
 
 
-def constant_scores(validation: Validation) -> dict[str, float]:
+def constant_scores(validation: EpisodeValidation) -> dict[str, float]:
     """val/miou and val/fb_iou of the better of two predictions, the class at every pixel or at none; fractions.
 
     Nearly exact: areas are those in the manifest, and unknown pixels count as part of the image.
@@ -118,7 +118,7 @@ def _error(score: float, episodes: int) -> float:
     return math.sqrt(score * (1 - score) / max(episodes, 1))
 
 
-def _best(run: RunDir, rows: Sequence[dict], validation: Validation | None) -> str:
+def _best(run: RunDir, rows: Sequence[dict], validation: EpisodeValidation | None) -> str:
     if validation is None:
         return "none chosen, as validate.split is none: only the last weights exist"
     names = ", ".join(validation.shards.manifest.classes[class_id] for class_id in validation.classes)
@@ -126,10 +126,10 @@ def _best(run: RunDir, rows: Sequence[dict], validation: Validation | None) -> s
     return best_weights(run, rows, f"{len(validation.episodes):,} episodes of {kind}: {names}")
 
 
-def _last_validation(run: RunDir, validation: Validation) -> list[Picture]:
+def _last_validation(run: RunDir, validation: EpisodeValidation) -> list[Picture]:
     return last_picture(
         run,
-        f"the first {min(SHOWN, len(validation.episodes))} validation episodes, not chosen by hand and the same at "
+        f"the first {min(EXAMPLES, len(validation.episodes))} validation episodes, not chosen by hand and the same at "
         "every validation. Supports are dimmed outside of the mask. Region maps, if any, go from 0, dark, to 1, "
         "bright, under the outline of the truth.",
     )

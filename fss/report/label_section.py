@@ -65,7 +65,7 @@ def constant_score(validation: LabelValidation) -> float:
     """
     samples = validation.shards.manifest.samples
     pixels = sum(samples[index].height * samples[index].width for index in validation.images)
-    return max(validation.pixels.values()) / pixels / len(validation.shown)
+    return max(validation.pixels.values()) / pixels / len(validation.present)
 
 
 def verdicts(rows: Sequence[dict], baselines: Mapping[str, float]) -> list[Verdict]:
@@ -118,10 +118,10 @@ def _classes(folder: Path, rows: Sequence[dict], validation: LabelValidation) ->
             values=(100 * last[f"val/iou/{name}"],),
             episodes=sum(ids[name] in samples[index].classes for index in validation.images),
         )
-        for name in validation.shown
+        for name in validation.present
     ]
     class_bars(bars, folder / "classes.png", mean=100 * last["val/miou"], unit="images")
-    absent = [name for name in validation.names if name not in validation.shown]
+    absent = [name for name in validation.names if name not in validation.present]
     caption = (
         f"The last validation, step {last['step']:,}; in brackets the number of validation images that show the class."
     )

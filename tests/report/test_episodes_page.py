@@ -141,7 +141,7 @@ def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(sh
     task, method = task_of(shards, context, split="novel"), Learner()
     run = finished(tmp_path / "run", log_of(20))
     for step in (0, 20):
-        draw_examples(task.examples(method), run.folder / "validation" / f"step_{step:08d}.png")
+        draw_examples(task.examples(), run.folder / "validation" / f"step_{step:08d}.png")
     header = ExportHeader(scored_by="val/miou", score=0.5, steps=20)
     save_export(run.folder / "best.safetensors", {"x": torch.zeros(1)}, header)
     page = report(run, method, task, context.device)

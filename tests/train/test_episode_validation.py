@@ -11,7 +11,7 @@ from fss.data.folds import Fold, fold_of
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
 from fss.report.example_figures import draw_examples
-from fss.train.validation.episode_validation import ValidateConfig, Validation, held_out
+from fss.train.validation.episode_validation import EpisodeValidation, ValidateConfig, held_out_classes
 from shards.format import Manifest, ShardError
 from shards.read import ShardSet
 from tests.support.episode_toy import Colour
@@ -26,9 +26,9 @@ def shards(tmp_path_factory) -> ShardSet:
     return rectangles(tmp_path_factory.mktemp("set") / "rectangles", [1, 2, 3, 4] * 3)
 
 
-def validation(training: ShardSet, context: DistributedContext, **options) -> Validation:
+def validation(training: ShardSet, context: DistributedContext, **options) -> EpisodeValidation:
     fold = fold_of("interleaved", 0, training.manifest)
-    return Validation(ValidateConfig(episodes=6, **options), fold, training, EPISODES, size=33, context=context)
+    return EpisodeValidation(ValidateConfig(episodes=6, **options), fold, training, EPISODES, size=33, context=context)
 
 
 def fold(base: int) -> Fold:
@@ -47,12 +47,12 @@ def fold(base: int) -> Fold:
     ],
 )
 def test_a_fifth_of_the_base_classes_is_held_out_evenly(base, options, expected):
-    assert held_out(ValidateConfig(**options), fold(base)) == expected
+    assert held_out_classes(ValidateConfig(**options), fold(base)) == expected
 
 
 def test_something_must_be_left_to_learn():
     with pytest.raises(ConfigError, match=r"validate\.classes is 3 but fold 0 has 3 base classes"):
-        held_out(ValidateConfig(classes=3), fold(3))
+        held_out_classes(ValidateConfig(classes=3), fold(3))
 
 
 def test_training_never_meets_a_class_that_validates(shards, context):
@@ -85,7 +85,7 @@ def test_it_scores_alike_every_time_and_draws_from_no_generator(shards, context)
 
 
 def test_a_plainly_coloured_object_is_found(shards, context):
-    """The colour of the class tells it here, so that only a mix-up of queries, masks or classes could lower the score."""
+    """Only a mix-up of queries, masks or classes could lower the score: the colour identifies the class here."""
     assert validation(shards, context)(Colour())["val/miou"] > 0.7
 
 

@@ -1,4 +1,4 @@
-"""What a training run does beside its steps, by what its method consumes."""
+"""The tasks of training runs, one for each kind of method."""
 
 from fss.data.batch import EpisodeSpec, LabelSpec, ViewSpec
 from fss.train.tasks.episode_task import EpisodeTask
@@ -6,5 +6,11 @@ from fss.train.tasks.label_task import LabelTask
 from fss.train.tasks.task import Task
 from fss.train.tasks.view_task import ViewTask
 
-TASKS: dict[type, type[Task]] = {ViewSpec: ViewTask, LabelSpec: LabelTask, EpisodeSpec: EpisodeTask}
-"""What a method consumes -> what a run of it does."""
+__all__ = ["TASKS", "EpisodeTask", "LabelTask", "Task", "ViewTask"]
+
+TASKS: dict[type[ViewSpec] | type[LabelSpec] | type[EpisodeSpec], type[Task]] = {
+    ViewSpec: ViewTask,
+    LabelSpec: LabelTask,
+    EpisodeSpec: EpisodeTask,
+}
+"""Type of a method's `batch_spec` -> the task of its training run."""

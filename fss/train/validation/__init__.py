@@ -1,1 +1,1 @@
-"""What training runs measure at times: one file for each kind of thing that methods consume."""
+"""What training runs measure from time to time: one module for each kind of method."""

@@ -1,4 +1,4 @@
-"""Validation while a method trains: episodes of classes that it does not learn from, to choose its best weights by."""
+"""Validation during training on episodes: episodes of held-out classes, by which the best weights are chosen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fss.methods.base import EpisodeMethod
 from shards.format import Manifest, ShardError
 from shards.read import ShardSet
 
-SHOWN = 4  # episodes drawn at a validation
+EXAMPLES = 4  # episodes drawn at a validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,11 @@ class ValidateConfig:
     """Episodes by which the best weights of a run are chosen."""
 
     split: Literal["base", "novel", "none"] = "base"
-    """base: on base classes that training leaves out. novel: on the test classes of the fold, as the published programs
-    do, which tunes the weights to the test; report and weights say so. none: the last weights are all there is."""
+    """base: on base classes that training leaves out. novel: on the test classes of the fold, as the reference
+    implementations do, which tunes the weights to the test; report and weights record it. none: no validation, only
+    the last weights are kept."""
     shards: str | None = None
-    """Packed set that the episodes are drawn from; null: the training shards."""
+    """Packed set from which the episodes are drawn; null: the training shards."""
     every: int | None = None
     """Optimizer steps between validations; null: a twentieth of the run."""
     episodes: int = 1000
@@ -41,17 +42,24 @@ class ValidateConfig:
         at_least("validate", self, every=1, episodes=1, classes=1, seed=0)
 
 
-class HoldsOut(Protocol):
-    """How many classes validation keeps from training; options of `validate` have both fields."""
+class HeldOutConfig(Protocol):
+    """The options that decide which classes are held out; both kinds of `validate` have them."""
 
-    split: Literal["base", "novel", "none"]
-    classes: int | None
+    @property
+    def split(self) -> Literal["base", "novel", "none"]:
+        """As in `ValidateConfig`."""
+        ...
+
+    @property
+    def classes(self) -> int | None:
+        """As in `ValidateConfig`."""
+        ...
 
 
-def held_out(config: HoldsOut, fold: Fold) -> tuple[int, ...]:
-    """The base classes that validation keeps from training: evenly spread over the sorted ids, none unless on 'base'.
+def held_out_classes(config: HeldOutConfig, fold: Fold) -> tuple[int, ...]:
+    """The ids of the base classes held out for validation, evenly spread over the sorted ids; none unless on 'base'.
 
-    Raises ConfigError where none would be left to learn from.
+    Raises ConfigError if no class would be left to train on.
     """
     if config.split != "base":
         return ()
@@ -62,13 +70,13 @@ def held_out(config: HoldsOut, fold: Fold) -> tuple[int, ...]:
             f"validate.classes is {count} but fold {fold.fold} has {len(base)} base classes: leave some to learn from, "
             "or set validate.split to none"
         )
-    return tuple(base[(2 * i + 1) * len(base) // (2 * count)] for i in range(count))  # the middle of each share
+    return tuple(base[(2 * i + 1) * len(base) // (2 * count)] for i in range(count))  # the middle of each part
 
 
-class Validation:
+class EpisodeValidation:
     """The validation episodes of a run, and the score of a method on them.
 
-    Raises ShardError where the shards lack a class or images for it.
+    Raises ShardError if the shards lack a class or images of it.
     """
 
     def __init__(
@@ -82,7 +90,7 @@ class Validation:
         cache: str | None = None,
     ) -> None:
         self.config = config
-        self.classes = held_out(config, fold) or fold.novel
+        self.classes = held_out_classes(config, fold) or fold.novel
         self.shards = ShardSet(config.shards, cache=cache) if config.shards else training
         check_names(self.classes, training.manifest, self.shards)
         policy = Policy(draw="round_robin", min_area=episodes.min_area, labels=episodes.labels)
@@ -93,24 +101,25 @@ class Validation:
         self.context = context
 
     def __call__(self, method: EpisodeMethod) -> dict[str, float]:
-        """val/miou, val/fb_iou and each class's val/iou/NAME of `method` as it stands, as fractions. Collective; equal
-        on all ranks.
+        """Score `method`: val/miou, val/fb_iou and val/iou/NAME of each class, fractions, equal on all ranks.
+
+        Collective. Raises ShardError if a sample cannot be read, RunError if logits are not finite.
         """
         predictor = predictor_for(method, self.scoring, self.context)
         results = measure(predictor, self.shards, self.episodes, self.scoring, self.context)
-        found = scores(total(((result.class_id, result.counts) for result in results), self.classes))
+        totals = scores(total(((result.class_id, result.counts) for result in results), self.classes))
         names = self.shards.manifest.classes
-        by_class = {f"val/iou/{names[class_id]}": iou for class_id, iou in found.per_class.items()}
-        return {"val/miou": found.miou, "val/fb_iou": found.fb_iou, **by_class}
+        by_class = {f"val/iou/{names[class_id]}": iou for class_id, iou in totals.per_class.items()}
+        return {"val/miou": totals.miou, "val/fb_iou": totals.fb_iou, **by_class}
 
     def examples(self, method: EpisodeMethod) -> list[EpisodeExample]:
         """The first episodes with their predictions, the same at every validation."""
         predictor = predictor_for(method, self.scoring, self.context)
-        return [predict_example(predictor, self.shards, episode, self.scoring) for episode in self.episodes[:SHOWN]]
+        return [predict_example(predictor, self.shards, episode, self.scoring) for episode in self.episodes[:EXAMPLES]]
 
 
 def check_names(classes: Sequence[int], training: Manifest, validation: ShardSet) -> None:
-    """The sets must mean the same by a class id."""
+    """Raise ShardError unless both sets have the same name for each class id."""
     for class_id in classes:
         here, there = training.classes[class_id], validation.manifest.classes.get(class_id)
         if here != there:

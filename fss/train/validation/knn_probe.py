@@ -1,4 +1,4 @@
-"""The kNN probe: do the frozen features of a method tell classes apart, that it never saw a label of?"""
+"""The kNN probe: how well the frozen features of a method separate classes of which it never saw a label."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from torch import Tensor
 from fss.collectives import Collectives
 from fss.data.object_crops import ObjectCrops
 from fss.errors import ConfigError, at_least
-from fss.methods.base import Method
+from fss.methods.base import ViewMethod
 from fss.nn.knn import knn_predict
 from shards.format import ShardError
 from shards.read import LostShardError, ShardSet
@@ -19,7 +19,7 @@ from shards.read import LostShardError, ShardSet
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """kNN classification of labelled object crops by the features as they are, to see whether they become useful."""
+    """kNN classification of labelled object crops by the frozen features, as a measure of their quality."""
 
     shards: str | None = None
     """Labelled shards to probe on; null: the training shards, if they carry labels."""
@@ -30,16 +30,16 @@ class ProbeConfig:
     size: int = 128
     """Side of a crop, pixels."""
     limit: int = 4000
-    """Samples used at most, evenly spread over the set; half of them vote, half are classified."""
+    """Maximum number of samples, evenly spread over the set; half of them vote, half are classified."""
 
     def __post_init__(self) -> None:
         at_least("probe", self, every=0, k=1, size=32, limit=2)
 
 
 def probe_crops(config: ProbeConfig, training: ShardSet) -> ObjectCrops | None:
-    """The crops to probe on; None where no other shards are named and the training shards have no usable labels.
+    """The crops to probe on; None if no other shards are named and the training shards have no usable labels.
 
-    Raises ConfigError where the named shards cannot be probed on, ShardError where they cannot be opened.
+    Raises ConfigError if the named shards cannot be probed on, ShardError if they cannot be opened.
     """
     shards = training if config.shards is None else ShardSet(config.shards)
     crops = ObjectCrops(shards, size=config.size, limit=config.limit)
@@ -54,7 +54,7 @@ def probe_crops(config: ProbeConfig, training: ShardSet) -> ObjectCrops | None:
 
 
 def probe(
-    method: Method,
+    method: ViewMethod,
     crops: ObjectCrops,
     collectives: Collectives,
     device: torch.device,
@@ -65,11 +65,11 @@ def probe(
 ) -> dict[str, float]:
     """Top-1 accuracy of a weighted kNN over one half of the crops on the other. Collective; equal on all ranks.
 
-    alive: called from time to time.
+    report_progress: called after every batch.
 
     Returns:
-        knn/top1: share of the held-out crops whose class is found.
-        knn/chance_level: what the best constant answer would score, the share of the commonest held-out class.
+        knn/top1: share of the held-out crops whose class is predicted.
+        knn/chance_level: score of the best constant answer, the share of the commonest held-out class.
         knn/images: crops used, both halves.
         knn/unreadable: crops left out because their sample could not be read.
     """
@@ -91,7 +91,7 @@ def probe(
 
 @torch.no_grad()
 def embed(
-    method: Method,
+    method: ViewMethod,
     crops: ObjectCrops,
     collectives: Collectives,
     device: torch.device,
@@ -99,13 +99,13 @@ def embed(
     batch: int = 64,
     report_progress: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """`method.encode` of all crops. Collective; equal on all ranks.
+    """Compute `method.embed` of all crops. Collective; equal on all ranks.
 
     Crops are cut into the same batches whatever the number of ranks, which take them in turn: features differ in the
-    last bits between batch sizes, and a probe must not depend on who computes it.
+    last bits between batch sizes, and a probe must not depend on the number of ranks.
 
     Returns:
-        (features [N, D], readable [N] bool); rows of unreadable crops mean nothing.
+        (features [N, D], readable [N] bool); rows of unreadable crops are arbitrary.
     """
     rounds = -(-len(crops) // (batch * collectives.world_size))
     starts = [(turn * collectives.world_size + collectives.rank) * batch for turn in range(rounds)]
@@ -117,7 +117,7 @@ def embed(
             images = torch.from_numpy(np.stack([image for image, _ in loaded])).permute(0, 3, 1, 2)  # [B, 3, S, S]
             features.append(method.embed(images.to(device).contiguous()))
             readable += [good for _, good in loaded]
-            block.clear()  # the pixels are done with
+            block.clear()  # frees the pixels
             report_progress()
     gathered = collectives.all_gather(torch.cat(features))  # [world * rounds * batch, D]
     flags = collectives.all_gather(torch.tensor(readable, dtype=torch.uint8, device=device))
@@ -129,11 +129,11 @@ def embed(
 
 
 def _load(crops: ObjectCrops, index: int) -> tuple[np.ndarray, bool]:
-    """A crop and whether it is one; black where it cannot be read, or where the last batch is padded."""
+    """Load a crop, and whether it is valid; black if it cannot be read, or is padding of the last batch."""
     if index < len(crops):
         try:
             return crops.load(index), True
-        except LostShardError:  # what is left would be another set
+        except LostShardError:  # the remaining crops would be another set
             raise
         except ShardError:
             pass
