@@ -8,7 +8,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x_%A_%a.txt
-# Trains the base learner of BAM and MSANet on each fold into RUNS/base_foldN. Options go to launch/train_base.py.
+# Trains the base learner of BAM and MSANet on each fold into RUNS/base_foldN. Options are passed to launch/train_base.py.
 #     sbatch slurm/base_fold.sh                all four folds
 #     sbatch --array 2 slurm/base_fold.sh      fold 2
 source slurm/common.sh

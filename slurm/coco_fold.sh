@@ -12,7 +12,7 @@
 # evaluates its best weights into RUNS/METHOD_foldN_evaluation. Without COCO_SHARDS in env.sh: on the embedded data.
 #     sbatch slurm/coco_fold.sh                                       all four folds
 #     METHOD=msanet sbatch --array 2 --nodes 2 slurm/coco_fold.sh     MSANet, fold 2, on two nodes
-#     sbatch slurm/coco_fold.sh --episodes.shots 5                    options go to launch/meta_train.py
+#     sbatch slurm/coco_fold.sh --episodes.shots 5                    options are passed to launch/meta_train.py
 #     EVALUATE="--eval.protocol pfenet" sbatch slurm/coco_fold.sh     and these to launch/evaluate.py
 #     PART=evaluate sbatch slurm/coco_fold.sh                         only the second half; PART=train: only the first
 source slurm/common.sh
@@ -22,14 +22,14 @@ PART=${PART:-train evaluate}
 RUN=$RUNS/${METHOD}_fold$FOLD
 
 if [[ $PART == *train* ]]; then
-    learns_from=(${BACKBONE_WEIGHTS:+--method.backbone_weights "$BACKBONE_WEIGHTS"})
+    initial_weights=(${BACKBONE_WEIGHTS:+--method.backbone_weights "$BACKBONE_WEIGHTS"})
     case $METHOD in
         qgnet)
             prior=$RUNS/prior/prior.safetensors
             if [[ -e $prior ]]; then
-                learns_from+=(--method.prior_map on --method.heads true --method.prior_weights "$prior")
+                initial_weights+=(--method.prior_map on --method.heads true --method.prior_weights "$prior")
                 # The embedded images have no ImageNet: the extractor is the backbone too, as in `make demo`.
-                [[ -n $COCO_SHARDS ]] || learns_from+=(--method.backbone_weights "$prior")
+                [[ -n $COCO_SHARDS ]] || initial_weights+=(--method.backbone_weights "$prior")
             elif [[ -n $COCO_SHARDS ]]; then
                 stop "there is no $prior to learn from: sbatch slurm/pretrain_prior.sh first"
             fi
@@ -37,15 +37,15 @@ if [[ $PART == *train* ]]; then
         bam | msanet)
             base=$RUNS/base_fold$FOLD/best.safetensors
             [[ -e $base ]] || stop "there is no $base to learn from: sbatch slurm/base_fold.sh first"
-            learns_from=(--method.base_weights "$base")    # which holds the backbone
+            initial_weights=(--method.base_weights "$base")    # which contain the backbone
             ;;
-        mshnet) learns_from=(${TORCHVISION_WEIGHTS:+--method.backbone_weights "$TORCHVISION_WEIGHTS"}) ;;
+        mshnet) initial_weights=(${TORCHVISION_WEIGHTS:+--method.backbone_weights "$TORCHVISION_WEIGHTS"}) ;;
     esac
     embedded=${METHOD}_embedded
     [[ $METHOD != qgnet ]] || embedded=embedded
     recipe meta "${METHOD}_coco" "$embedded"
     complete "$RUN" launch/meta_train.py "${RECIPE[@]}" --episodes.fold "$FOLD" "${VALIDATE[@]}" \
-        "${learns_from[@]}" "$@"
+        "${initial_weights[@]}" "$@"
 fi
 if [[ $PART == *evaluate* ]]; then
     read -ra options <<<"${EVALUATE:-}"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the job scripts share: the site's settings, and jobs that run on all nodes until they are done, whatever happens
-# in between. Sourced by the batch script, in the root of the checkout.
+# Shared by the job scripts: the settings of the site, and `complete`, which runs a job on all nodes until it is finished,
+# through restarts. Sourced by the batch script, in the root of the checkout.
 # shellcheck disable=SC2034    # RECIPE, VALIDATE and FOLD are the scripts'
 set -euo pipefail
 
@@ -32,8 +32,8 @@ if [[ -n $NETWORK_INTERFACE ]]; then
 fi
 say "$NAME on $NODES node(s) of $RANKS rank(s), start $((${SLURM_RESTART_COUNT:-0} + 1))"
 
-# SLURM says USR1 before the time limit, TERM before a preemption and when a job is cancelled. Both ask the ranks to save
-# and leave, over srun, which passes signals on to node.sh on every node.
+# SLURM sends USR1 before the time limit, TERM before a preemption and at a cancellation. Both ask the ranks to save
+# and exit. srun passes signals on to node.sh on every node.
 asked=
 child=
 ask() {    # ask SIGNAL
@@ -55,8 +55,8 @@ attend() {    # attend COMMAND...: run it while listening for signals; its exit 
     return "$code"
 }
 
-again() {    # put the job back into the queue: it goes on from its last checkpoint
-    # Who got TERM and runs no more was cancelled, and must not come back, or SLURM itself has put it back.
+again() {    # put the job back into the queue: it resumes at its last checkpoint
+    # A job that got TERM and does not run any more was cancelled and must stay away, or SLURM has put it back itself.
     if [[ $asked == TERM && $(squeue --noheader --jobs "$JOB" --format %T) != RUNNING ]]; then
         say "ended by SLURM: $1"
     else
@@ -77,9 +77,10 @@ complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ran
     ((GPUS == 0)) || device=(--run.device cuda)    # or, under a driver that torch cannot use, they would idle
     for ((attempt = 0; attempt <= RESTARTS; attempt++)); do
         [[ -z $asked ]] || again "asked to stop"
-        rm -f "$dir/status.json"    # what the file says afterwards, this attempt said: exit codes do not survive srun
+        rm -f "$dir/status.json"    # so that it is this attempt's: exit codes do not survive srun
         attend srun --nodes="$NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1 \
-            bash slurm/node.sh "$@" --run.dir "$dir" --run.world_size "$((NODES * RANKS))" "${device[@]}" ${PRECISION:+--run.precision "$PRECISION"} || true
+            bash slurm/node.sh "$@" --run.dir "$dir" --run.world_size "$((NODES * RANKS))" "${device[@]}" \
+            ${PRECISION:+--run.precision "$PRECISION"} || true
         case $(status "$dir") in
             finished) return ;;
             interrupted) again "saved as asked" ;;

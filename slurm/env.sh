@@ -1,24 +1,24 @@
 # shellcheck shell=bash disable=SC2034    # what is set here is read by the scripts beside it
-# The one file that a site edits. What follows the first part may also be set in the environment of the one who submits.
+# The one file that a site edits. Any of these may also be set in the environment of the user who submits.
 #
-#     source slurm/env.sh            once in a login shell, for what sbatch itself must know (first part); after a change
-#                                    in a new one
+#     source slurm/env.sh            once in a login shell, for the options of sbatch (first part); after a change
+#                                    in a new shell
 #     sbatch slurm/coco_fold.sh      the scripts read this file again, for the rest
 
 # --- What sbatch asks for. Empty: the cluster's default, or what you give sbatch. Nodes: `sbatch --nodes 4 ...`.
 : "${PARTITION:=}"
 : "${ACCOUNT:=}"
-: "${GPUS_PER_NODE:=}"            # such as 8 or a100:8; the jobs then refuse to start where a node shows fewer
+: "${GPUS_PER_NODE:=}"            # such as 8 or a100:8; the jobs then refuse to start if a node has fewer
 : "${CPUS_PER_GPU:=}"             # such as 8: the ranks' data workers run on them
-: "${CPU_PARTITION:=}"            # pipeline.sh: where packing and report run, which get no GPU; empty: PARTITION
+: "${CPU_PARTITION:=}"            # pipeline.sh: for packing and report, which get no GPU; empty: PARTITION
 : "${PACK_CPUS:=16}"              # pipeline.sh: cores that pack COCO; a node must have as many
 
 # --- What a job finds. Paths are seen from the compute nodes; relative ones begin at the root of the checkout.
 load_modules() { :; }             # such as: module load cuda/12.4
 : "${VENV:=.venv}"                # the environment that `make setup` made
 : "${RUNS:=runs}"                 # run directories, on a file system that all nodes share
-: "${COCO_RAW:=}"                 # folder with train2014, val2014 and annotations: what pack.sh packs
-: "${COCO_SHARDS:=}"              # what pack.sh writes (train2014), and all jobs read. Empty: the embedded data
+: "${COCO_RAW:=}"                 # input of pack.sh: folder with train2014, val2014 and annotations
+: "${COCO_SHARDS:=}"              # output of pack.sh (train2014), which all jobs read. Empty: the embedded data
 : "${COCO_VAL_SHARDS:=}"          # the same for val2014: the test images; training validates on them
 : "${BACKBONE_WEIGHTS:=}"         # ResNet-50 of ImageNet with the deep stem (resnet50_v2.pth): qgnet and base_fold.sh
 : "${TORCHVISION_WEIGHTS:=}"      # torchvision's ResNet-50: mshnet. Empty: a random backbone
@@ -32,10 +32,10 @@ load_modules() { :; }             # such as: module load cuda/12.4
 : "${NETWORK_INTERFACE:=}"        # such as ib0; empty: NCCL and gloo choose
 
 # --- How the ranks run.
-: "${RANKS_PER_NODE:=}"           # empty: one a GPU; one where a node has none
+: "${RANKS_PER_NODE:=}"           # empty: one a GPU; one on a node without GPUs
 : "${STRATEGY:=ddp}"              # ddp, zero1 or zero2 (DeepSpeed) for training
-: "${PRECISION:=}"                # bf16 or float32; empty: what the recipe says
-: "${RESTARTS:=2}"                # times that a job begins again by itself after a rank or a node died
+: "${PRECISION:=}"                # bf16 or float32; empty: as in the recipe
+: "${RESTARTS:=2}"                # restarts of a job after a rank or a node died
 
 export SBATCH_REQUEUE=1
 [[ -z $PARTITION ]] || export SBATCH_PARTITION=$PARTITION

@@ -8,7 +8,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x_%A_%a.txt
-# Evaluates GF-SAM, which learns nothing, on each fold of COCO-20i into RUNS/gfsam_foldN_evaluation. Options go to
+# Evaluates GF-SAM, which is not trained, on each fold of COCO-20i into RUNS/gfsam_foldN_evaluation. Options are passed to
 # launch/evaluate.py. Needs DINO_WEIGHTS and SAM_WEIGHTS of env.sh.
 #     sbatch slurm/eval_gfsam.sh --eval.protocol gfsam
 source slurm/common.sh

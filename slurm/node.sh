@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What srun starts once on every node: shards to the local disk where asked, then the node's ranks under accelerate.
+# Started by srun once on every node: copies shards to the local disk if STAGE_TO is set, then starts the node's ranks.
 #     node.sh LAUNCHER OPTION...
 set -euo pipefail
 
-((SLURM_NODEID == 0)) || exec >>"slurm/logs/${NAME}_node$SLURM_NODEID.txt" 2>&1    # the first node speaks for the job
+((SLURM_NODEID == 0)) || exec >>"slurm/logs/${NAME}_node$SLURM_NODEID.txt" 2>&1    # the first node writes the log of the job
 echo "node $SLURM_NODEID of $NODES: $SLURMD_NODENAME, rendezvous $HEAD_ADDRESS:$PORT"
 
 stage() {    # stage FOLDER: print the folder of a local copy; jobs that share the node share it too
@@ -45,8 +45,8 @@ case $STRATEGY in
 esac
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-# The ranks answer USR1 by saving; accelerate, their parent, would die of it. Ignored here, it is ignored by the ranks too
-# until they listen, so it is repeated: a signal may come while they are still starting.
+# On USR1 the ranks save and exit; accelerate, their parent, would die of it, so it ignores USR1. The ranks inherit that
+# until they install their handler, so the signal is repeated: it may arrive while they are starting.
 asked=
 trap 'asked=yes' USR1 TERM
 (

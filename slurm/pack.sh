@@ -7,8 +7,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x_%j.txt
-# Packs COCO from env.sh's COCO_RAW into COCO_SHARDS and COCO_VAL_SHARDS; the embedded data where it names none.
-# Options go to launch/pack.py. Put back into the queue it goes on where it was. What is packed needs no raw images.
+# Packs COCO from env.sh's COCO_RAW into COCO_SHARDS and COCO_VAL_SHARDS; the embedded data if it names none.
+# Options are passed to launch/pack.py. Put back into the queue, it continues. A packed set needs no raw images.
 #     sbatch --cpus-per-task 32 slurm/pack.sh
 source slurm/common.sh
 

@@ -7,9 +7,9 @@
 #     slurm/pipeline.sh --dry-run            print what would be submitted
 #     slurm/pipeline.sh                      submit it
 #     METHODS=qgnet slurm/pipeline.sh        one method (default: qgnet msanet; also bam, mshnet)
-#     slurm/pipeline.sh --nodes 4            further options go to every sbatch of a job that trains or evaluates
+#     slurm/pipeline.sh --nodes 4            further options are passed to every sbatch of a job that trains or evaluates
 #
-# Without pack where COCO_SHARDS and COCO_VAL_SHARDS are packed; PACK=yes submits it all the same. pack and report ask
+# If COCO_SHARDS and COCO_VAL_SHARDS are packed, pack is left out, unless PACK=yes. pack and report ask
 # for no GPU, in env.sh's CPU_PARTITION.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -7,7 +7,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x_%j.txt
-# Pretrains QGNet's prior extractor into RUNS/prior. Options go to launch/pretrain_prior.py.
+# Pretrains QGNet's prior extractor into RUNS/prior. Options are passed to launch/pretrain_prior.py.
 #     sbatch --nodes 4 slurm/pretrain_prior.sh --data.batch 1024 --optim.warmup 10
 source slurm/common.sh
 

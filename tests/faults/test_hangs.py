@@ -42,7 +42,7 @@ def test_stalled_data_are_told_from_a_hanging_rank(tmp_path, packed):
         while started.running:
             assert time.monotonic() < end
             time.sleep(0.1)
-    finally:  # or they would outlive the job, and hold its output open
+    finally:  # or they would outlive the job, and keep its output open
         for worker in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.resume()

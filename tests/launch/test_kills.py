@@ -40,7 +40,7 @@ class Kind:
     """run directory -> steps or episodes done, of `end`."""
     end: int
     same: Callable[[Path, Path], None]
-    """Asserts that two run directories hold the same result."""
+    """Raises AssertionError unless two run directories contain the same result."""
 
 
 def steps(folder: Path) -> int:

@@ -33,7 +33,7 @@ def cluster():
     command = [HERE / "cluster.sh", "start", folder, "2", "2", str(free_port() - 10)]
     try:
         subprocess.run(command, check=True, env=environment)
-        # What a site would write into env.sh: these nodes share one loopback.
+        # As a site would set it in env.sh: these nodes share one loopback.
         yield environment | {"NETWORK_INTERFACE": "lo"}
     finally:
         subprocess.run([HERE / "cluster.sh", "stop", folder], env=environment, check=True)
@@ -66,11 +66,11 @@ class Site:
         return "".join(path.read_text() for path in sorted((self.folder / "slurm" / "logs").glob("*.txt")))
 
     def state(self) -> str:
-        """What jobs and SLURM say, for messages."""
+        """Logs, jobs and nodes, for messages of failures."""
         return "\n".join([self.log(), self.call("scontrol", "show", "jobs"), self.call("scontrol", "show", "nodes")])
 
     def until(self, text: str, timeout: float = 300) -> None:
-        """Wait until the logs hold `text`."""
+        """Wait until `text` is in the logs."""
         end = time.monotonic() + timeout
         while text not in self.log():
             assert time.monotonic() < end, f"{text!r} never came: {self.state()}"

@@ -1,4 +1,4 @@
-"""What can be said of the job scripts without a cluster."""
+"""The job scripts without a cluster: syntax, what they submit, and what they start."""
 
 import itertools
 import shutil
@@ -31,7 +31,7 @@ def test_every_job_survives_what_clusters_do(script):
     text = script.read_text()
     for line in ("--signal=B:USR1@120", "--requeue", "--open-mode=append", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in text
-    assert "--partition" not in text and "--account" not in text, "that is said in env.sh"
+    assert "--partition" not in text and "--account" not in text, "env.sh sets them"
     outside = subprocess.run(["bash", script], cwd=ROOT, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     assert outside.returncode == 1 and "sbatch" in outside.stderr
 
@@ -48,7 +48,7 @@ def dry_run(*words: str, **settings: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_pipeline_says_what_it_would_submit():
+def test_the_pipeline_prints_what_it_would_submit():
     lines = dry_run("--nodes", "4")
     named = [next(word for word in line.split() if word.startswith("slurm/")) for line in lines]
     assert named == [
@@ -94,8 +94,8 @@ def test_the_pipeline_begins_behind_the_packing_where_both_sets_are_packed(tmp_p
     pack_sets(tmp_path / "train")
     assert "slurm/pack.sh" in dry_run(**sets)[0] and "--dependency=afterok:<job 1>" in dry_run(**sets)[1]
     pack_sets(tmp_path / "val")
-    said, *lines = dry_run(METHODS="qgnet msanet mshnet", **sets)
-    assert said.startswith(f"{tmp_path}/train and {tmp_path}/val are packed") and "PACK=yes" in said
+    message, *lines = dry_run(METHODS="qgnet msanet mshnet", **sets)
+    assert message.startswith(f"{tmp_path}/train and {tmp_path}/val are packed") and "PACK=yes" in message
     waits = [
         "",
         "afterok:<job 1>",
