@@ -106,7 +106,7 @@ class Plain:
 
     def see(self, image: Tensor) -> Seen:
         with torch.no_grad(), self.stage("backbone"):
-            return see(self.frozen["backbone"], self.frozen["standardise"](image))
+            return see(self.frozen["backbone"], self.frozen["normalize"](image))
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         scores, meta, _ = self._all(batch)
@@ -186,7 +186,7 @@ def alone(name: str, batch: EpisodeBatch) -> float:
 def stages(method: MSANet, batch: EpisodeBatch, repeats: int) -> dict[str, float]:
     """Median CPU seconds of the parts of the shipped forward pass, by the functions that it calls."""
     backbone, shots, b = method.non_trainable["backbone"], batch.support.shape[1], len(batch)
-    images = method.non_trainable["standardise"](torch.cat([batch.query, batch.support.flatten(0, 1)]))
+    images = method.non_trainable["normalize"](torch.cat([batch.query, batch.support.flatten(0, 1)]))
     masks = batch.support_mask.flatten(0, 1)
     seen = [(block, list(layers)) for _, block, layers in compared_layers(backbone, images)]
     (block2, _), (block3, _), (block4, _) = seen

@@ -151,7 +151,7 @@ def extra_mib(part: str, shape: str, size: int, shots: int, threads: int) -> flo
 def evaluation(size: int, shots: int, repeats: int) -> str:
     """The cost of encoding an image, of describing a support and of a prediction, and the memory of what is cached."""
     method, batch = build(), episode(size, shots)
-    image, mask = method.non_trainable["standardise"](batch.query), batch.support_mask[0, :1]
+    image, mask = method.non_trainable["normalize"](batch.query), batch.support_mask[0, :1]
     seen = method.encode(image)
     supports = [method.encode_support(seen, mask)] * shots
     actions = {

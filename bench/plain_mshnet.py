@@ -76,7 +76,7 @@ class Plain:
     def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
         """The sums of the residual blocks before their ReLU, of one image, by block of the backbone, NCHW."""
         frozen = self.method.non_trainable
-        x = frozen["backbone"].stage(0, frozen["standardise"](image))
+        x = frozen["backbone"].stage(0, frozen["normalize"](image))
         x = frozen["backbone"].stage(1, x)
         found = {}
         for block in BLOCKS:

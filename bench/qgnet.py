@@ -58,7 +58,7 @@ class Plain:
             for layer in module.modules():
                 if type(layer) is PointwiseConv2d:
                     layer.__class__ = nn.Conv2d
-        self.backbone, self.prior, self.normalize = frozen["backbone"], frozen["prior"], frozen["standardise"]
+        self.backbone, self.prior, self.normalize = frozen["backbone"], frozen["prior"], frozen["normalize"]
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         logits, inner = self.forward(batch)

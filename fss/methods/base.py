@@ -19,8 +19,8 @@ from fss.data.batch import BatchSpec
 from fss.nn.exports import ExportHeader
 
 Features = dict[str, Tensor]
-"""What a method keeps of an image, or of a support image and its mask: tensors by name, each with a batch dimension of
-1. The evaluation caches them and passes them back unchanged."""
+"""The features of an image, or the description of a support image and its mask: tensors by name, each with a batch
+dimension of 1. The evaluation caches them and passes them back unchanged."""
 
 Report = dict[str, Tensor]
 """Scalars to log, detached, still on the device: reading one waits for the device, so only the logger does it."""
@@ -36,7 +36,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where a call stands in a training run."""
+    """The place of a call in a training run."""
 
     collectives: Collectives = field(default_factory=SingleProcess)
     """Communication with the other ranks."""
@@ -48,7 +48,7 @@ class StepContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a method finds in a query, over the square of S x S pixels that it sees. Either `logits` or `mask` is given.
+    """A method's segmentation of a query, over its square of S x S pixels. Either `logits` or `mask` is given.
 
     Raises ValueError if both or none are given.
     """
@@ -56,11 +56,11 @@ class Prediction:
     logits: Tensor | None = None
     """Float [1, 2, S, S]: background, class."""
     mask: Tensor | None = None
-    """Bool [S, S]: where the class is, from a method that decides without logits."""
+    """Bool [S, S]: true where the class is, from a method that decides without logits."""
     score: Tensor | None = None
     """With `mask`: how similar the query is to the supports, a scalar above 0, to choose between several classes."""
     flags: tuple[str, ...] = ()
-    """What was unusual about this prediction, a few words each; an evaluation counts equal ones."""
+    """Unusual circumstances of this prediction, a few words each; an evaluation counts equal ones."""
 
     def __post_init__(self) -> None:
         if (self.logits is None) == (self.mask is None):
@@ -68,7 +68,7 @@ class Prediction:
 
     @property
     def margin(self) -> Tensor:
-        """By how much the class outweighs the background, float32 [1, 1, S, S]; above 0 where the class is predicted.
+        """The class's lead over the background, float32 [1, 1, S, S]; above 0 where the class is predicted.
 
         The difference of the logits; of a mask plus or minus its `score`, 1 if there is none.
         """
@@ -80,7 +80,7 @@ class Prediction:
 
     @property
     def finite(self) -> bool:
-        """Whether no logit is NaN or infinite. Waits for the device."""
+        """True if no logit is NaN or infinite. Waits for the device."""
         return self.logits is None or bool(torch.isfinite(self.logits).all())
 
 
@@ -88,7 +88,7 @@ ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 
 class Method(abc.ABC, Generic[ConfigT]):
-    """What is trained, saved, exported and evaluated without knowing which method it is.
+    """A system that is trained, saved, exported and evaluated through this interface alone.
 
     `trainable` holds everything that has gradients and nothing else; it is all that DDP or DeepSpeed wraps.
     `non_trainable` holds what has no gradient but must survive a restart and be equal on all ranks: momentum encoders,
@@ -100,7 +100,7 @@ class Method(abc.ABC, Generic[ConfigT]):
     requires_training: ClassVar[bool] = True
     """Whether there is anything to train. If not, `trainable` is empty and `loss` raises TypeError."""
     ablations: ClassVar[tuple[str, ...]] = ()
-    """Options that, unless they have their default value, make another system than the paper's main one."""
+    """Options that make another system than the paper's main one, unless they have their default value."""
 
     config: ConfigT
     trainable: nn.ModuleDict
@@ -113,7 +113,7 @@ class Method(abc.ABC, Generic[ConfigT]):
     @property
     @abc.abstractmethod
     def batch_spec(self) -> BatchSpec:
-        """What `loss` takes (see fss.data.batch); its type decides which data set makes the batches."""
+        """The batches that `loss` takes (see fss.data.batch); the type of the spec selects the data set."""
 
     @abc.abstractmethod
     def loss(self, batch: Any, context: StepContext) -> tuple[Tensor, Report]:
@@ -133,42 +133,44 @@ class Method(abc.ABC, Generic[ConfigT]):
         return [{"params": [p for p in self.trainable.parameters() if p.requires_grad]}]
 
     def startup_messages(self, images: int, batch: int) -> list[str]:
-        """Sentences for the start of a run over `images` images, `batch` an optimizer step over all ranks.
+        """Return sentences for the start of a run over `images` images, `batch` an optimizer step over all ranks.
 
         They name the range in which the loss should lie, and settings that are unwise for this set.
         """
         return []
 
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
-        """Sentences about what looks wrong in the logged report of a step."""
+        """Return sentences about what looks wrong in the logged report of a step."""
         return []
 
     def chance_levels(self) -> dict[str, float]:
-        """Name of a logged value -> the value that guessing gives."""
+        """Return the value that guessing gives, by the name of the logged value."""
         return {}
 
     def distributions(self) -> dict[str, Tensor]:
-        """Values [n] by name, to be logged as histograms. Called on one rank, after a step that is logged."""
+        """Return values [n] by name, to be logged as histograms. Called on one rank, after a step that is logged."""
         return {}
 
     def ablation(self) -> str:
-        """The options that make this another system than the paper's main one, with their values; "" if none do."""
-        given = [(option.name, getattr(self.config, option.name), option.default) for option in fields(self.Config)]
-        return ", ".join(f"{name} {value}" for name, value, usual in given if name in self.ablations and value != usual)
+        """Name the options that make this another system than the paper's main one, with values; "" if none do."""
+        values = [(option.name, getattr(self.config, option.name), option.default) for option in fields(self.Config)]
+        return ", ".join(
+            f"{name} {value}" for name, value, default in values if name in self.ablations and value != default
+        )
 
     def caveats(self, images_seen: int) -> list[str]:
-        """Sentences on why a run over `images_seen` images must not be compared with the paper's figures."""
+        """Return sentences on why a run over `images_seen` images must not be compared with the paper's figures."""
         return []
 
     def seen_classes(self) -> dict[int, str]:
-        """Class id -> name of the classes on whose labels a part of this method was trained before.
+        """Return the classes on whose labels a part of this method was trained before, id -> name.
 
         None of them may be novel. If there are any, they must be the base classes that training may learn from.
         """
         return {}
 
     def init_from(self, path: Path) -> list[str]:
-        """Warm start: load the weights in a file. Returns sentences on what was loaded and what starts anew.
+        """Load the weights of a file as a warm start. Returns sentences on what was loaded and what starts anew.
 
         Raises WeightsError if the file does not fit, TypeError if this method cannot start from a file.
         """
@@ -179,7 +181,7 @@ class Method(abc.ABC, Generic[ConfigT]):
         raise TypeError(f"{type(self).__name__} has nothing to compile")
 
     def export(self) -> tuple[dict[str, Tensor], ExportHeader]:
-        """The weights that other jobs start from, under public names, and what is known about them.
+        """Return the weights that other jobs start from, under public names, and the header.
 
         Raises TypeError if this method exports nothing.
         """
@@ -191,11 +193,11 @@ class ViewMethod(Method[ConfigT]):
 
     @abc.abstractmethod
     def embed(self, image: Tensor) -> Tensor:
-        """One descriptor an image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method computes it."""
+        """Compute one descriptor an image, uint8 [B, 3, H, W] -> [B, C], as a frozen use of this method does."""
 
     @abc.abstractmethod
     def dense(self, image: Tensor) -> Tensor:
-        """The feature map that a frozen use of this method works with, uint8 [B, 3, H, W] -> [B, C, h, w]."""
+        """Compute the feature map of a frozen use of this method, uint8 [B, 3, H, W] -> [B, C, h, w]."""
 
 
 class LabelMethod(Method[ConfigT]):
@@ -203,14 +205,17 @@ class LabelMethod(Method[ConfigT]):
 
     @abc.abstractmethod
     def set_classes(self, classes: Mapping[int, str], collectives: Collectives) -> None:
-        """Set the classes to learn, id -> name by ascending id. Called once, before training.
+        """Set the classes to train on, id -> name by ascending id. Called once, before training.
 
         collectives: those of the ranks that share every batch.
         """
 
     @abc.abstractmethod
     def segment(self, image: Tensor) -> Tensor:
-        """Logits [B, 1 + n, h, w] of the background and the n classes that were set, for normalized images."""
+        """Compute logits [B, 1 + n, h, w] of the background and the n classes that were set.
+
+        image: float32 [B, 3, S, S], normalized.
+        """
 
 
 class EpisodeMethodConfig(MethodConfig):
@@ -252,7 +257,7 @@ class EpisodeMethod(Method[EpisodeConfigT]):
 
     @abc.abstractmethod
     def encode_support(self, features: Features, mask: Tensor) -> Features:
-        """Describe the class that a support shows, from `encode`'s features and its mask.
+        """Compute the description of the class in a support, from `encode`'s features and its mask.
 
         mask: uint8 [1, S, S], 1 the class, 0 not, 255 unknown. Cached by image and class.
         """
@@ -262,7 +267,7 @@ class EpisodeMethod(Method[EpisodeConfigT]):
         """Segment a query, given K >= 1 descriptions from `encode_support`."""
 
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        """Maps [h, w] in 0..1 by name that show how a prediction came about; for reports and for recall.
+        """Return maps [h, w] in 0..1 by name that explain a prediction, for reports and for recall.
 
         query: from `encode`.
         """

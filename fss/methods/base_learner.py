@@ -1,20 +1,20 @@
 """BAM's base learner: a PSPNet that segments the base classes of a fold (Lang et al. 2022, section 4.1).
 
-What it finds in a query is no novel object. The meta learner of BAM and MSANet begins from its backbone.
+Its prediction in a query is a base class, not a novel object. The meta learner of BAM and MSANet uses its backbone.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fss.collectives import Collectives
 from fss.data.batch import LabelBatch, LabelSpec
-from fss.errors import ConfigError, at_least
+from fss.errors import ConfigError, WeightsError, at_least
 from fss.methods.base import LabelMethod, MethodConfig, Report, StepContext
 from fss.nn.backbones import BackboneName, Stem, check_backbone, check_size
 from fss.nn.exports import ExportHeader
@@ -35,17 +35,17 @@ class BaseLearnerConfig(MethodConfig):
     """Side of the training crops and of validated images, pixels: 8k + 1 for ResNets and VGGs, a multiple of the patch
     for ViTs."""
     backbone: BackboneName = "resnet50"
-    """The feature extractor, which learns too; meta-training goes on with it."""
+    """The feature extractor, which is trained, too; meta-training freezes it."""
     stem: Stem = "torchvision"
     """How a ResNet begins and where it strides; published few-shot results use 'deep'."""
     backbone_weights: str | None = None
-    """File of the backbone's first weights, of its `stem`; none: random weights."""
+    """File of the backbone's initial weights, for its `stem`; none: random weights."""
     dropout: float = 0.1
-    """Share of channels that is dropped before the classifier."""
+    """Share of channels dropped before the classifier."""
     backbone_lr: float = 1.0
-    """Learning rate of the backbone, in multiples of optim.lr; BAM has 1 on PASCAL-5i and 10 on COCO-20i."""
+    """Learning rate of the backbone in multiples of optim.lr; BAM has 1 on PASCAL-5i and 10 on COCO-20i."""
     head_lr: float = 10.0
-    """Learning rate of pyramid pooling and classifier, in multiples of optim.lr."""
+    """Learning rate of pyramid pooling and classifier in multiples of optim.lr."""
 
     def __post_init__(self) -> None:
         at_least("method", self, size=33, backbone_lr=0, head_lr=0)
@@ -56,24 +56,31 @@ class BaseLearnerConfig(MethodConfig):
 
 
 class BaseLearner(LabelMethod[BaseLearnerConfig]):
-    """See the module. `trainable` has the PSPNet, once `set_classes` has named its classes."""
+    """See the module. `trainable` has the PSPNet after `set_classes`."""
 
     Config = BaseLearnerConfig
 
-    def __init__(self, config: BaseLearnerConfig):
+    def __init__(self, config: BaseLearnerConfig) -> None:
         self.config = config
         self.classes: dict[int, str] = {}
+        self._normalize = Normalize()
+        self._built: PSPNet | None = None
         self.trainable = nn.ModuleDict()
-        self.non_trainable = nn.ModuleDict({"standardise": Normalize()})
+        self.non_trainable = nn.ModuleDict({"normalize": self._normalize})
+
+    @property
+    def _network(self) -> PSPNet:
+        assert self._built is not None, "set_classes comes first"
+        return self._built
 
     @property
     def batch_spec(self) -> LabelSpec:
         return LabelSpec(size=self.config.size)
 
     def set_classes(self, classes: Mapping[int, str], collectives: Collectives) -> None:
-        """Build the network; its batch statistics are taken over all peers.
+        """Build the network for the classes, id -> name by ascending id; its batch statistics are those of all ranks.
 
-        Raises ConfigError or WeightsError where the backbone's file is missing or does not fit.
+        Raises ConfigError or WeightsError if the backbone's file is missing or does not fit.
         """
         c = self.config
         self.classes = dict(classes)
@@ -82,19 +89,19 @@ class BaseLearner(LabelMethod[BaseLearnerConfig]):
             network.backbone.load_state_dict(load_backbone(Path(c.backbone_weights), c.backbone, c.stem))
         network.learn()
         synchronise(network, lambda: collectives)
-        self.trainable["network"] = network
+        self.trainable["network"] = self._built = network
 
     def loss(self, batch: LabelBatch, context: StepContext) -> tuple[Tensor, Report]:
-        """Cross-entropy, nats, over the known pixels of the batch of all ranks, every one of which weighs the same.
+        """Compute the cross-entropy, nats, over the known pixels of the batch of all ranks, each with the same weight.
 
-        Raises ConfigError for a batch that is too small to have batch statistics.
+        Raises ConfigError if the batch is too small for batch statistics.
         """
         if len(batch) * context.collectives.world_size < 2:
             raise ConfigError(
-                "data.batch gives a micro-batch of 1 image, and pyramid pooling of it nothing to take batch statistics "
-                "over: give at least 2 images for every micro-batch"
+                "data.batch gives a micro-batch of 1 image, too few for the batch statistics of pyramid pooling: give "
+                "at least 2 images for every micro-batch"
             )
-        logits = self.segment(self.non_trainable["standardise"](batch.image))
+        logits = self.segment(self._normalize(batch.image))
         logits = resize(logits.float(), batch.labels.shape[1:])  # [B, 1 + n, S, S]
         known = batch.labels != IGNORE  # [B, S, S]
         with torch.no_grad():
@@ -103,10 +110,10 @@ class BaseLearner(LabelMethod[BaseLearnerConfig]):
         return segmentation_loss(logits, batch.labels, pixels), report
 
     def segment(self, image: Tensor) -> Tensor:
-        return self.trainable["network"](image)
+        return self._network(image)
 
-    def param_groups(self) -> list[dict]:
-        network = self.trainable["network"]
+    def param_groups(self) -> list[dict[str, Any]]:
+        network = self._network
         return [
             {"params": list(network.backbone.parameters()), "lr_scale": self.config.backbone_lr},
             {"params": list(network.head.parameters()), "lr_scale": self.config.head_lr},
@@ -114,7 +121,9 @@ class BaseLearner(LabelMethod[BaseLearnerConfig]):
 
     def startup_messages(self, images: int, batch: int) -> list[str]:
         n = len(self.classes)
-        return [f"loss starts near {math.log(1 + n):.2f} = ln {1 + n}: the background and {n} classes are alike"]
+        return [
+            f"loss starts near {math.log(1 + n):.2f} = ln {1 + n}: the background and {n} classes are equally likely"
+        ]
 
     def chance_levels(self) -> dict[str, float]:
         return {"loss": math.log(1 + len(self.classes))}
@@ -125,8 +134,8 @@ class BaseLearner(LabelMethod[BaseLearnerConfig]):
         return ["The backbone started from random weights: published base learners start from ImageNet's."]
 
     def export(self) -> tuple[dict[str, Tensor], ExportHeader]:
-        """The PSPNet, and what its outputs stand for; see `fss.nn.weights.load_base`."""
-        return self.trainable["network"].state_dict(), ExportHeader(
+        """Return the tensors of the PSPNet and the header, with its classes; see `fss.nn.weights.load_base`."""
+        return self._network.state_dict(), ExportHeader(
             format="pt",
             method=self.config.name,
             backbone=self.config.backbone,
@@ -136,17 +145,20 @@ class BaseLearner(LabelMethod[BaseLearnerConfig]):
         )
 
     def init_from(self, path: Path) -> list[str]:
-        """Begin from another base learner; of other classes only its backbone and pyramid are taken over."""
+        """Start from another base learner; from one of other classes only its backbone and pyramid are loaded.
+
+        Raises WeightsError if the file is not a base learner of this backbone and stem.
+        """
         tensors, header = load_base(path)
-        network = self.trainable["network"]
+        network = self._network
         if (header.backbone, header.stem) != (self.config.backbone, self.config.stem):
-            raise ConfigError(
+            raise WeightsError(
                 f"run.init_from {path} is a {header.backbone} with stem {header.stem}, the method's is a "
                 f"{self.config.backbone} with {self.config.stem}: set method.backbone and method.stem to the file's"
             )
-        said = [f"all weights start from {path}"]
+        messages = [f"all weights start from {path}"]
         if header.class_names != self.classes:
             tensors = {name: t for name, t in tensors.items() if not name.startswith("head.classify.")}
-            said = [f"all weights but the classifier's start from {path}, which has learned other classes"]
+            messages = [f"all weights but the classifier's start from {path}, which was trained on other classes"]
         network.load_state_dict(network.state_dict() | tensors)
-        return said
+        return messages

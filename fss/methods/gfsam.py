@@ -1,8 +1,8 @@
-"""GF-SAM: points and SAM's masks in a graph, nothing trained (Zhang et al., NeurIPS 2024).
+"""GF-SAM: points and SAM's masks in a graph, without training (Zhang et al., NeurIPS 2024).
 
-DINOv2 says which patches of a query look like the object in the supports (section 4.1); SAM makes a mask of each; which
-mask covers which point makes a graph, whose clusters decide what is merged (4.2 and 4.3). All but the two networks is
-in fss.nn.alignment and fss.nn.pointgraph, decision by decision.
+DINOv2's features select the patches of a query that are similar to the object in the supports (section 4.1). SAM
+segments each of them. The coverage of points by masks makes a graph, whose clusters decide which masks are merged (4.2
+and 4.3). fss.nn.alignment and fss.nn.pointgraph contain these decisions.
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ from fss.errors import ConfigError, at_least
 from fss.methods.base import EpisodeMethod, EpisodeMethodConfig, Features, Prediction, Report, StepContext
 from fss.nn import alignment
 from fss.nn.alignment import Alignment, align, min_max_scaled, prompts, unit_features
-from fss.nn.dino import PATCH, DinoName, load_dino
+from fss.nn.dino import PATCH, Dino, DinoName, load_dino
 from fss.nn.gfsam_rules import Rules
 from fss.nn.pointgraph import segment
 from fss.nn.sam import NATIVE, STRIDE, SamName, load_sam
@@ -26,32 +26,32 @@ from fss.nn.sam import NATIVE, STRIDE, SamName, load_sam
 
 @dataclass(frozen=True, kw_only=True)
 class GFSAMConfig(Rules, EpisodeMethodConfig):
-    """GF-SAM: the defaults are the published code with the paper's networks."""
+    """GF-SAM: the defaults are the reference implementation with the paper's networks."""
 
     name: Literal["gfsam"] = "gfsam"
     """The method."""
     size: int = 1024
-    """Side of the images, pixels: what SAM sees. 1024, but for vit_t any multiple of 16."""
+    """Side of the images that SAM takes, pixels: 1024; for vit_t any multiple of 16."""
     dino: DinoName = "vitl14"
     """The DINOv2 whose features are compared."""
     dino_weights: str | None = None
     """File of its weights, official (.pth) or safetensors; none: random weights."""
     dino_size: int = 518
-    """Side of the images that DINOv2 sees, pixels: a multiple of 14. 518 is what its positions were trained for."""
+    """Side of the images that DINOv2 takes, pixels: a multiple of 14. Its position embeddings were trained for 518."""
     antialias: bool = False
-    """Whether pixels are averaged where the image shrinks to that size; the published figures were made without."""
+    """Average pixels when the image is reduced to that size; the published figures were made without."""
     sam: SamName = "vit_h"
     """The SAM that makes the masks; vit_t is MobileSAM."""
     sam_weights: str | None = None
     """File of its weights, official (.pth) or safetensors; none: random weights."""
     features: Literal["dino", "sam"] = "dino"
-    """Whose features are compared. 'sam', an ablation (A.5.1): the embeddings that SAM makes its masks of."""
+    """Network whose features are compared. 'sam', an ablation (A.5.1): the image embeddings of SAM."""
     compile: bool = False
-    """Have torch.compile work on the image encoders: minutes at first, then faster on a GPU."""
+    """Compile the image encoders with torch.compile: it takes minutes at first and is then faster on a GPU."""
 
     @property
     def backbone(self) -> str:
-        """What makes the features, as configs/published.yaml names it; the paper's main figures are with SAM vit_h."""
+        """The name of the networks in configs/published.yaml; the paper's main figures are with SAM vit_h."""
         if self.features == "sam":
             return f"SAM {self.sam}"
         return f"dinov2_{self.dino}" + ("" if self.sam == "vit_h" else f", SAM {self.sam}")
@@ -70,14 +70,14 @@ class GFSAMConfig(Rules, EpisodeMethodConfig):
 
 
 NO_POINT = "no point was found, so nothing was segmented"
-STEPS = 1024  # of a score: with few digits, a margin that interpolates to 0 at a mask's edge does so at any score
+SCORE_STEPS = 1024  # with few digits a margin that interpolates to 0 at a mask's edge does so at any score
 FALLBACK = "no mask passed both gates, so the best one alone was taken"
 
 
 class GFSAM(EpisodeMethod[GFSAMConfig]):
     """See the module. `trainable` is empty, `non_trainable` has both networks.
 
-    All images go through DINOv2, queries alone through SAM's encoder.
+    All images pass through DINOv2, and only queries through SAM's encoder.
     """
 
     Config = GFSAMConfig
@@ -85,49 +85,51 @@ class GFSAM(EpisodeMethod[GFSAMConfig]):
     requires_training = False
     has_probabilities = False
 
-    def __init__(self, config: GFSAMConfig):
-        """Raises WeightsError where a file of weights does not fit."""
+    def __init__(self, config: GFSAMConfig) -> None:
         self.config = c = config
         self.needs_query_encoding = c.features == "dino"  # else `encode` has SAM's embedding already
         self.trainable = nn.ModuleDict()
-        self.non_trainable = nn.ModuleDict({"sam": load_sam(c.sam, c.sam_weights and Path(c.sam_weights))})
+        self._sam = load_sam(c.sam, Path(c.sam_weights) if c.sam_weights else None)
+        self._dino: Dino | None = None
+        self.non_trainable = nn.ModuleDict({"sam": self._sam})
         if c.features == "dino":
-            self.non_trainable["dino"] = load_dino(c.dino, c.dino_weights and Path(c.dino_weights))
+            self._dino = load_dino(c.dino, Path(c.dino_weights) if c.dino_weights else None)
+            self.non_trainable["dino"] = self._dino
         self.non_trainable.requires_grad_(False).eval()
         if c.compile:
             self.compile()
 
     def compile(self) -> None:
-        self.non_trainable["sam"].image_encoder.compile()
-        if "dino" in self.non_trainable:
-            self.non_trainable["dino"].compile()
+        self._sam.image_encoder.compile()
+        if self._dino is not None:
+            self._dino.compile()
 
     @property
     def batch_spec(self) -> EpisodeSpec:
         return EpisodeSpec(size=self.config.size)
 
     def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
-        raise TypeError("GF-SAM learns nothing: evaluate it with launch/evaluate.py")
+        raise TypeError("GF-SAM has nothing to train: evaluate it with launch/evaluate.py")
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Features:
-        """Unit features of the patches, [1, g g, C]: of DINOv2 L 6 MB."""
+        """Compute the unit features [1, g g, C] of the g x g patches of an image [1, 3, S, S]: 6 MB of DINOv2 L."""
         c = self.config
-        if c.features == "sam":
-            embedding = self.non_trainable["sam"].encode(image)  # [1, 256, S/16, S/16]
+        if self._dino is None:
+            embedding = self._sam.encode(image)  # [1, 256, S/16, S/16]
             tokens = embedding.flatten(2).mT
             return {"features": unit_features(tokens[0], c)[None], "embedding": embedding}
         small = F.interpolate(image, (c.dino_size,) * 2, mode="bilinear", antialias=c.antialias)
-        return {"features": unit_features(self.non_trainable["dino"](small)[0], c)[None]}
+        return {"features": unit_features(self._dino(small)[0], c)[None]}
 
     @torch.no_grad()
     def encode_query(self, image: Tensor) -> Features:
-        """SAM's embedding, [1, 256, S/16, S/16]: at 1024 px 4 MB."""
-        return {"embedding": self.non_trainable["sam"].encode(image)}
+        """Compute SAM's embedding [1, 256, S/16, S/16] of an image [1, 3, S, S]: at 1024 px 4 MB."""
+        return {"embedding": self._sam.encode(image)}
 
     @torch.no_grad()
     def encode_support(self, features: Features, mask: Tensor) -> Features:
-        with _exact(mask):
+        with _float32(mask):
             return alignment.encode_support(features["features"][0], mask, self.config)
 
     @torch.no_grad()
@@ -140,50 +142,56 @@ class GFSAM(EpisodeMethod[GFSAMConfig]):
 
     @torch.no_grad()
     def candidates(self, query: Features, supports: list[Features]) -> tuple[Alignment, Tensor]:
-        """The points that are chosen in a query, and the mask of each, logits [N, S/4, S/4]."""
-        found = self._align(query, supports)
-        pixels = prompts(found.points, found.grid, _size(query), self.config)
-        return found, self.non_trainable["sam"].masks(query["embedding"], pixels)
+        """Choose points in a query and segment each; returns the alignment and the masks' logits [N, S/4, S/4]."""
+        alignment = self._align(query, supports)
+        pixels = prompts(alignment.points, alignment.grid, _size(query), self.config)
+        return alignment, self._sam.masks(query["embedding"], pixels)
 
     @torch.no_grad()
-    def merge(self, query: Features, found: Alignment, logits: Tensor) -> Prediction:
-        """The second half of `predict`, of what `candidates` gives."""
-        with _exact(logits):
-            outcome = segment(query["features"][0], found, logits, _size(query), self.config)
+    def merge(self, query: Features, alignment: Alignment, logits: Tensor) -> Prediction:
+        """Merge the masks of `candidates`, logits [N, S/4, S/4], to a prediction: the second half of `predict`."""
+        with _float32(logits):
+            outcome = segment(query["features"][0], alignment, logits, _size(query), self.config)
         unusual = {NO_POINT: len(logits) == 0, FALLBACK: outcome.fallback}
         flags = tuple(flag for flag, applies in unusual.items() if applies)
-        similarity = (1 + found.mean.max()) / 2  # in 0..1
-        score = (similarity * STEPS).ceil().clamp(1, STEPS) / STEPS
+        similarity = (1 + alignment.mean.max()) / 2  # in 0..1
+        score = (similarity * SCORE_STEPS).ceil().clamp(1, SCORE_STEPS) / SCORE_STEPS
         return Prediction(mask=outcome.mask, score=score, flags=flags)
 
     @torch.no_grad()
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        found = self._align(query, supports)
-        named = {"mean similarity": found.mean, "max similarity": found.max, "background similarity": found.negative}
-        stretched_maps = {name: min_max_scaled(x.flatten()).view_as(x) for name, x in named.items()}
-        return stretched_maps | {"points are chosen by": found.select}
+        alignment = self._align(query, supports)
+        similarities = {
+            "mean similarity": alignment.mean,
+            "max similarity": alignment.max,
+            "background similarity": alignment.negative,
+        }
+        maps = {name: min_max_scaled(x.flatten()).view_as(x) for name, x in similarities.items()}
+        return maps | {"points are chosen by": alignment.select}
 
     def _align(self, query: Features, supports: list[Features]) -> Alignment:
-        with _exact(query["features"]):
+        with _float32(query["features"]):
             return align(query["features"][0], supports, self.config)
 
     def caveats(self, images_seen: int) -> list[str]:
         c = self.config
         given = {"SAM": c.sam_weights, "DINOv2": c.dino_weights or c.features == "sam"}
-        said = [
+        sentences = [
             f"{name} has random weights: scores show that the parts fit together and no more."
             for name, weights in given.items()
             if not weights
         ]
         if (c.dino, c.sam) != ("vitl14", "vit_h"):
-            said.append(f"DINOv2 {c.dino} and SAM {c.sam}; the paper's main figures are those of vitl14 and vit_h.")
-        return said
+            sentences.append(
+                f"DINOv2 {c.dino} and SAM {c.sam}; the paper's main figures are those of vitl14 and vit_h."
+            )
+        return sentences
 
 
 def _size(query: Features) -> int:
     return STRIDE * query["embedding"].shape[-1]
 
 
-def _exact(x: Tensor) -> torch.autocast:
-    """Decisions are made in float32, whatever the networks computed in."""
+def _float32(x: Tensor) -> torch.autocast:
+    """Return the context in which decisions are made: float32, also if the networks ran under autocast."""
     return torch.autocast(x.device.type, enabled=False)

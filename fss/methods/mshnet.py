@@ -1,12 +1,12 @@
 """MSHNet: few-shot segmentation from similarities alone (MSHNet, section 4).
 
-At every layer of a frozen ResNet's last three stages a query is compared with the object in each support, in two ways:
-by its prototype and pixel by pixel. What is learned sees only how similar they are, never the features themselves: the
+At every layer of a frozen ResNet's last three stages a query is compared with the object in each support in two ways:
+by its prototype and pixel by pixel. The trained layers take only these similarities, never the features themselves:
 symmetric merging blocks join layers, shots and similarities, and an inverted pyramid joins the scales.
 
-Training and evaluation compute the same function in two orders: `loss` compares a whole batch, `encode`, `encode_support` and
-`predict` go image by image, so that an evaluation can keep what belongs to an image. docs/mshnet.md says what the paper
-leaves open and what is done about it.
+Training and evaluation compute the same function in two orders: `loss` compares a whole batch; `encode`,
+`encode_support` and `predict` work image by image, so that an evaluation can cache the features of an image.
+docs/mshnet.md lists what the paper leaves open and how it is settled here.
 """
 
 import math
@@ -21,7 +21,12 @@ from fss.collectives import Collectives, SingleProcess
 from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError, at_least
 from fss.methods.base import Features, Prediction, Report, StepContext
-from fss.methods.episodic import FrozenBackboneMethod, ImageNetConfig, imagenet_backbone, tally
+from fss.methods.frozen_backbone import (
+    FrozenBackboneMethod,
+    PretrainedBackboneConfig,
+    known_pixels_and_iou,
+    pretrained_backbone,
+)
 from fss.nn.backbones import BACKBONES, BackboneName
 from fss.nn.exports import ExportHeader
 from fss.nn.fem import inner_loss, segmentation_loss
@@ -37,7 +42,7 @@ WIDTH = 128  # gives the paper's numbers of parameters (docs/mshnet.md)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MSHNetConfig(ImageNetConfig):
+class MSHNetConfig(PretrainedBackboneConfig):
     """MSHNet: the defaults are the paper's network as docs/mshnet.md completes it (473 px, ResNet-50)."""
 
     name: Literal["mshnet"] = "mshnet"
@@ -46,11 +51,11 @@ class MSHNetConfig(ImageNetConfig):
     """The frozen feature extractor, not dilated, a key of fss.nn.backbones.BACKBONES (the paper's: resnet50 or
     resnet101); every residual block of a ResNet's last three stages is a layer."""
     similarities: Literal["both", "cosine", "prototype"] = "both"
-    """What relates a query to its supports (the paper's Table 4)."""
+    """The similarities of a query to its supports (the paper's Table 4)."""
     width: int = WIDTH
-    """Channels of the finest of three scales, a multiple of 4; each coarser one has twice as many."""
+    """Channels of the finest of three scales, a multiple of 4; each coarser scale has twice as many."""
     dilations: list[int] = field(default_factory=lambda: [2, 4, 6])
-    """Rates of the atrous convolutions that follow the shots, in positions of a map."""
+    """Rates of the atrous convolutions in the merging blocks, in positions of a map."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,14 +71,14 @@ class MSHNetConfig(ImageNetConfig):
         return ("prototype", "cosine") if self.similarities == "both" else (self.similarities,)
 
     def deviations_from_paper(self) -> list[str]:
-        """What keeps a run from the paper's figures."""
-        said = self.random_weights_caveat()
+        """Return sentences on why a run cannot reach the paper's figures."""
+        sentences = self.random_weights_caveat()
         if self.width != WIDTH:
-            said.append(
+            sentences.append(
                 f"method.width is {self.width}: the network has {(self.width / WIDTH) ** 2:.2g} times the parameters "
                 "of the paper's, not to be compared with its figures."
             )
-        return said
+        return sentences
 
 
 BLOCKS = (2, 3, 4)  # of the backbone, fine to coarse: conv3_x to conv5_x of He et al.
@@ -83,78 +88,80 @@ Similarities = dict[str, Tensor]
 
 
 class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
-    """See the module. `trainable` has the W of Eq. 4 and all that merges similarities, `non_trainable` the backbone."""
+    """See the module. `trainable` has the W of Eq. 4 and the merging blocks, `non_trainable` the backbone."""
 
     Config = MSHNetConfig
     ablations = ("similarities",)
 
-    def __init__(self, config: MSHNetConfig, *, header: ExportHeader | None = None):
-        """With the `header` of an export, no file that `config` names is read: `restore` loads the weights.
-
-        Raises ConfigError or WeightsError where a file is missing or does not fit.
-        """
+    def __init__(self, config: MSHNetConfig, *, header: ExportHeader | None = None) -> None:
         self.config = c = config
         self._collectives: Collectives = SingleProcess()
-        backbone = imagenet_backbone(c, header, dilated=False)
-        self.non_trainable = nn.ModuleDict({"standardise": Normalize(), "backbone": backbone})
+        self._normalize, self._backbone = Normalize(), pretrained_backbone(c, header, dilated=False)
+        self.non_trainable = nn.ModuleDict({"normalize": self._normalize, "backbone": self._backbone})
         layers = BACKBONES[c.backbone].layers  # of blocks 2, 3 and 4
         self.trainable = nn.ModuleDict()
+        self._generative: list[GenerativeSimilarity] = []  # of blocks 2, 3 and 4, if prototypes are compared
         if "prototype" in c.names:
-            self.trainable["generative"] = nn.ModuleList(
-                GenerativeSimilarity(n, backbone.channels[block]) for n, block in zip(layers, BLOCKS, strict=True)
-            )
-        self.trainable["pyramid"] = InvertedPyramid(c.names, layers, c.width, c.dilations)
+            channels = self._backbone.channels
+            self._generative = [
+                GenerativeSimilarity(n, channels[block]) for n, block in zip(layers, BLOCKS, strict=True)
+            ]
+            self.trainable["generative"] = nn.ModuleList(self._generative)
+        self.trainable["pyramid"] = self._pyramid = InvertedPyramid(c.names, layers, c.width, c.dilations)
         synchronise(self.trainable, lambda: self._collectives)
 
     def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
-        """Cross-entropy of the prediction plus the mean of the three levels' (Eq. 1), nats, at the size of the mask.
+        """Compute the cross-entropy of the prediction plus the mean of the three levels' (Eq. 1), nats, at mask size.
 
         Every known pixel of the batch of all ranks weighs the same, and batch norm takes its statistics over all ranks:
-        the mean over ranks of a rank's loss, gradient and report is what one rank with all their episodes would have.
+        the mean over ranks of loss, gradient and report is that of one rank with all episodes.
         """
         self._collectives = context.collectives
         mask = batch.query_mask
         logits, inner = self.forward(batch)
-        pixels, iou = tally(logits, mask, context.collectives)
+        pixels, iou = known_pixels_and_iou(logits, mask, context.collectives)
         main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
         return main + levels, {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
-        """Logits [B, 2, h, w] of the queries and those of the levels, fine to coarse."""
-        return self.trainable["pyramid"](self.similarities(batch))
+        """Compute logits [B, 2, h, w] of the queries and those of the levels, fine to coarse."""
+        return self._pyramid(self.similarities(batch))
 
     def similarities(self, batch: EpisodeBatch) -> list[Similarities]:
-        """For each block what all its layers say of a batch; W of Eq. 4 has a gradient."""
+        """Compute the similarity maps of each block's layers for a batch; W of Eq. 4 has a gradient."""
         names = self.config.names
         query = self._layers(batch.query)
         # Shot by shot, so that there is never more than one of them beside the pixels of their objects.
         supports = zip(batch.support.unbind(1), batch.support_mask.unbind(1), strict=True)
         shots = [self._objects(*support) for support in supports]
-        found = []
+        similarities = []
         for i, block in enumerate(BLOCKS):
             relation = relate(query[block], [shot.pop(block) for shot in shots], cosine="cosine" in names)
             maps = {}
             if "prototype" in names:
-                generative = self.trainable["generative"][i]
+                generative = self._generative[i]
                 queries = generative.of_queries(query[block])  # [B, L, h, w]
                 maps["prototype"] = generative(generative.of_prototypes(relation.prototypes), queries)
             if relation.cosine is not None:
                 maps["cosine"] = relation.cosine
-            found.append(maps)
-        return found
+            similarities.append(maps)
+        return similarities
 
     def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
-        """Block -> its L layers of images [B, 3, S, S], before their ReLU: [B, C, h, w] each."""
-        return self.non_trainable["backbone"].layers(self.non_trainable["standardise"](image)).inner
+        """Compute the L layers of each block for images [B, 3, S, S], before their ReLU: [B, C, h, w] each."""
+        return self._backbone.layers(self._normalize(image)).inner
 
     def _objects(self, support: Tensor, mask: Tensor) -> dict[int, ObjectPixels]:
-        """Block -> what its layers show of the object in supports [B, 3, S, S] with masks [B, S, S]."""
+        """Select the object's pixels in the layers of each block, for supports [B, 3, S, S] with masks [B, S, S]."""
         layers = self._layers(support)
         return {block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()}
 
     def encode(self, image: Tensor) -> Features:
-        """At 473 px 57 MB with a ResNet-50 and 120 MB with a ResNet-101, all but 0.3 MB of them the unit vectors that
-        cosine similarity is made of; prototype similarity alone keeps no more than the projections that it adds up."""
+        """Compute what `encode_support` and `predict` need of an image [1, 3, S, S].
+
+        At 473 px 57 MB with a ResNet-50 and 120 MB with a ResNet-101, all but 0.3 MB of them the unit vectors for the
+        cosine similarity; the prototype similarity needs only the projections that it adds up.
+        """
         with self._evaluation():
             inner = self._layers(image)
             features = {"size": torch.tensor([image.shape[-1]])}
@@ -162,7 +169,7 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
                 layers = inner.pop(block)
                 h, w = layers[0].shape[2:]
                 if "prototype" in self.config.names:
-                    generative = self.trainable["generative"][i]
+                    generative = self._generative[i]
                     features[f"query {block}"] = generative.of_queries(layers)  # [1, L, h, w]
                     features[f"support {block}"] = generative.of_supports(layers)  # [1, L, h, w]
                 if "cosine" in self.config.names:
@@ -171,7 +178,10 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
             return features
 
     def encode_support(self, features: Features, mask: Tensor) -> Features:
-        """The unit vectors at the n positions of the object, and what W of Eq. 4 says of their prototype."""
+        """Select the unit vectors at the object's n positions and project their prototype with W of Eq. 4.
+
+        mask: uint8 [1, S, S].
+        """
         description = {}
         for block in BLOCKS:
             if "prototype" in self.config.names:
@@ -188,38 +198,40 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
     def predict(self, query: Features, supports: list[Features]) -> Prediction:
         size = int(query["size"])
         with self._evaluation():
-            logits, _ = self.trainable["pyramid"](self._compare(query, supports))
+            logits, _ = self._pyramid(self._compare(query, supports))
             return Prediction(logits=resize(logits.float(), (size, size)))
 
     def maps(self, query: Features, supports: list[Features]) -> dict[str, Tensor]:
-        """The energy maps of section 6.1: for each similarity and block the mean over layers and shots, stretched."""
+        """Return the energy maps of section 6.1: per similarity and block the mean over layers and shots, in 0..1."""
         with self._evaluation():
-            found = self._compare(query, supports)
+            similarities = self._compare(query, supports)
         return {
             f"{name} similarity, block {block}": min_max(maps[name].mean((1, 2)).flatten(1)).view(maps[name].shape[3:])
             for name in self.config.names
-            for block, maps in zip(BLOCKS, found, strict=True)
+            for block, maps in zip(BLOCKS, similarities, strict=True)
         }
 
     def _compare(self, query: Features, supports: Sequence[Features]) -> list[Similarities]:
-        """`similarities` of one query and what its supports' descriptions say."""
-        found = []
+        """As `similarities`, from the features of one query and the descriptions of its supports."""
+        similarities = []
         for i, block in enumerate(BLOCKS):
             maps = {}
             if "prototype" in self.config.names:
                 halves = torch.stack([s[f"prototype {block}"] for s in supports], 1)  # [1, K, L]
-                maps["prototype"] = self.trainable["generative"][i](halves, query[f"query {block}"])
+                maps["prototype"] = self._generative[i](halves, query[f"query {block}"])
             if "cosine" in self.config.names:
                 pixels = query[f"pixels {block}"]  # [1, L, h, w, C]
                 columns = [s[f"columns {block}"][0] for s in supports]  # K of [L, n, C]
                 share = averages([c.shape[1] for c in columns], pixels.device)  # [K, n]
                 cosine = relu_cosine_mean(pixels[0].flatten(1, 2).mT, torch.cat(columns, 1), share)  # [L, K, h w]
                 maps["cosine"] = cosine.transpose(0, 1).unflatten(2, pixels.shape[2:4])[None]
-            found.append(maps)
-        return found
+            similarities.append(maps)
+        return similarities
 
     def startup_messages(self, images: int, batch: int) -> list[str]:
-        return ["loss/main and loss/inner start near 0.69 = ln 2, that of a coin: staying there, nothing is learned"]
+        return [
+            "loss/main and loss/inner start near 0.69 = ln 2, that of guessing: if they stay there, nothing is learned"
+        ]
 
     def chance_levels(self) -> dict[str, float]:
         return {"loss/main": math.log(2), "loss/inner": math.log(2)}

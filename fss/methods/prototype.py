@@ -1,7 +1,7 @@
-"""The baseline without learning: a query position belongs to the nearer of two prototypes, class or background.
+"""The baseline without training: a query position belongs to the nearer of two prototypes, class or background.
 
-Prototypes are masked averages of frozen features and nearness is the cosine, as PANet (Wang et al. 2019, section 3.3)
-predicts; there the features are trained.
+Prototypes are masked averages of frozen features and similarity is the cosine, as in PANet (Wang et al. 2019, section
+3.3), whose features are trained.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,22 @@ from torch.nn import functional as F
 from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError
 from fss.methods.base import Features, Prediction, Report, StepContext
-from fss.methods.episodic import FrozenBackboneMethod, ImageNetConfig, imagenet_backbone
+from fss.methods.frozen_backbone import FrozenBackboneMethod, PretrainedBackboneConfig, pretrained_backbone
+from fss.nn.exports import ExportHeader
 from fss.nn.fem import concat_middle_blocks
 from fss.nn.region import downsample_mask, masked_average, resize
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrototypeConfig(ImageNetConfig):
-    """Masked average pooling and cosine on a frozen backbone: what a method that learns has to beat."""
+class PrototypeConfig(PretrainedBackboneConfig):
+    """Masked average pooling and cosine on a frozen backbone: a baseline for trained methods."""
 
     name: Literal["prototype"] = "prototype"
     """The method."""
     features: Literal["block3", "block2+3", "block4"] = "block4"
     """The maps that are compared; on photographs, with ImageNet weights, block 4 did best (docs/benchmarks.md)."""
     scale: float = 20.0
-    """Logits are this times the cosine (PANet's)."""
+    """Factor from cosine to logit (PANet's)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,19 +43,19 @@ class Prototype(FrozenBackboneMethod[PrototypeConfig]):
     Config = PrototypeConfig
     requires_training = False
 
-    def __init__(self, config: PrototypeConfig):
-        """Raises WeightsError where the file of weights does not fit."""
+    def __init__(self, config: PrototypeConfig, *, header: ExportHeader | None = None) -> None:
         self.config = config
+        self._backbone = pretrained_backbone(config, header)
         self.trainable = nn.ModuleDict()
-        self.non_trainable = nn.ModuleDict({"backbone": imagenet_backbone(config)})
+        self.non_trainable = nn.ModuleDict({"backbone": self._backbone})
 
     def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
-        raise TypeError("the prototype baseline learns nothing: evaluate it with launch/evaluate.py")
+        raise TypeError("the prototype baseline has nothing to train: evaluate it with launch/evaluate.py")
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Features:
-        """At 473 px with a ResNet-50 15 MB, with block 4 29 MB."""
-        backbone = self.non_trainable["backbone"]
+        """Compute the compared map of an image [1, 3, S, S]: at 473 px with a ResNet-50 15 MB, with block 4 29 MB."""
+        backbone = self._backbone
         block2, block3 = backbone.blocks_2_3(image)
         match self.config.features:
             case "block3":

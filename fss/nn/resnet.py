@@ -1,8 +1,8 @@
 """ResNets of torchvision's layout with MoCo's projection head in the place of the classifier."""
 
+import abc
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,18 @@ HEAD = "fc."
 """What the names of the projection head's tensors begin with, as in the official MoCo checkpoints."""
 
 
-class Encoder(Protocol):
-    """What a contrastive method asks of a network (an `nn.Module`): a trunk, and a head called `fc`."""
+class Encoder(nn.Module, abc.ABC):
+    """A network that a contrastive method trains: a trunk, and a projection head called `fc`."""
 
     fc: nn.Module
 
+    @abc.abstractmethod
     def features(self, image: Tensor) -> Tensor:
-        """Float images [B, 3, H, W] -> the trunk's last map [B, C, h, w]."""
+        """Compute the trunk's last map [B, C, h, w] of float images [B, 3, H, W]."""
 
+    @abc.abstractmethod
     def project(self, feature: Tensor) -> Tensor:
-        """Pooled features [N, C] -> embeddings [N, D], not normalised."""
+        """Compute embeddings [N, D], not normalized, of pooled features [N, C]."""
 
 
 def mlp_head(width: int, dim: int) -> nn.Sequential:
@@ -52,7 +54,7 @@ def speed_up_pointwise(module: nn.Module) -> None:
             layer.__class__ = PointwiseConv2d
 
 
-class ContrastiveResNet(ResNet):
+class ContrastiveResNet(ResNet, Encoder):
     """torchvision's ResNet (random weights) with an MLP head of `dim` outputs; the trunk keeps torchvision's names."""
 
     fc: nn.Sequential

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from fss.methods.msanet.config import BAMConfig, MSANetConfig
+from fss.methods.msanet.config import EnsembleConfig, MSANetConfig
 from fss.methods.mshnet import MSHNetConfig
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
@@ -43,7 +43,7 @@ def base_file(tmp_path_factory):
 def msanet_config(base_file):
     """Options -> config of an MSANet, or of the class given, that draws nothing at random."""
 
-    def make(kind: type[BAMConfig] = MSANetConfig, *, backbone: str = "resnet18", **options) -> BAMConfig:
+    def make(kind: type[EnsembleConfig] = MSANetConfig, *, backbone: str = "resnet18", **options) -> EnsembleConfig:
         off = {field.name: 0.0 for field in fields(kind) if field.name.endswith("_dropout")}
         weights = {"base_weights": base_file(backbone)}
         return kind(**{"size": SIZE, "backbone": backbone, "dim": 16, **off, **weights, **options})

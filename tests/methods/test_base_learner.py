@@ -88,7 +88,7 @@ def test_ranks_together_compute_what_one_does():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-4 * value.abs().max().item(), msg=name)
 
 
-def test_batch_statistics_are_shared_with_all_peers():
+def test_batch_statistics_are_shared_with_all_ranks():
     collectives = SingleProcess()
     layers = [m for m in learner(collectives=collectives).trainable.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert layers and all(type(m) is SyncBatchNorm2d and m.collectives() is collectives for m in layers)
@@ -174,7 +174,7 @@ def test_a_new_run_starts_from_another_fold_without_its_classifier(tmp_path):
     assert found["network.head.classify.weight"].equal(fresh)
     assert all(t.equal(wanted[name]) for name, t in found.items() if "classify" not in name)
     deep = learner(replace(SMALL, stem="deep"))
-    with pytest.raises(ConfigError, match="with stem torchvision"):
+    with pytest.raises(WeightsError, match="with stem torchvision"):
         deep.init_from(path)
 
 
@@ -187,13 +187,13 @@ def test_imagenets_weights_are_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"size": 100}, "method.size is 100"),
         ({"dropout": 1}, "method.dropout is 1"),
         ({"head_lr": -1}, "method.head_lr is -1"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         replace(SMALL, **options)

@@ -69,7 +69,7 @@ def make(qgnet_config, msanet_config, mshnet_config):
 
 
 def batch(name: str) -> Batch:
-    """What the method learns from."""
+    """A batch of the kind that the method is trained on."""
     if name in META_LEARNERS:
         return episodes(k=2)
     if name == "base":

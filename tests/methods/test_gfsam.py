@@ -42,30 +42,30 @@ def predicted(method: GFSAM, query: Tensor, supports: list[Features]) -> Predict
     return prediction
 
 
-def alike(found: Tensor, mask: Tensor) -> bool:
-    """Are they the same but for the corners, which interpolation rounds off?"""
-    return int((found != (mask[0] == 1)).sum()) <= 4 * 3
+def nearly_equal(predicted: Tensor, mask: Tensor) -> bool:
+    """Compare masks [S, S] and [1, S, S] except for the corners of the square, where the cells decide."""
+    return int((predicted != (mask[0] == 1)).sum()) <= 4 * 3
 
 
 def test_the_object_is_found_where_it_is(image, mask):
     method = tiny()
     moved = image.roll((16, -16), (2, 3))
     prediction = predicted(method, moved, supported(method, image, mask))
-    assert alike(prediction.mask, mask.roll((16, -16), (1, 2)))
+    assert nearly_equal(prediction.mask, mask.roll((16, -16), (1, 2)))
     assert prediction.flags == ()
 
 
-def test_the_margin_says_how_alike_they_are_and_leaves_the_mask(image, mask):
+def test_the_score_is_the_similarity_and_leaves_the_mask(image, mask):
     """Where two classes claim a place, the one whose supports are more like the query takes it; a mask is a mask."""
     method = tiny()
     other = image.clone()
     other[:, :, 16:48, 16:48] = torch.tensor([0.8, 0.5, 0.3]).view(3, 1, 1)
     query = method.encode(image) | method.encode_query(image)
-    same, alike_only = (method.predict(query, supported(method, support, mask)) for support in (image, other))
-    assert alike(alike_only.mask, mask)
-    assert 0 < alike_only.score < same.score <= 1
+    same, similar = (method.predict(query, supported(method, support, mask)) for support in (image, other))
+    assert nearly_equal(similar.mask, mask)
+    assert 0 < similar.score < same.score <= 1
     frame = Frame.fit(100, 77, SIZE, "squash")
-    for prediction in (same, alike_only):
+    for prediction in (same, similar):
         margin = prediction.margin
         assert margin.max() == prediction.score == -margin.min()
         assert (frame.restore(margin, "original") == frame.restore(margin.sign(), "original")).all()
@@ -82,10 +82,10 @@ def test_the_papers_figures_are_those_of_its_networks():
 def test_shots_are_joined(image, mask):
     method = tiny()
     supports = supported(method, image, mask, mask)
-    assert alike(predicted(method, image, supports).mask, mask)
+    assert nearly_equal(predicted(method, image, supports).mask, mask)
 
 
-def test_no_point_is_an_empty_mask_and_is_told(image, mask):
+def test_no_point_is_an_empty_mask_with_a_flag(image, mask):
     method = tiny()
     supports = supported(method, image, mask)
     empty = predicted(method, torch.ones_like(image), supports)  # nothing stands out
@@ -93,7 +93,7 @@ def test_no_point_is_an_empty_mask_and_is_told(image, mask):
     assert predicted(method, image, supports).flags == ()
 
 
-def test_a_mask_taken_alone_is_told(image, mask, monkeypatch):
+def test_a_mask_taken_alone_has_a_flag(image, mask, monkeypatch):
     method = tiny()
     sam = method.non_trainable["sam"]
     monkeypatch.setattr(sam, "masks", lambda embedding, points: -torch.ones(len(points), 16, 16))
@@ -107,7 +107,7 @@ def test_a_support_without_a_pixel_of_the_class(image, mask, value):
     empty = torch.full_like(mask, value)
     assert predicted(method, image, supported(method, image, empty))  # a square in the centre stands in
     both = predicted(method, image, supported(method, image, mask, empty))
-    assert alike(both.mask, mask)
+    assert nearly_equal(both.mask, mask)
 
 
 def test_a_support_that_is_all_object(image, mask):
@@ -115,7 +115,7 @@ def test_a_support_that_is_all_object(image, mask):
     assert predicted(method, image, supported(method, image, torch.ones_like(mask)))
 
 
-def test_sam_alone_looks_once(image, mask):
+def test_sam_alone_encodes_an_image_once(image, mask):
     method = tiny(features="sam")
     assert not method.needs_query_encoding and "dino" not in method.non_trainable
     features = method.encode(image)
@@ -143,7 +143,7 @@ def test_decisions_are_taken_in_float32(image, mask):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = method.encode(image)
         rough = method.maps(features, supported(method, image, mask))
-        assert alike(predicted(method, image, supports).mask, mask)
+        assert nearly_equal(predicted(method, image, supports).mask, mask)
     for name, found in exact.items():
         torch.testing.assert_close(rough[name], found, rtol=0, atol=1e-4)
 
@@ -171,13 +171,13 @@ def test_real_networks_fit_together(image, mask):
     with evaluation_mode(method):
         first, second = (predicted(method, image, supported(method, image, mask)).mask for _ in range(2))
         assert torch.equal(first, second)
-    said = method.caveats(0)
-    assert len(said) == 3 and said[0].startswith("SAM has random weights")
+    caveats = method.caveats(0)
+    assert len(caveats) == 3 and caveats[0].startswith("SAM has random weights")
     assert not any(parameter.requires_grad for parameter in method.non_trainable.parameters())
 
 
-def test_it_learns_nothing():
-    with pytest.raises(TypeError, match="learns nothing"):
+def test_it_has_nothing_to_train():
+    with pytest.raises(TypeError, match="nothing to train"):
         tiny().loss(None, StepContext())
 
 

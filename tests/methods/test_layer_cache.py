@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fss.methods.msanet import layer_cache as layer_cache
+from fss.methods.msanet import layer_cache
 from fss.nn.multisim import layer_similarity
 
 
@@ -15,20 +15,20 @@ def test_kept_layers_compare_as_the_layers_do(squeeze):
     share = torch.rand(2, 1, 9, 9, generator=g)
     share[share < 0.4] = 0
     share[1] *= 1e-3  # an object smaller than a pixel
-    query = layer_cache.of_image(3, [layer[:1]], squeeze)
+    query = layer_cache.image_layers(3, [layer[:1]], squeeze)
     shots = [
-        layer_cache.of_object(layer_cache.of_image(3, [x], squeeze), s, squeeze)
+        layer_cache.object_vectors(layer_cache.image_layers(3, [x], squeeze), s, squeeze)
         for x, s in zip(layer[1:].split(1), share.split(1), strict=True)
     ]
-    found = layer_cache.similarity(query, shots, (9, 9), lambda block: 0)
+    found = layer_cache.similarity_maps(query, shots, (9, 9), lambda block: 0)
     torch.testing.assert_close(found, layer_similarity(layer, share, squeeze), rtol=1e-3, atol=2e-4)
-    last = layer_cache.similarity(query, shots, (9, 9), lambda block: int(block == 3))
+    last = layer_cache.similarity_maps(query, shots, (9, 9), lambda block: int(block == 3))
     alone = layer_similarity(torch.stack([layer[0], layer[2]]), share[1:], squeeze)
     torch.testing.assert_close(last, alone, rtol=1e-3, atol=2e-4)
 
 
 def test_layers_keep_the_order_of_the_network():
     layers = [torch.randn(1, 4, 3, 3) for _ in range(12)]
-    features = layer_cache.of_image(2, layers[:1], "feature") | layer_cache.of_image(3, layers[1:], "feature")
-    assert layer_cache.names(features) == ["layer 2.0", *(f"layer 3.{i}" for i in range(11))]
-    assert [layer_cache.block_of(name) for name in layer_cache.names(features)] == [2] + 11 * [3]
+    features = layer_cache.image_layers(2, layers[:1], "feature") | layer_cache.image_layers(3, layers[1:], "feature")
+    assert layer_cache.layer_names(features) == ["layer 2.0", *(f"layer 3.{i}" for i in range(11))]
+    assert [layer_cache.block_number(name) for name in layer_cache.layer_names(features)] == [2] + 11 * [3]

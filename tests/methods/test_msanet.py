@@ -1,4 +1,4 @@
-"""MSANet and BAM: training and evaluation agree, everything learns, and the ensemble does what it should."""
+"""MSANet and BAM: training and evaluation agree, every weight is trained, and the ensemble does what it should."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def of_no_base_class(batch: EpisodeBatch) -> EpisodeBatch:
     return replace(batch, class_id=torch.full_like(batch.class_id, 99))
 
 
-VARIANTS = [
+ABLATIONS = [
     (1, {}),
     (3, {}),
     (2, {"prior_mask": "masked", "kshot": "mean"}),
@@ -41,7 +41,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("k", "ablation"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("k", "ablation"), ABLATIONS, ids=str)
 def test_training_and_evaluation_compute_the_same_logits(msanet_config, ablation, k):
     method = build(msanet_config(**ablation))
     method.trainable.eval()
@@ -62,7 +62,7 @@ def test_bam_computes_the_same_logits_in_both_orders(msanet_config, ablation, k)
     torch.testing.assert_close(image_by_image(method, batch), expected, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(("k", "ablation"), [v for v in VARIANTS if v[1].get("backbone") != "resnet50"], ids=str)
+@pytest.mark.parametrize(("k", "ablation"), [v for v in ABLATIONS if v[1].get("backbone") != "resnet50"], ids=str)
 def test_gradients_reach_every_learned_parameter_and_no_frozen_one(msanet_config, ablation, k):
     method = build(msanet_config(**ablation))
     idle = [name for name, p in method.trainable.named_parameters() if not p.requires_grad]
@@ -85,12 +85,12 @@ def test_in_training_the_episodes_own_class_is_no_base_class(msanet_config):
     batch = episodes(b=2)
     batch.class_id[1] = 4
     with torch.no_grad():
-        block4 = method.non_trainable["backbone"].blocks(method.non_trainable["standardise"](batch.query)).block4
+        block4 = method.non_trainable["backbone"].blocks(method.non_trainable["normalize"](batch.query)).block4
         shares = method.non_trainable["base"](block4).softmax(1)  # [B, 1 + 3, h, w]: background, 1, 4, 6
         found = method._cues(batch).base
     expected = torch.stack([shares[0, [2, 3]].sum(0), shares[1, [1, 3]].sum(0)])
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
-    features = method.encode(method.non_trainable["standardise"](batch.query[:1]))
+    features = method.encode(method.non_trainable["normalize"](batch.query[:1]))
     torch.testing.assert_close(features["base"][0, 0], shares[0, 1:].sum(0), rtol=1e-4, atol=1e-5)
     assert method.seen_classes() == CLASSES
 

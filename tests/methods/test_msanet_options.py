@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from fss.errors import ConfigError, WeightsError
 from fss.methods import METHODS, load_method
 from fss.methods.base import StepContext
-from fss.methods.msanet.bam import BAM
 from fss.methods.msanet.config import BAMConfig, MSANetConfig
+from fss.methods.msanet.method import BAM
 from fss.nn.exports import ExportHeader, save_export
 from tests.support.made_episodes import SIZE, episodes, image_by_image
 from tests.support.made_msanet import CLASSES, build

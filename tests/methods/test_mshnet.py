@@ -1,4 +1,4 @@
-"""MSHNet: training and evaluation agree, shots have no order, and everything learns."""
+"""MSHNet: training and evaluation agree, shots have no order, and every weight is trained."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def test_similarities_are_those_of_every_residual_sum(mshnet_config):
     method = build(mshnet_config)
     batch = episodes(b=1, k=2)
     seen = [
-        method.non_trainable["backbone"].layers(method.non_trainable["standardise"](image)).inner
+        method.non_trainable["backbone"].layers(method.non_trainable["normalize"](image)).inner
         for image in (batch.query, batch.support[:, 1])
     ]
     found = method.similarities(batch)
@@ -146,7 +146,7 @@ def test_of_an_image_only_unit_vectors_and_two_numbers_a_position_are_kept(mshne
     batch = episodes(b=1)
     for ablation in ({}, *ALONE):
         method = build(replace(mshnet_config, **ablation))
-        features = method.encode(method.non_trainable["standardise"](batch.query))
+        features = method.encode(method.non_trainable["normalize"](batch.query))
         kept = {name: tuple(t.shape) for name, t in features.items() if name.endswith("2")}  # of block 2
         cosine, prototype = {"pixels 2": (1, 2, 9, 9, 128)}, {"query 2": (1, 2, 9, 9), "support 2": (1, 2, 9, 9)}
         expected = {"cosine": cosine, "prototype": prototype}.get(method.config.similarities, cosine | prototype)

@@ -64,7 +64,7 @@ def test_a_warm_start_takes_everything_and_refuses_other_shapes(mshnet_config, t
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"width": 30}, "method.width is 30: give a multiple of 4"),
         ({"width": 0}, "method.width is 0: give at least 4"),
@@ -73,14 +73,14 @@ def test_a_warm_start_takes_everything_and_refuses_other_shapes(mshnet_config, t
         ({"size": 64}, "method.size is 64"),
     ],
 )
-def test_wrong_options_are_refused_in_a_sentence(wrong, said):
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_options_are_refused_in_a_sentence(wrong, message):
+    with pytest.raises(ConfigError, match=message):
         MSHNetConfig(**wrong)
 
 
-def test_cautions_name_what_is_far_from_the_paper(mshnet_config):
-    said = " ".join(build(mshnet_config).caveats(1000))
-    assert "random weights" in said and "method.width is 16" in said
+def test_caveats_name_what_is_far_from_the_paper(mshnet_config):
+    caveats = " ".join(build(mshnet_config).caveats(1000))
+    assert "random weights" in caveats and "method.width is 16" in caveats
     assert not MSHNetConfig(backbone_weights="resnet50.pth").deviations_from_paper()
 
 

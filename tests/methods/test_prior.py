@@ -39,7 +39,7 @@ def test_reading_a_against_loops():
     freeze_norm(method)
     batch = views(4)
     loss, report = method.loss(batch, StepContext())
-    q, k, ready = method.trainable["encoder"], method.non_trainable["encoder"], method.non_trainable["standardise"]
+    q, k, ready = method.trainable["encoder"], method.non_trainable["encoder"], method.non_trainable["normalize"]
     expected = 0
     for name, ours, theirs in (("global", batch.query, batch.key), ("local", batch.patch_query, batch.patch_key)):
         queries, keys = (
@@ -57,7 +57,7 @@ def test_reading_b_against_loops():
     freeze_norm(method)
     batch = views(4)
     loss, report = method.loss(batch, StepContext())
-    ready = method.non_trainable["standardise"]
+    ready = method.non_trainable["normalize"]
 
     def pooled(net, image, areas) -> list[torch.Tensor]:
         maps = net.body(ready(image[None]))[0]  # [C, h, w]
@@ -89,7 +89,7 @@ def test_regions_enter_the_queue_one_or_all_of_an_image(enqueue, count):
     assert queue.total == count
     with torch.no_grad():
         net = build(REGION).non_trainable["encoder"].eval()
-        maps = net.body(method.non_trainable["standardise"](batch.key))
+        maps = net.body(method.non_trainable["normalize"](batch.key))
         every = net.fc(torch.einsum("nchw,nrhw->nrc", maps, batch.region_key))  # [4, 3, 8]
     every = F.normalize(every, dim=-1)
     per_image = count // 4
@@ -221,10 +221,10 @@ def test_export_is_the_momentum_trunk_and_can_be_started_from(tmp_path):
     assert all(torch.equal(slow[name], tensor) for name, tensor in start.query.items())
 
     other = PriorExtractor(config)
-    said = other.init_from(tmp_path / "prior.safetensors")
+    messages = other.init_from(tmp_path / "prior.safetensors")
     assert torch.equal(other.trainable["encoder"].layer4[1].conv2.weight, slow["layer4.1.conv2.weight"])
     assert torch.equal(other.non_trainable["encoder"].layer4[1].conv2.weight, slow["layer4.1.conv2.weight"])
-    assert "starts anew" in said[1]
+    assert "starts anew" in messages[1]
     with pytest.raises(WeightsError, match="resnet18"):
         with torch.device("meta"):
             wrong = PriorExtractor(replace(config, backbone="resnet50", queue=1, local_queue=1))
@@ -238,8 +238,8 @@ def test_start_from_an_official_checkpoint(tmp_path):
     state |= {"module.queue": F.normalize(torch.randn(8, 40), dim=0), "module.queue_ptr": torch.tensor([24])}
     torch.save({"state_dict": state}, tmp_path / "checkpoint.pth.tar")
     method = PriorExtractor(replace(SMALL, backbone="resnet18", local_head="separate"))
-    said = method.init_from(tmp_path / "checkpoint.pth.tar")
-    assert "queue of 40 keys is taken over" in said[-1]
+    messages = method.init_from(tmp_path / "checkpoint.pth.tar")
+    assert "queue of 40 keys is taken over" in messages[-1]
     for side, module in (("q", method.trainable), ("k", method.non_trainable)):
         for name, value in module["encoder"].state_dict().items():
             assert torch.equal(value, state[f"module.encoder_{side}.{name}"]), name
@@ -249,15 +249,15 @@ def test_start_from_an_official_checkpoint(tmp_path):
     assert (queue.pointer, queue.filled) == (24, 40)
 
     narrow = PriorExtractor(replace(SMALL, backbone="resnet18", dim=4))
-    said = narrow.init_from(tmp_path / "checkpoint.pth.tar")
-    assert "another shape" in said[1] and "does not fit" in said[2]
+    messages = narrow.init_from(tmp_path / "checkpoint.pth.tar")
+    assert "another shape" in messages[1] and "does not fit" in messages[2]
 
 
-def test_briefing_and_warnings():
+def test_startup_messages_and_warnings():
     method = build(replace(SMALL, local="none", queue=64))
-    said = method.startup_messages(images=48, batch=8)
-    assert f"{math.log(65):.2f}" in said[0] and "full after 8 steps" in said[0]
-    assert "1.3 times the keys of all 48 images" in said[1]
+    messages = method.startup_messages(images=48, batch=8)
+    assert f"{math.log(65):.2f}" in messages[0] and "full after 8 steps" in messages[0]
+    assert "1.3 times the keys of all 48 images" in messages[1]
     assert len(method.startup_messages(images=1000, batch=8)) == 1
 
     queue = method.non_trainable["global_queue"]

@@ -96,7 +96,7 @@ def test_it_cannot_be_trained_and_says_where_to_go():
     method = build()
     assert not method.requires_training and not list(method.trainable.parameters())
     assert not any(p.requires_grad for p in method.non_trainable.parameters())
-    with pytest.raises(TypeError, match="learns nothing: evaluate it"):
+    with pytest.raises(TypeError, match="nothing to train: evaluate it"):
         method.loss(None, StepContext())
     assert "random weights" in method.caveats(0)[0]
 

@@ -1,4 +1,4 @@
-"""QGNet: training and evaluation agree, and the maps are what they are said to be."""
+"""QGNet: training and evaluation agree, and the maps are those of the paper."""
 
 from dataclasses import replace
 
@@ -51,9 +51,9 @@ def test_training_and_evaluation_compute_the_same_logits(qgnet_config, ablation,
 def test_shots_are_averaged(qgnet_config):
     method = build(qgnet_config)
     batch = episodes(b=1, k=2)
-    features = [method.encode(method.non_trainable["standardise"](image[None])) for image in batch.support[0]]
+    features = [method.encode(method.non_trainable["normalize"](image[None])) for image in batch.support[0]]
     seen = [method.encode_support(f, mask[None]) for f, mask in zip(features, batch.support_mask[0], strict=True)]
-    query = method.encode(method.non_trainable["standardise"](batch.query))
+    query = method.encode(method.non_trainable["normalize"](batch.query))
     alone = [method.maps(query, [s])[GUIDED_MAP] for s in seen]
     torch.testing.assert_close(method.maps(query, seen)[GUIDED_MAP], (alone[0] + alone[1]) / 2)
     torch.testing.assert_close(method.predict(query, seen).logits, method.predict(query, seen[::-1]).logits)
@@ -63,7 +63,7 @@ def test_shots_are_averaged(qgnet_config):
 def test_maps_are_those_of_the_two_frozen_networks(qgnet_config):
     method = build(qgnet_config)
     batch = episodes(b=1)
-    query, support = (method.non_trainable["standardise"](x) for x in (batch.query, batch.support[0]))
+    query, support = (method.non_trainable["normalize"](x) for x in (batch.query, batch.support[0]))
     backbone, prior = method.non_trainable["backbone"], method.non_trainable["prior"]
     mask = downsample_mask(batch.support_mask[0], (9, 9))
     masked4 = backbone.block4(backbone.blocks(support).block3 * mask)
@@ -78,7 +78,7 @@ def test_maps_are_those_of_the_two_frozen_networks(qgnet_config):
 
 
 def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(qgnet_config):
-    image = build(qgnet_config).non_trainable["standardise"](episodes(b=1).query)
+    image = build(qgnet_config).non_trainable["normalize"](episodes(b=1).query)
     straight = build(qgnet_config).encode(image)[PRIOR_MAP]
     shuffled = build(replace(qgnet_config, prior_map="shuffled")).encode(image)[PRIOR_MAP]
     assert not torch.equal(straight, shuffled)
@@ -89,7 +89,7 @@ def test_a_shuffled_map_has_the_same_values_in_a_fixed_other_order(qgnet_config)
 def test_a_support_without_an_object_still_gives_a_prediction(qgnet_config):
     method = build(qgnet_config)
     batch = episodes(b=1)
-    features = method.encode(method.non_trainable["standardise"](batch.query))
+    features = method.encode(method.non_trainable["normalize"](batch.query))
     seen = method.encode_support(features, torch.full((1, SIZE, SIZE), 255, dtype=torch.uint8))
     assert seen["prototype"].eq(0).all() and seen["columns"].shape[1] == 0
     assert method.maps(features, [seen])[GUIDED_MAP].eq(0).all()
@@ -133,10 +133,10 @@ def test_reference_batch_norm_follows_each_group_of_images_as_the_reference_does
     method = build(replace(qgnet_config, bn="reference", prior_map="off"))
     batch = episodes(b=3, k=2)
     plain = build(replace(qgnet_config, bn="reference", prior_map="off")).non_trainable["backbone"]
-    normalize = method.non_trainable["standardise"]
+    normalize = method.non_trainable["normalize"]
     query3 = plain.blocks_2_3(normalize(batch.query))[1]
     query4 = plain.block4(query3)
-    assert torch.equal(method._see(batch).query4, query4)
+    assert torch.equal(method._frozen_features(batch).query4, query4)
     for shot in range(2):  # the reference sends every shot through on its own, and block 4 at the end of each
         block3 = plain.blocks_2_3(normalize(batch.support[:, shot]))[1]
         plain.block4(block3 * downsample_mask(batch.support_mask[:, shot], (9, 9)))
@@ -163,10 +163,10 @@ def test_bfloat16_stays_finite_and_near(qgnet_config):
     assert_bfloat16_is_near(build(qgnet_config), episodes())
 
 
-def test_cautions_name_what_is_far_from_the_paper(qgnet_config):
-    said = " ".join(build(qgnet_config).caveats(1000))
+def test_caveats_name_what_is_far_from_the_paper(qgnet_config):
+    caveats = " ".join(build(qgnet_config).caveats(1000))
     for piece in ("random weights", "2,400 images seen", "1,000 episodes"):
-        assert piece in said
+        assert piece in caveats
     known = build(qgnet_config)
     known.prior_header = ExportHeader(method="moco", backbone="resnet18")
     assert any("MoCo" in text for text in known.caveats(10**7))

@@ -90,7 +90,7 @@ def check_list(path: Path) -> None:
     if data in ("pascal", "coco", "fss"):
         novel = fold_of(data, int(fold or 0), packed).novel
         assert {class_id for class_id, _ in wanted} <= set(novel)
-    if data in ("pascal", "fss"):  # these go through their images in order, as the policy for them does
+    if data in ("pascal", "fss"):  # their images come in order, as the policy for them does
         source = EpisodeSource(packed, novel, Policy(draw="every_pair", repeat_supports=True, min_area=0), 1, seed=0)
         met = [(e.class_id, packed.samples[e.query].key) for e in map(source.draw, range(len(rows)))]
         assert met == [(class_id, keys[0]) for class_id, keys in wanted]

@@ -103,7 +103,7 @@ def check_gates(golden: dict, alignment: Alignment, logits: Tensor, outcome: Out
 
 
 def check_mask(golden: dict, outcome: Outcome, logits: Tensor) -> None:
-    """The final mask: exact given their decisions, and with ours different only inside masks that chance decides on."""
+    """The final mask: exact given their decisions, and with ours different only inside masks that rounding decides on."""
     assert outcome.fallback == bool(golden["fallback_used"]), f"fallback: {outcome.fallback}"
     theirs = unpack(golden["final_mask_bits"])
     if not outcome.fallback:
@@ -111,7 +111,7 @@ def check_mask(golden: dict, outcome: Outcome, logits: Tensor) -> None:
         assert union(logits, given.nonzero()[:, 0], SIZE).equal(theirs), "union of the masks that they chose"
     kin = np.stack([golden["cluster_weak"], golden["mask_score"]], 1)
     _, group, members = np.unique(kin, axis=0, return_inverse=True, return_counts=True)
-    tied = members[group.ravel()] > 1  # of two that tie, which comes first is chance too
+    tied = members[group.ravel()] > 1  # of two that tie, the order is as arbitrary
     doubtful = torch.from_numpy((np.abs(golden["P_plus_margin_f64"]) < NOISE) | tied)
     differ = (outcome.mask ^ theirs) & ~(logits[doubtful] > 0).any(0)
     assert not differ.any(), f"final mask: {int(differ.sum())} pixels differ"

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from fss.methods.base import StepContext
+from fss.nn.resnet import Encoder
 from tests.support.ranks import on_ranks
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
 
 
-class RecordedEncoder(nn.Module):
+class RecordedEncoder(Encoder):
     """The encoder of a recorded run, built from the names and shapes of its tensors.
 
     4-d weights are convolutions of stride 2 with padding k // 2, 1-d ones batch norm, and every index that has no

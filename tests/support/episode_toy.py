@@ -32,7 +32,7 @@ class Colour(EpisodeMethod[ColourConfig]):
         return EpisodeSpec(size=self.config.size)
 
     def loss(self, batch, context: StepContext):
-        raise TypeError("a colour learns nothing")
+        raise TypeError("a colour has nothing to train")
 
     def encode(self, image: Tensor) -> Features:
         assert image.shape == (1, 3, self.config.size, self.config.size)

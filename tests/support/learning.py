@@ -1,4 +1,4 @@
-"""What holds of every method that learns from episodes, for the tests of each."""
+"""Properties of every method that is trained on episodes, for the tests of each."""
 
 from collections.abc import Callable, Collection
 from dataclasses import fields

@@ -30,7 +30,7 @@ def episodes(b: int = 2, k: int = 1, seed: int = 0) -> EpisodeBatch:
 
 def seen(method: EpisodeMethod, batch: EpisodeBatch, row: int = 0) -> tuple[Features, list[Features]]:
     """The query's features and the descriptions of the supports of one episode."""
-    normalize = method.non_trainable["standardise"]
+    normalize = method.non_trainable["normalize"]
     described = [
         method.encode_support(method.encode(normalize(image[None])), mask[None])
         for image, mask in zip(batch.support[row], batch.support_mask[row], strict=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from fss.methods import METHODS
-from fss.methods.msanet.config import BAMConfig
+from fss.methods.msanet.config import EnsembleConfig
 from fss.methods.msanet.method import MSANet
 from fss.nn.exports import ExportHeader, save_export
 from fss.nn.pspnet import PSPNet
@@ -21,7 +21,7 @@ def save_base(path: Path, backbone: str) -> None:
     save_export(path, PSPNet(backbone, "torchvision", len(CLASSES)).state_dict(), header)
 
 
-def build(config: BAMConfig) -> MSANet:
+def build(config: EnsembleConfig) -> MSANet:
     """With an ensemble, and weights of shots, that do something."""
     torch.manual_seed(0)
     method = METHODS[config.name](config)

@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 def on_ranks(world_size: int, function: Callable, *args, timeout: float = 120) -> list:
-    """`function(*args)` in `world_size` new processes that find RANK and WORLD_SIZE set; what each returned, in rank order.
+    """Run `function(*args)` in `world_size` new processes with RANK and WORLD_SIZE set; returns their results by rank.
 
     `function` must be importable. An exception on a rank fails the test with that rank's traceback.
     """

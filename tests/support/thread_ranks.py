@@ -1,4 +1,4 @@
-"""Several ranks as threads of one process: the collectives of `Collectives` with real waiting, without a process group."""
+"""Several ranks as threads of one process: `Collectives` with real waiting, without a process group."""
 
 import threading
 from collections.abc import Callable

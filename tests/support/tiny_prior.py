@@ -9,12 +9,13 @@ from fss.data.batch import ViewBatch
 from fss.methods.base import StepContext
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
+from fss.nn.resnet import Encoder
 
 SMALL = PriorConfig(dim=8, queue=40, local_queue=24, momentum=0.9, local="patch", regions=3)
 REGION = replace(SMALL, local="region")
 
 
-class TinyEncoder(nn.Module):
+class TinyEncoder(Encoder):
     """Three layers: stride 4, with or without batch norm."""
 
     def __init__(self, norm: bool = True, dim: int = 8):
@@ -36,7 +37,7 @@ class TinyEncoder(nn.Module):
         return self.fc(feature)
 
 
-class Pixels(nn.Module):
+class Pixels(Encoder):
     """An identity encoder: the embedding of an image is its 12 values."""
 
     def __init__(self):

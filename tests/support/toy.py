@@ -1,4 +1,4 @@
-"""A method small enough to follow by hand: it learns a vector and keeps a running copy of it beside."""
+"""A method small enough to follow by hand: it trains a layer and keeps a running copy of its weights."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The options of QGNet's prior extractor, and how far they are from the paper's."""
+"""The options of QGNet's prior extractor, and their distance from the paper's."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ class PriorConfig(MethodConfig):
     name: Literal["prior"] = "prior"
     """The method."""
     backbone: Literal["resnet18", "resnet50", "resnet101"] = "resnet50"
-    """Trunk of both encoders, torchvision's layout."""
+    """Trunk of both encoders, in torchvision's layout."""
     dim: int = 128
     """Length of a key."""
     queue: int = 65536
@@ -26,20 +26,20 @@ class PriorConfig(MethodConfig):
     local_queue: int = 65536
     """M, the negatives of a patch or region."""
     temperature: float = 0.2
-    """Divides the cosine similarities (tau)."""
+    """Divisor of the cosine similarities (tau)."""
     momentum: float = 0.999
     """Share of its old weights that the momentum encoder keeps at an optimizer step."""
     global_loss: bool = True
     """Contrast whole images (Table VI)."""
     local: LocalReading = "patch"
-    """Contrast patches (Table VI). 'patch': crops of a superpixel are encoded, the paper's text. 'region': the same
-    superpixels are pooled from the maps of both views, which saves the extra passes."""
+    """Contrast patches (Table VI). 'patch': crops of a superpixel are encoded, as in the paper's text. 'region': the
+    same superpixels are pooled from the maps of both views, which saves the extra passes. 'none': no local contrast."""
     local_head: Literal["shared", "separate"] = "shared"
-    """Whether local contrast uses the projection head of the global one or its own."""
+    """Projection head of local contrast: 'shared' with global contrast, or 'separate'."""
     local_enqueue: Literal["one", "all"] = "one"
-    """Regions per image that enter the local queue ('region'); 'all' ages the queue `regions` times faster."""
+    """Regions of an image that enter the local queue ('region'); with 'all' it is replaced `regions` times as fast."""
     superpixels: Literal["slic", "felzenszwalb"] = "slic"
-    """Where patches and regions come from (Table V)."""
+    """Segmentation that patches and regions are taken from (Table V)."""
     view_size: int = 224
     """Side of both views, pixels."""
     patch_size: int = 96
@@ -47,14 +47,14 @@ class PriorConfig(MethodConfig):
     regions: int = 16
     """Regions drawn per image ('region')."""
     bn: Literal["shuffle", "sync", "local"] = "shuffle"
-    """Batch statistics of keys. 'shuffle': over other groups of images than the queries', the reference. 'sync': over
-    the batch of all ranks, for queries too. 'local': over this rank's images, which lets pairs be told by them."""
+    """Batch statistics of keys. 'shuffle': over other groups of images than the queries', as in MoCo. 'sync': over the
+    batch of all ranks, for queries, too. 'local': over this rank's images, by which pairs can be recognized."""
     bn_split: int = 2
-    """Groups that 'shuffle' cuts a batch into on a single process, where shuffling within one group does nothing."""
+    """Groups of a batch on a single process for 'shuffle', which has no effect within one group."""
     bn_buffers: Literal["mean", "rank0"] = "mean"
-    """How running statistics are made equal after a step: their mean over ranks, or rank 0's, the reference."""
+    """Running statistics of all ranks after a step: their 'mean', or those of 'rank0', as in MoCo."""
     mask_same_image: bool = False
-    """Do not count earlier keys of an image as its negatives; the reference does."""
+    """Leave earlier keys of an image out of its negatives; MoCo counts them."""
     channels_last: bool = True
     """Store images and maps with channels innermost: faster on CPUs and on GPUs with tensor cores."""
     seed: int = 0
@@ -77,7 +77,7 @@ class PriorConfig(MethodConfig):
             raise ConfigError(f"method.momentum is {self.momentum}: give a number from 0 to below 1, such as 0.999")
 
     def deviations_from_paper(self, images_seen: int) -> list[str]:
-        """What makes a run of this recipe over `images_seen` images smaller than the paper's (sections IV-A, V-A)."""
+        """List by how much a run over `images_seen` images is smaller than the paper's (sections IV-A, V-A)."""
         short = []
         if images_seen < 0.9 * PAPER_IMAGES:
             short.append(f"{images_seen:,} images seen ({images_seen / PAPER_IMAGES:.2%} of {PAPER_IMAGES:,} on VOC)")

@@ -1,12 +1,12 @@
 """QGNet's prior extractor: momentum contrast of whole images and of local patches (QGNet, section IV-A).
 
 Global contrast is MoCo v2 on two views of an image (Eq. 1). Local contrast is the same on superpixel patches, with a
-queue of its own (Eq. 6); the loss is their sum (Eq. 7). What reaches few-shot segmentation is the momentum encoder.
+queue of its own (Eq. 6); the loss is their sum (Eq. 7). Few-shot segmentation uses the momentum encoder.
 
-Where an official MoCo step moves the momentum encoder before the keys are computed and writes the queue before the
-backward pass, this one does both after the optimizer step. The sequence of values is the same: the first official
-update is empty, because both encoders start equal. Nothing that the backward pass needs is overwritten, and with
-gradient accumulation there is one update and one enqueue an optimizer step.
+An official MoCo step moves the momentum encoder before it computes the keys, and writes the queue before the backward
+pass. Here both happen after the optimizer step. The sequence of values is the same: the first official update changes
+nothing, because both encoders start equal. Nothing that the backward pass needs is overwritten, and with gradient
+accumulation there is one update and one enqueue an optimizer step.
 """
 
 import copy
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,21 @@ from fss.nn.resnet import ENCODERS, HEAD, Encoder
 from fss.nn.weights import load_start
 
 
+class Tower(NamedTuple):
+    """One of the two networks, trained or by momentum."""
+
+    encoder: Encoder
+    local_head: nn.Module | None
+    """The projection head of local contrast; None: the encoder's own."""
+
+    def as_modules(self) -> nn.ModuleDict:
+        """Return the modules by their names in checkpoints."""
+        heads = {} if self.local_head is None else {"local_head": self.local_head}
+        return nn.ModuleDict({"encoder": self.encoder, **heads})
+
+
 class PriorExtractor(ViewMethod[PriorConfig]):
-    """See the module. `trainable` has the query encoder, `non_trainable` the momentum encoder (float32) and the queues."""
+    """See the module. `trainable` has the query encoder, `non_trainable` the momentum encoder, float32, and queues."""
 
     Config = PriorConfig
 
@@ -44,33 +58,38 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         *,
         encoder: Callable[[], Encoder] | None = None,
         permute: Permute | None = None,
-    ):
-        """`encoder` builds another network than `config.backbone`; `permute` replaces the seeded shuffles."""
+    ) -> None:
+        """Build both encoders, with equal random weights, and the queues.
+
+        encoder: builds the network instead of `config.backbone`; permute: replaces the seeded shuffles.
+        """
         self.config = config
         self._permute = permute or SeededPermutation(config.seed)
         self._collectives: Collectives = SingleProcess()
         self._pending: list[dict[str, tuple[Tensor, Tensor | None]]] = []  # keys of this optimizer step
 
-        network = encoder() if encoder else ENCODERS[config.backbone](config.dim)
+        network: Encoder = encoder() if encoder else ENCODERS[config.backbone](config.dim)
         if config.bn == "sync":
             synchronise(network, lambda: self._collectives)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)
-        self.trainable = nn.ModuleDict({"encoder": network})
-        if config.local_head == "separate" and config.local != "none":
-            self.trainable["local_head"] = copy.deepcopy(network.fc)
-        self.non_trainable = copy.deepcopy(self.trainable).requires_grad_(False)
-        self.non_trainable["standardise"] = Normalize()
+        separate = config.local_head == "separate" and config.local != "none"
+        self._query = Tower(network, copy.deepcopy(network.fc) if separate else None)
+        self._momentum = copy.deepcopy(self._query)
+        self._normalize = Normalize()
+        self.trainable = self._query.as_modules()
+        self.non_trainable = self._momentum.as_modules().requires_grad_(False)
+        self.non_trainable["normalize"] = self._normalize
         tagged = config.mask_same_image
         self._queues: dict[str, Queue] = {}
-        self._watches: list[QueueMonitor] = []
+        self._monitors: list[QueueMonitor] = []
         if config.global_loss:
             self._queues["global"] = Queue(config.queue, config.dim, seed=config.seed, tagged=tagged)
-            self._watches.append(QueueMonitor("global", self._queues["global"], option="queue", keys_per_image=1))
+            self._monitors.append(QueueMonitor("global", self._queues["global"], option="queue", keys_per_image=1))
         if config.local != "none":
             per_image = config.regions if config.local == "region" and config.local_enqueue == "all" else 1
             self._queues["local"] = Queue(config.local_queue, config.dim, seed=config.seed + 1, tagged=tagged)
-            self._watches.append(
+            self._monitors.append(
                 QueueMonitor("local", self._queues["local"], option="local_queue", keys_per_image=per_image)
             )
         self.non_trainable.update({f"{name}_queue": queue for name, queue in self._queues.items()})
@@ -84,10 +103,10 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         )
 
     def loss(self, batch: ViewBatch, context: StepContext) -> tuple[Tensor, Report]:
-        """L_local + L_global of one micro-batch (Eq. 7), in nats, each the mean over images.
+        """Compute L_local + L_global of one micro-batch (Eq. 7), in nats, each the mean over images.
 
-        Regions count within their image by `region_weight`. The keys wait for `after_step`.
-        Raises ConfigError for a batch that is too small to have batch statistics.
+        Regions count within their image by `region_weight`. The keys enter the queues in `after_step`.
+        Raises ConfigError if the batch is too small for batch statistics.
         """
         collectives, step = context.collectives, context.step
         self._collectives = collectives
@@ -98,7 +117,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         if collectives.world_size == 1 and self.config.bn == "shuffle":
             split = max(1, min(self.config.bn_split, n // 2))  # groups of at least 2
 
-        queries = self._embed(self.trainable, self._view(batch.query, batch.patch_query, batch.region_query), split)
+        queries = self._embed(self._query, self._view(batch.query, batch.patch_query, batch.region_query), split)
         with torch.no_grad():
             view = self._view(batch.key, batch.patch_key, batch.region_key)
             if self.config.bn == "shuffle":
@@ -107,18 +126,19 @@ class PriorExtractor(ViewMethod[PriorConfig]):
                 collect = shuffle.collect
             else:
                 collect = collectives.all_gather
-            keys = {name: collect(k) for name, k in self._embed(self.non_trainable, view, split).items()}  # [W n, R, D]
+            keys = {name: collect(k) for name, k in self._embed(self._momentum, view, split).items()}  # [W n, R, D]
 
         images = collectives.all_gather(batch.image) if self.config.mask_same_image else None  # [W n]
-        total, report = 0, {}
+        losses: list[Tensor] = []
+        report: Report = {}
         for name, query in queries.items():
             key = keys[name][collectives.rank * n : (collectives.rank + 1) * n]  # [n, R, D]
             weight = batch.region_weight if name == "local" and self.config.local == "region" else None
             loss, measures = self._contrast(name, query, key, weight, batch.image)
-            total = total + loss
+            losses.append(loss)
             report |= measures
         self._pending.append({name: self._to_enqueue(key, images, step, micro) for name, key in keys.items()})
-        return total, report
+        return sum(losses[1:], losses[0]), report
 
     @torch.no_grad()
     def after_step(self, context: StepContext) -> None:
@@ -126,42 +146,47 @@ class PriorExtractor(ViewMethod[PriorConfig]):
             momentum_update(self.non_trainable[name].parameters(), fast.parameters(), self.config.momentum)
         if self.config.bn != "sync":  # with sync they are equal already
             statistics = running_statistics(self.trainable) + running_statistics(self.non_trainable)
-            (context.collectives.mean_ if self.config.bn_buffers == "mean" else context.collectives.broadcast_)(
-                statistics
-            )
+            if self.config.bn_buffers == "mean":
+                context.collectives.mean_(statistics)
+            else:
+                context.collectives.broadcast_(statistics)
         for keys in self._pending:
             for name, (rows, images) in keys.items():
                 self._queues[name].push(rows, images)
         self._pending.clear()
 
     def _check_batch(self, n: int, collectives: Collectives) -> None:
+        """Raise ConfigError if n images a rank are too few for batch statistics."""
         over = n * collectives.world_size if self.config.bn == "sync" else n
         if self._has_batch_norm and over < 2:
             raise ConfigError(
-                f"a batch of {n} image on each of {collectives.world_size} ranks gives batch normalisation nothing to take "
-                "statistics over: use at least 2 images a rank"
+                f"a batch of {n} image on each of {collectives.world_size} ranks gives batch normalisation nothing to "
+                "take statistics over: use at least 2 images a rank"
             )
 
     def _view(self, image: Tensor, patch: Tensor | None, regions: Tensor | None) -> dict[str, Tensor]:
-        """What one side's encoder needs of the batch."""
+        """Select from one side of the batch what its encoder needs."""
         view = {}
         if self.config.global_loss or self.config.local == "region":
             view["image"] = image  # [n, 3, S, S]
         if self.config.local == "region":
+            assert regions is not None  # `batch_spec` asks for them
             view["regions"] = regions  # [n, R, h, w]
         if self.config.local == "patch":
+            assert patch is not None
             view["patch"] = patch  # [n, 3, P, P]
         return view
 
-    def _embed(self, towers: nn.ModuleDict, view: dict[str, Tensor], split: int) -> dict[str, Tensor]:
-        """Unit embeddings [n, R, D] of each contrast, float32; batch statistics are taken over `split` groups."""
+    def _embed(self, tower: Tower, view: dict[str, Tensor], split: int) -> dict[str, Tensor]:
+        """Compute unit embeddings [n, R, D] for each contrast, float32, with batch statistics of `split` groups."""
         groups = zip(*(x.tensor_split(split) for x in view.values()), strict=True)
-        parts = [self._embed_group(towers, dict(zip(view, group, strict=True))) for group in groups]
+        parts = [self._embed_group(tower, dict(zip(view, group, strict=True))) for group in groups]
         return {name: F.normalize(torch.cat([p[name] for p in parts]).float(), dim=-1) for name in parts[0]}
 
-    def _embed_group(self, towers: nn.ModuleDict, view: dict[str, Tensor]) -> dict[str, Tensor]:
-        encoder = towers["encoder"]
-        local_head = towers["local_head"] if "local_head" in towers else encoder.project
+    def _embed_group(self, tower: Tower, view: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute embeddings [n, R, D] for each contrast, not normalized, with batch statistics of all n images."""
+        encoder = tower.encoder
+        local_head = encoder.project if tower.local_head is None else tower.local_head
         out = {}
         if "image" in view:
             maps = self._features(encoder, view["image"])  # [n, C, h, w]
@@ -179,12 +204,12 @@ class PriorExtractor(ViewMethod[PriorConfig]):
     def _features(self, encoder: Encoder, image: Tensor) -> Tensor:
         if self.config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return encoder.features(self.non_trainable["standardise"](image))
+        return encoder.features(self._normalize(image))
 
     def _contrast(
         self, name: str, query: Tensor, key: Tensor, weight: Tensor | None, image: Tensor
     ) -> tuple[Tensor, Report]:
-        """InfoNCE of [n, R, D] against the queue: the mean over images of the weighted mean over R, and its report."""
+        """Compute InfoNCE of [n, R, D] against the queue, averaged over R by weight and over images, and its report."""
         n, r, dim = query.shape
         queue = self._queues[name]
         exclude = None
@@ -198,13 +223,13 @@ class PriorExtractor(ViewMethod[PriorConfig]):
             f"top1/{name}": result.hit.mean(),
             f"positive/{name}": result.positive.mean(),
             f"negative/{name}": result.negative.mean(),
-            # 1: spread over all directions, 0: every image gives the same vector
+            # 1: spread over all directions, 0: the same vector for every image
             f"spread/{name}": query.detach().flatten(0, 1).std(0, correction=0).mean() * math.sqrt(dim),
             f"fill/{name}": queue.fill(),
         }
 
     def _to_enqueue(self, keys: Tensor, images: Tensor | None, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
-        """Keys [W n, R, D] -> the rows for the queue, in the order of the global batch, with their images' indices."""
+        """Select the rows for the queue from keys [W n, R, D], in the order of the global batch, with image indices."""
         rows, r = keys.shape[:2]
         if r > 1 and self.config.local_enqueue == "one":
             chosen = torch.from_numpy(self._permute(step, micro, rows) % r).to(keys.device)  # [W n], any region
@@ -214,19 +239,19 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         return keys.flatten(0, 1), images
 
     def startup_messages(self, images: int, batch: int) -> list[str]:
-        said = [text for watch in self._watches for text in watch.startup_messages(images, batch)]
+        messages = [text for monitor in self._monitors for text in monitor.startup_messages(images, batch)]
         if self.config.bn == "local":
-            said.append("bn is local: queries and keys share batch statistics, which can give pairs away")
-        return said
+            messages.append("bn is local: queries and keys share batch statistics, which can give pairs away")
+        return messages
 
     def warnings(self, step: int, report: dict[str, float]) -> list[str]:
-        return [text for watch in self._watches for text in watch.warnings(step, report)]
+        return [text for monitor in self._monitors for text in monitor.warnings(step, report)]
 
     def distributions(self) -> dict[str, Tensor]:
-        return {name: values for watch in self._watches for name, values in watch.distributions().items()}
+        return {name: values for monitor in self._monitors for name, values in monitor.distributions().items()}
 
     def chance_levels(self) -> dict[str, float]:
-        levels = {name: level for watch in self._watches for name, level in watch.levels().items()}
+        levels = {name: level for monitor in self._monitors for name, level in monitor.chance_levels().items()}
         return {"loss": sum(level for name, level in levels.items() if name.startswith("loss/")), **levels}
 
     def caveats(self, images_seen: int) -> list[str]:
@@ -236,18 +261,18 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         return [
             f"Far from the paper's recipe (1000 epochs of PASCAL VOC or 200 of COCO, K = M = {PAPER_QUEUE}): "
             + "; ".join(short)
-            + ". Its figures say whether training works here, not what the method can reach."
+            + ". Its figures show that training works here, not what the method can reach."
         ]
 
     def compile(self) -> None:
-        for towers in (self.trainable, self.non_trainable):
-            encoder = towers["encoder"]
-            encoder.features = torch.compile(encoder.features)
+        for encoder in (self._query.encoder, self._momentum.encoder):
+            compiled = torch.compile(encoder.features)
+            encoder.features = compiled  # type: ignore[method-assign]  # of this object only
 
     @torch.no_grad()
     def dense(self, image: Tensor) -> Tensor:
-        """The momentum encoder's last map of uint8 images, [B, 3, H, W] -> [B, C, H/32, W/32], float32."""
-        encoder = self.non_trainable["encoder"]
+        """Compute the momentum encoder's last map of uint8 images, [B, 3, H, W] -> [B, C, H/32, W/32], float32."""
+        encoder = self._momentum.encoder
         training = encoder.training
         encoder.eval()
         try:
@@ -256,12 +281,12 @@ class PriorExtractor(ViewMethod[PriorConfig]):
             encoder.train(training)
 
     def embed(self, image: Tensor) -> Tensor:
-        """The unit mean of `dense`'s map, [B, 3, H, W] -> [B, C]; the projection head is left out, as for any use."""
+        """Compute the normalized mean of `dense`'s map, uint8 [B, 3, H, W] -> [B, C], without the projection head."""
         return F.normalize(self.dense(image).mean((2, 3)), dim=1)
 
     def export(self) -> tuple[dict[str, Tensor], ExportHeader]:
-        """The momentum encoder's trunk in torchvision's names, and how it was trained."""
-        state = self.non_trainable["encoder"].state_dict()
+        """Return the momentum encoder's trunk under torchvision's names, and the header."""
+        state = self._momentum.encoder.state_dict()
         trunk = {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith(HEAD)}
         return trunk, ExportHeader(
             format="pt",
@@ -272,25 +297,30 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         )
 
     def init_from(self, path: Path) -> list[str]:
-        """Begin from an official MoCo checkpoint, a torchvision ResNet's state dict, or an export of this program."""
+        """Start from an official MoCo checkpoint, a torchvision ResNet's state dict, or an export of this program.
+
+        Raises WeightsError if the file is damaged or of another backbone.
+        """
         start = load_start(path, self.config.backbone)
         key = start.key or start.query
-        said = [f"both encoders start from {path}, an {start.layout}"]
-        own = {name: t.shape for name, t in self.non_trainable["encoder"].fc.state_dict().items()}
+        messages = [f"both encoders start from {path}, an {start.layout}"]
+        own = {name: t.shape for name, t in self._momentum.encoder.fc.state_dict().items()}
         head = {name.removeprefix(HEAD): t.shape for name, t in start.query.items() if name.startswith(HEAD)}
         if head != own:
-            said.append(f"its projection head is {'of another shape' if head else 'not there'}: the head starts anew")
-        for towers, state in ((self.trainable, start.query), (self.non_trainable, key)):
+            messages.append(
+                f"its projection head is {'of another shape' if head else 'not there'}: the head starts anew"
+            )
+        for tower, state in ((self._query, start.query), (self._momentum, key)):
             if head != own:
                 state = {name: t for name, t in state.items() if not name.startswith(HEAD)}
-            towers["encoder"].load_state_dict(towers["encoder"].state_dict() | state)
-            if "local_head" in towers:
-                towers["local_head"].load_state_dict(towers["encoder"].fc.state_dict())
+            tower.encoder.load_state_dict(tower.encoder.state_dict() | state)
+            if tower.local_head is not None:
+                tower.local_head.load_state_dict(tower.encoder.fc.state_dict())
         if start.queue is not None and "global" in self._queues:
             queue = self._queues["global"]
             if head == own and start.queue.shape == queue.keys.shape:
                 queue.restore(start.queue, len(queue) + start.pointer)  # published queues are full
-                said.append(f"its queue of {len(queue)} keys is taken over")
+                messages.append(f"its queue of {len(queue)} keys is taken over")
             else:
-                said.append(f"its queue of {len(start.queue)} keys does not fit: the queue starts anew")
-        return said
+                messages.append(f"its queue of {len(start.queue)} keys does not fit: the queue starts anew")
+        return messages

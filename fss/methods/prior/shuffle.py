@@ -1,8 +1,8 @@
-"""ShuffleBN (He et al. 2020, section 3.3): keys are computed in another grouping of the batch than queries.
+"""ShuffleBN (He et al. 2020, section 3.3): keys are computed in other groups of the batch than queries.
 
-Batch statistics are a signature of the images they were taken over; were a query and its key computed in the same
-group, the network could recognise the pair by it. Images travel by all-to-all: every rank sends and receives about as
-many bytes as its own batch has, however many ranks there are.
+Batch statistics are a signature of the images they were computed from. If a query and its key were computed in the same
+group, the network could recognize the pair by them. Images are exchanged by all-to-all: each rank sends and receives
+about as many bytes as its own batch has, for any number of ranks.
 """
 
 from collections.abc import Callable
@@ -28,20 +28,19 @@ class SeededPermutation:
 
 
 class Shuffle:
-    """One shuffle of the rows that all ranks hold, in rank order: place p takes row `permutation[p]`.
+    """One shuffle of the rows of all ranks, in rank order: place p takes row `permutation[p]`.
 
-    The world's W * n places belong to the ranks in order, n each, like the rows. Everything that `scatter` moved must
-    come back through `collect`: keys left in the order of places would stand beside the wrong queries.
+    The W * n places belong to the ranks in order, n each, like the rows. Everything that `scatter` moved must come back
+    through `collect`: in the order of places, keys would be paired with the wrong queries.
     """
 
     def __init__(self, permutation: np.ndarray, collectives: Collectives):
         self.collectives = collectives
         n = len(permutation) // collectives.world_size
-        home, place_rank = permutation // n, np.arange(len(permutation)) // n  # [W n] where from, where to
-        mine = np.flatnonzero(home == collectives.rank)  # the places that this rank's rows go to, by receiving rank
-        sources = home[
-            collectives.rank * n : (collectives.rank + 1) * n
-        ]  # [n] where the rows of this rank's places come from
+        home, place_rank = permutation // n, np.arange(len(permutation)) // n  # [W n] source, target
+        mine = np.flatnonzero(home == collectives.rank)  # the places of this rank's rows, by receiving rank
+        here = slice(collectives.rank * n, (collectives.rank + 1) * n)
+        sources = home[here]  # [n] the ranks that send the rows of this rank's places
         self._send = np.bincount(place_rank[mine], minlength=collectives.world_size).tolist()
         self._receive = np.bincount(sources, minlength=collectives.world_size).tolist()
         self._leaving = torch.from_numpy(permutation[mine] % n)
@@ -49,10 +48,10 @@ class Shuffle:
         self._undo = torch.from_numpy(np.argsort(permutation))
 
     def scatter(self, x: Tensor) -> Tensor:
-        """This rank's rows [n, ...] -> the rows of its places [n, ...]."""
+        """Exchange this rank's rows [n, ...] for the rows of its places [n, ...]. Collective."""
         arrived = self.collectives.all_to_all(x[self._leaving.to(x.device)], self._send, self._receive)
         return arrived[self._arrived.to(x.device)]
 
     def collect(self, x: Tensor) -> Tensor:
-        """What this rank computed of its places [n, ...] -> everything in the order of rows, [W n, ...]."""
+        """Gather what all ranks computed for their places, [n, ...] each, in order of rows: [W n, ...]. Collective."""
         return self.collectives.all_gather(x)[self._undo.to(x.device)]
