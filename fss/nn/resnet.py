@@ -58,6 +58,14 @@ class ContrastiveResNet(ResNet, Encoder):
     """torchvision's ResNet (random weights) with an MLP head of `dim` outputs; the trunk keeps torchvision's names."""
 
     fc: nn.Sequential
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], dim: int):
         super().__init__(block, layers)
