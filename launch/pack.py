@@ -8,15 +8,16 @@
     python launch/pack.py folder --root photos --out packed/photos
     python launch/pack.py synthetic --out packed/synthetic
 
-A run that was stopped goes on where it was when the same command is typed again, and bad samples are tried again.
+The same command continues a run that was stopped, and tries bad samples again.
 """
 
 import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -40,9 +41,9 @@ from shards.synthetic import synthetic
 from shards.workers import cores
 from shards.write import SAMPLES_PER_SHARD, pack
 
-SHOWN = 20  # bad files named on the terminal; the manifest has all
-NAMED = 3  # of them in the sentence that says there are too many
-SOURCES = {
+LISTED = 20  # bad files listed on the terminal; the manifest has all
+NAMED = 3  # of them in the error about too many
+SOURCES: dict[str, Callable[[argparse.Namespace], Source]] = {
     "voc": lambda a: voc(a.root, a.ids, a.masks, sbd=a.sbd, exclude=a.exclude),
     "coco": lambda a: coco(a.images, a.annotations, a.crowd),
     "fss1000": lambda a: fss1000(a.root),
@@ -67,20 +68,22 @@ SOURCES = {
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1. Raises ValueError for anything else."""
     if not 0 <= (number := float(text)) <= 1:
         raise ValueError
     return number
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence instead of a page of usage."""
+    """Argument parser that reports an error in one sentence instead of a page of usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and one sentence."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def parser() -> Parser:
+    """Return the parser of the command line, one subcommand a layout."""
     common = Parser(add_help=False, allow_abbrev=False)
     common.add_argument("--out", type=Path, required=True, help="folder for the shards and their manifest.json")
     common.add_argument(
@@ -178,9 +181,9 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pack and report. Returns 0, 2 where the arguments or the data are at fault, or 130 when interrupted.
+    """Pack and report. Returns 0; 2 if the arguments or the data have a fault; 130 if interrupted.
 
-    Also with 2 where more samples are bad than allowed, everything else is packed.
+    If more samples are bad than allowed, the others are packed and it returns 2.
     """
     arguments = parser().parse_args(argv)
     began = time.monotonic()
@@ -196,11 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # while the source is listed; packing has its own words
+    except OSError as error:  # while the source is listed; packing has its own messages
         print(f"error: {error.filename} cannot be read ({error.strerror})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; finished shards stay, the same command goes on from there", file=sys.stderr)
+        print("stopped; finished shards stay, the same command continues from there", file=sys.stderr)
         return 130
     report(source, manifest, arguments.out, time.monotonic() - began)
     if len(manifest.bad) / len(source.items) > arguments.allow_bad:
@@ -210,13 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def too_many_bad(source: Source, manifest: Manifest, arguments: argparse.Namespace) -> str:
-    """What is said of more bad samples than --allow-bad."""
+    """Return the error for more bad samples than --allow-bad."""
     bad, total = manifest.bad, len(source.items)
-    named = "; ".join(f"{row['source']}: {row['reason']}" for row in bad[:NAMED])
+    examples = "; ".join(f"{row['source']}: {row['reason']}" for row in bad[:NAMED])
     return (
-        f"{len(bad)} of {total} samples are bad, more than --allow-bad {arguments.allow_bad:g} ({named}"
-        f"{'; ...' if len(bad) > NAMED else ''}); the others are packed: mend these and run the same command, or "
-        f"go without them by --allow-bad {math.ceil(100 * len(bad) / total) / 100:g}"
+        f"{len(bad)} of {total} samples are bad, more than --allow-bad {arguments.allow_bad:g} ({examples}"
+        f"{'; ...' if len(bad) > NAMED else ''}); the others are packed: repair these and run the same command, or "
+        f"accept their absence with --allow-bad {math.ceil(100 * len(bad) / total) / 100:g}"
     )
 
 
@@ -239,11 +242,11 @@ def report(source: Source, manifest: Manifest, out: Path, seconds: float) -> Non
         console.print(counts, markup=False)
     if manifest.bad:
         table = Table("left out", "reason", title=f"{len(manifest.bad)} bad files (all are listed in manifest.json)")
-        for row in manifest.bad[:SHOWN]:
+        for row in manifest.bad[:LISTED]:
             table.add_row(Text(row["source"]), Text(row["reason"]))
         console.print(table, markup=False)
-    for note in source.notes:
-        console.print(f"note: {note}", markup=False)
+    for message in source.messages:
+        console.print(f"note: {message}", markup=False)
     console.print(f"next: python -m shards.check {out}")
     if manifest.superpixels:
         console.print(f"then: accelerate launch launch/pretrain_prior.py --data.shards {out}")

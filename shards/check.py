@@ -20,11 +20,11 @@ REMEDY = "delete the damaged shards and run the same launch/pack.py command agai
 
 
 def check(folder: Path, processes: int = 1) -> list[str]:
-    """Read everything in `folder` and return what is wrong, one sentence each with its place; empty if all is well.
+    """Read everything in `folder` and return the faults, one sentence each with its place; empty if there is none.
 
-    Checked are, for each shard, size and SHA-256; for each sample that its bytes lie where the manifest says, that
-    image, masks and label maps decode and have the right size, that classes and areas agree, and that the superpixel
-    maps the manifest promises are there. Raises ShardError where there is no manifest to check against.
+    The check of a shard covers size and SHA-256. The check of a sample covers that its bytes lie at the offset in the
+    manifest, that image, masks and label maps decode and have the right size, that classes and areas match, and that
+    the superpixel maps in the manifest are present. Raises ShardError if there is no manifest.
     """
     manifest = Manifest.load(folder)
     rows = {shard: list(group) for shard, group in groupby(manifest.samples, key=lambda row: row.shard)}
@@ -35,16 +35,16 @@ def check(folder: Path, processes: int = 1) -> list[str]:
     times = Counter(row.key for row in manifest.samples)
     problems = [f"manifest: key {key} stands {count} times" for key, count in times.items() if count > 1]
     if processes == 1:
-        found = map(_check_shard, jobs)
+        faults = list(map(_check_shard, jobs))
     else:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(_check_shard, jobs))
-    return problems + [problem for shard in found for problem in shard]
+            faults = list(pool.map(_check_shard, jobs))
+    return problems + [problem for shard in faults for problem in shard]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """All that is needed to check one shard."""
+    """Input of the check of one shard."""
 
     path: Path
     entry: ShardEntry
@@ -64,7 +64,7 @@ def _check_shard(job: _Job) -> list[str]:
         size = job.path.stat().st_size
         if size != entry.bytes:
             lost = sum(row.offset + row.length > size for row in job.rows)
-            problems.append(f"{name}: {size} bytes, the manifest says {entry.bytes}; {lost} samples are lost")
+            problems.append(f"{name}: {size} bytes, the manifest has {entry.bytes}; {lost} samples are lost")
         elif hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
             problems.append(f"{name}: content differs from the manifest's SHA-256")
         if len(job.rows) != entry.samples:
@@ -96,7 +96,7 @@ def _check_sample(row: SampleEntry, raw: bytes, job: _Job) -> Iterator[str]:
         yield str(error)
         return
     if not size == (meta.height, meta.width) == (row.height, row.width):
-        yield f"image is {size}, its metadata say {(meta.height, meta.width)}, the manifest {(row.height, row.width)}"
+        yield f"image is {size}, its metadata have {(meta.height, meta.width)}, the manifest {(row.height, row.width)}"
     if meta.crop_of != row.crop_of:
         yield f"its metadata call it a crop of {meta.crop_of!r}, the manifest of {row.crop_of!r}"
     yield from _check_masks(row, meta, members, size, job.classes)
@@ -119,7 +119,7 @@ def _check_masks(row: SampleEntry, meta: Meta, members: dict, size: tuple, class
         if kind == "mask":
             areas[int(rest.removesuffix(".png"))] = int(np.count_nonzero(array))
     if not areas == meta.classes == row.classes:
-        yield f"masks have areas {areas}, the metadata say {meta.classes}, the manifest {row.classes}"
+        yield f"masks have areas {areas}, the metadata have {meta.classes}, the manifest {row.classes}"
     if sorted(meta.paint) != sorted(areas):
         yield f"paint order {meta.paint} is not an order of the classes {sorted(areas)}"
     if not areas.keys() <= classes:
@@ -142,12 +142,12 @@ def _check_superpixels(meta: Meta, members: dict, size: tuple, superpixels: Sequ
         if labels.shape != half:
             yield f"{extension} is {labels.shape}, half the image is {half}"
         elif not np.array_equal(np.unique(labels), np.arange(count)):
-            yield f"{extension} does not hold the ids 0..{count - 1}"
+            yield f"{extension} does not have the ids 0..{count - 1}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what is wrong with a packed set; 0 all is well, 1 problems were found, 2 there is nothing to check."""
-    parser = argparse.ArgumentParser(prog="python -m shards.check", description=check.__doc__.splitlines()[0])
+    """Print the faults of a packed set. Returns 0 if there is none, 1 if there are some, 2 if there is no set."""
+    parser = argparse.ArgumentParser(prog="python -m shards.check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--processes", type=int, default=1, help="shards checked at the same time (default: 1)")
     arguments = parser.parse_args(argv)

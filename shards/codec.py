@@ -9,12 +9,12 @@ from PIL import Image
 from shards.format import IGNORE_LABEL, IMAGE_SUFFIXES, ShardError
 
 _TAR_BLOCK = 512
-_END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # how a JPEG and a PNG begin -> how they end
+_END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # first bytes of a JPEG and a PNG -> last bytes
 _TAIL = 64  # bytes; cameras pad a little behind the end marker
 
 
 def image_suffix(data: bytes) -> str:
-    """'jpg' or 'png', from the first bytes and not from a file name, which may lie."""
+    """Return 'jpg' or 'png' by the first bytes, because file names may be wrong. Raises ShardError for other data."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -25,11 +25,11 @@ def image_suffix(data: bytes) -> str:
 def decode_image(data: bytes) -> np.ndarray:
     """Decode a JPEG or PNG to RGB uint8 [H, W, 3], rows as stored: an EXIF rotation is ignored, as masks ignore it.
 
-    Raises ShardError where the bytes are no image or end too early.
+    Raises ShardError if the bytes are no image or end too early.
     """
     marker = _END_MARKERS.get(data[:2])
     if marker is None or marker not in data[-_TAIL:]:
-        _require_complete(data)  # OpenCV may hand out half an image in silence
+        _require_complete(data)  # OpenCV may return half an image without an error
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
@@ -47,13 +47,13 @@ def _require_complete(data: bytes) -> None:
 
 
 def encode_labels(labels: np.ndarray) -> bytes:
-    """Encode an integer map [H, W] as a 1-channel PNG: 8 bit, or 16 bit when a label is over 255."""
+    """Encode an integer map [H, W] as a 1-channel PNG: 8 bit, or 16 bit if a label is above 255."""
     dtype = np.uint8 if labels.max(initial=0) <= 255 else np.uint16
     return cv2.imencode(".png", labels.astype(dtype), (cv2.IMWRITE_PNG_COMPRESSION, 6))[1].tobytes()
 
 
 def decode_labels(data: bytes) -> np.ndarray:
-    """Decode what :func:`encode_labels` wrote: uint8 or uint16 [H, W]. Raises ShardError for anything else."""
+    """Decode the output of :func:`encode_labels`: uint8 or uint16 [H, W]. Raises ShardError for anything else."""
     labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if labels is None or labels.ndim != 2 or b"IEND" not in data[-_TAIL:]:
         raise ShardError("is not a whole 1-channel PNG")
@@ -66,19 +66,25 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """Decode what :func:`encode_mask` wrote: bool [H, W]."""
+    """Decode the output of :func:`encode_mask`: bool [H, W]. Raises ShardError for anything else."""
     return decode_labels(data) > 127
 
 
-def flatten(masks: dict[int, np.ndarray], paint: list[int], ignore: np.ndarray | None, size: tuple) -> np.ndarray:
-    """Flatten class masks to one label map uint16 [H, W]: 0 background, class ids, IGNORE_LABEL.
+def flatten(
+    masks: dict[int, np.ndarray], paint: list[int], ignore: np.ndarray | None, size: tuple[int, ...]
+) -> np.ndarray:
+    """Flatten class masks bool [H, W] to one label map uint16 [H, W]: 0 background, class ids, IGNORE_LABEL.
 
     The ignored pixels are painted first, then the masks in the order of `paint`, later over earlier. `size` is
-    (height, width).
+    (height, width). Raises ShardError if there are ignored pixels and a class whose id is IGNORE_LABEL.
     """
     labels = np.zeros(size, np.uint16)
     if ignore is not None:
-        assert IGNORE_LABEL not in masks, f"class {IGNORE_LABEL} cannot be told from ignored pixels"
+        if IGNORE_LABEL in masks:
+            raise ShardError(
+                f"has ignored pixels and class {IGNORE_LABEL}, which have the same label in a flat map: give the class "
+                "another id, or leave the ignored pixels out"
+            )
         labels[ignore] = IGNORE_LABEL
     for class_id in paint:
         labels[masks[class_id]] = class_id
@@ -96,10 +102,10 @@ def image_bytes(members: dict[str, bytes]) -> bytes:
 def split_members(raw: bytes) -> dict[str, bytes]:
     """Split the tar bytes of one sample, as the manifest's offset and length give them, to {extension: data}.
 
-    The extension is the member's name after the first dot: 'jpg', 'json', 'mask.7.png'. Our tars hold plain ustar
-    members only, and walking their headers here costs a fraction of what tarfile's objects do.
+    The extension is the member's name after the first dot: 'jpg', 'json', 'mask.7.png'. Our tars have plain ustar
+    members only, and reading their headers here costs a fraction of the time of tarfile.
 
-    Raises ShardError where the bytes are not a run of whole members of one sample.
+    Raises ShardError unless the bytes are a run of whole members of one sample.
     """
     members: dict[str, bytes] = {}
     keys = set()

@@ -1,4 +1,4 @@
-"""One sample, checked and made into tar members: what packing does in worker processes."""
+"""Check and encoding of one sample as tar members, the work of the packing processes."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from shards.superpixels import label_map
 
 @dataclass
 class Packed:
-    """A sample ready for the tar, or the reason why there is none."""
+    """A sample ready for the tar, or the reason for its absence."""
 
     key: str
     source: str
@@ -24,9 +24,9 @@ class Packed:
 
 
 def encode_item(item: Item, superpixels: Sequence[str]) -> Packed:
-    """Read, check and encode one sample; what is wrong with its files comes back as the reason.
+    """Read, check and encode one sample; a fault of its files is returned as the reason.
 
-    Raises ReadError where the disk and not the sample is in trouble, and MemoryError.
+    Raises ReadError if the disk and not the sample has a fault, and MemoryError.
     """
     try:
         meta, members = encode_sample(item.read(), item.source, superpixels)
@@ -34,8 +34,8 @@ def encode_item(item: Item, superpixels: Sequence[str]) -> Packed:
         raise
     except ShardError as error:
         return Packed(item.key, item.source, None, {}, reason=str(error))
-    except Exception as error:  # decoders fail in many ways on one odd file, and the others are not to suffer
-        # An OSError without a number is a decoder's, about the bytes.
+    except Exception as error:  # decoders fail in many ways on one odd file, and the others are still packed
+        # An OSError without a number comes from a decoder and is about the bytes.
         if isinstance(error, OSError) and error.errno is not None and error.errno not in MISSING:
             raise ReadError(f"{error.filename or item.source} cannot be read ({error.strerror})") from None
         return Packed(item.key, item.source, None, {}, reason=_reason(error))
@@ -43,7 +43,7 @@ def encode_item(item: Item, superpixels: Sequence[str]) -> Packed:
 
 
 def _reason(error: Exception) -> str:
-    """'Type: message' on one line, without addresses of objects: the same words whenever the sample is tried."""
+    """Return 'Type: message' on one line, without addresses of objects: the same words at every attempt."""
     message = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))
     return " ".join(f"{type(error).__name__}: {message}".split())
 
@@ -51,7 +51,7 @@ def _reason(error: Exception) -> str:
 def encode_sample(sample: Sample, source: str, superpixels: Sequence[str]) -> tuple[Meta, dict[str, bytes]]:
     """Check a sample against its decoded image and encode it: metadata and {extension: bytes}.
 
-    Raises ShardError where the image cannot be decoded or a mask has another size.
+    Raises ShardError if the image cannot be decoded or a mask has another size.
     """
     image = decode_image(sample.image)  # [H, W, 3]
     size = image.shape[:2]

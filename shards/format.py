@@ -1,4 +1,4 @@
-"""The contract of what lies on disk: a folder of WebDataset tars and one ``manifest.json`` beside them.
+"""The format on disk: a folder of WebDataset tars and one ``manifest.json`` beside them.
 
 A sample ``KEY`` is a run of consecutive tar members that share the name up to the first dot:
 
@@ -6,9 +6,9 @@ A sample ``KEY`` is a run of consecutive tar members that share the name up to t
     KEY.json                      metadata, see :class:`Meta`
     KEY.mask.<class id>.png       one 1-channel PNG (0 or 255) per class present, so that overlapping
                                   objects of different classes keep all their pixels
-    KEY.ignore.png                pixels that no metric may count (255); absent where nothing is ignored;
-                                  a class's own mask holds over it
-    KEY.labels.png                the flattened label map, present only where no order of painting whole class
+    KEY.ignore.png                pixels that no metric may count (255); absent if nothing is ignored;
+                                  a class's own mask has priority over it
+    KEY.labels.png                the flattened label map, present only if no order of painting whole class
                                   masks gives it (COCO paints object by object), see shards.codec.flatten
     KEY.<algorithm>.png           superpixel label map at half resolution, 8 or 16 bit, ids contiguous from 0;
                                   algorithm is 'slic' or 'felzenszwalb'
@@ -35,16 +35,16 @@ HOST = socket.gethostname().replace(".", "-")
 
 
 class ShardError(ValueError):
-    """A packed set or a source folder is not as the contract says; the message gives the place and the remedy."""
+    """A packed set or a source folder does not have the required form; the message has the place and the remedy."""
 
 
 class ReadError(ShardError):
-    """A file is there and cannot be read: trouble of the disk or the machine, which says nothing about the sample."""
+    """A file exists and cannot be read: a fault of the disk or the machine, not of the sample."""
 
 
 @dataclass(kw_only=True)
 class Meta:
-    """``KEY.json``: what is known of a sample without decoding a pixel."""
+    """``KEY.json``: the properties of a sample that need no decoding."""
 
     source: str
     """Path or id in the source data set."""
@@ -59,15 +59,15 @@ class Meta:
     superpixels: dict[str, dict] = field(default_factory=dict)
     """Algorithm -> ``{"count": segments, "fallback": true if a regular grid stands in for a collapsed map}``."""
     crop_of: str = ""
-    """The photograph that the image was cut from, where one gives several samples: no episode has two of the same."""
+    """Photograph that the image was cropped from, if it gives several samples: no episode has two of the same."""
 
     def encode(self) -> bytes:
-        """The bytes of ``KEY.json``."""
+        """Return the bytes of ``KEY.json``."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> "Meta":
-        """Read ``KEY.json``; raises ShardError where it is not what :meth:`encode` writes."""
+        """Read ``KEY.json``. Raises ShardError if it is not in the form of :meth:`encode`."""
         try:
             fields = json.loads(raw)
             return cls(**{**fields, "classes": _integer_keys(fields["classes"])})
@@ -102,7 +102,7 @@ class ShardEntry:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """``manifest.json``: everything about a packed set that can be known without opening a tar."""
+    """``manifest.json``: all properties of a packed set that need no tar."""
 
     name: str
     classes: dict[int, str]
@@ -114,11 +114,11 @@ class Manifest:
     bad: list[dict] = field(default_factory=list)
     """Source files that were left out: ``{"source": path, "reason": sentence, "shard": where it would have been}``."""
     fingerprint: str = ""
-    """Digest of everything that decided the bytes: arguments, list of samples, library versions."""
+    """Digest of all that decides the bytes: arguments, list of samples, library versions."""
     version: int = VERSION
 
     def content(self) -> dict:
-        """What a reader finds: equal for two packings of the same files, wherever these lay."""
+        """Return the part for readers: equal for two packings of the same files from any folder."""
         return {name: value for name, value in asdict(self).items() if name not in ("bad", "fingerprint")}
 
     def save(self, folder: Path) -> None:
@@ -129,7 +129,7 @@ class Manifest:
     def load(cls, folder: Path) -> "Manifest":
         """Read the manifest of the packed set in `folder`.
 
-        Raises ShardError where it is missing, is not JSON or has another version.
+        Raises ShardError if it is missing, is not JSON or has another version.
         """
         path = Path(folder) / MANIFEST
         try:
@@ -151,11 +151,11 @@ class Manifest:
                 }
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ShardError(f"{path} does not hold what a manifest holds ({error!r}): pack the set again") from None
+            raise ShardError(f"{path} is not in the form of a manifest ({error!r}): pack the set again") from None
 
 
 def sample_entry(row: dict) -> SampleEntry:
-    """A row of the manifest as it comes from JSON, whose object keys are strings."""
+    """Convert a row of the manifest from JSON, whose object keys are strings."""
     return SampleEntry(**{**row, "classes": _integer_keys(row["classes"])})
 
 
@@ -164,7 +164,7 @@ def _integer_keys(table: dict) -> dict:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where `path` is written before it gets its name; no two processes share it, on whatever machine they are."""
+    """Return the path under which `path` is written first; no two processes share it, even on different machines."""
     return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
 
 

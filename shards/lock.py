@@ -1,4 +1,8 @@
-"""One packer at a time in a folder, and what killed ones left behind."""
+"""Lock of a folder for one packer at a time, and removal of the temporary files of killed packers.
+
+The kernel's flock ends with its process. The package filelock is not used here: on a file system without flock it
+creates a lock file instead, which a killed process leaves behind.
+"""
 
 import errno
 import fcntl
@@ -12,30 +16,32 @@ from pathlib import Path
 
 from shards.format import HOST
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a network file system without them
-_ABANDONED = 24 * 3600  # seconds without a write after which nobody works on a temporary file
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of network file systems without locks
+_ABANDONED = 24 * 3600  # seconds without a write after which a temporary file counts as abandoned
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it: a second process, another rank say, waits and then finds the work done.
+    """Create `folder` and lock it: a second process, such as another rank, waits and then finds the work done.
 
-    What a killed process left half written is removed. A file system without locks is taken as it is: temporary names
-    keep packers of several machines apart, and all write the same bytes.
+    Unfinished files of killed processes are removed. A file system without locks is used without: temporary names keep
+    the files of several packers separate, and all packers write the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"packs into {folder}"):
-        for left in folder.glob(".*.tmp"):
-            with suppress(FileNotFoundError):  # another machine was quicker
-                if _abandoned(left):
-                    left.unlink()
+        for temporary in folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # another machine may remove it first
+                if _abandoned(temporary):
+                    temporary.unlink()
         yield
 
 
 @contextmanager
 def locked(path: Path, work: str) -> Iterator[None]:
-    """Hold the lock file `path`, for as long as another process that `work` has it waiting; without where none can be
-    had."""
+    """Lock the file `path`, after waiting for a process that has the lock; without a lock if the file system has none.
+
+    work: the work of that process, for the message about waiting.
+    """
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,15 +55,15 @@ def locked(path: Path, work: str) -> Iterator[None]:
 
 
 def _abandoned(temporary: Path) -> bool:
-    """Whether a file named by shards.format.temporary_name is a dead process's of this machine, or a day old."""
-    named = re.fullmatch(r"\..+\.([^.]+)\.(\d+)\.tmp", temporary.name)
-    if named and named[1] == HOST and not _lives(int(named[2])):
+    """Return True if a file of shards.format.temporary_name is a dead process's of this machine, or a day old."""
+    match = re.fullmatch(r"\..+\.([^.]+)\.(\d+)\.tmp", temporary.name)
+    if match and match[1] == HOST and not _is_running(int(match[2])):
         return True
     return time.time() - temporary.stat().st_mtime > _ABANDONED
 
 
-def _lives(process: int) -> bool:
-    if process == os.getpid():  # a killed one had the same number: this one has not begun to write
+def _is_running(process: int) -> bool:
+    if process == os.getpid():  # an earlier process had the same number: this one has not begun to write
         return False
     try:
         os.kill(process, 0)

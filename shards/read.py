@@ -1,10 +1,10 @@
-"""Reading a packed set: any sample by one ``pread``, and the order in which training meets the samples.
+"""Reading of a packed set: any sample by one ``pread``, and the order of the samples in training.
 
-Nothing is split by shard. `EpochOrder` numbers the samples of all epochs in one endless sequence that every process can
-compute by itself; a rank takes the positions that are its share of an optimizer step. So all ranks make the same number
-of steps whatever the shard sizes, every sample is seen exactly once an epoch, and a run continues at any step, on any
-number of ranks, with nothing saved but the step. Disks still see what they like: an epoch goes through a few shards
-at a time, and whoever first opens one asks the kernel for all of it.
+Nothing is divided by shard. `EpochOrder` numbers the samples of all epochs in one endless sequence that every process
+can compute by itself; a rank takes the positions that are its share of an optimizer step. So all ranks make the same
+number of steps for any shard sizes, every sample occurs exactly once an epoch, and a run continues at any step, on any
+number of ranks, with nothing saved but the step. Disk access stays sequential: an epoch reads a few shards at a time,
+and the first process that opens one asks the kernel to read all of it ahead.
 """
 
 import bisect
@@ -22,19 +22,19 @@ import numpy as np
 import webdataset
 
 from shards.codec import split_members
-from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, temporary_name, write_whole
+from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, atomic_write, write_whole
 from shards.lock import locked
 
-OPEN_FILES = 64  # descriptors a process keeps; an epoch's window is 16 shards by default
-SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # a manifest comes from elsewhere: no path, nothing for a shell
+OPEN_FILES = 64  # descriptors that a process keeps open; an epoch's window is 16 shards by default
+SHARD_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # a manifest may be remote: neither paths nor shell syntax
 PIECE = 1 << 20  # bytes read at once while fetching
 
-# What a random stream is for; the first word of its seed, so that no two purposes share a stream.
+# Purposes of random streams; the first word of their seeds, so that no two purposes share a stream.
 SHARD_ORDER, SAMPLE_ORDER, REPLACEMENT = 1, 2, 3
 
 
 class LostShardError(ShardError):
-    """A whole shard cannot be had: going on without it would quietly train on another data set."""
+    """A whole shard is not available: a training without it would be one on another data set."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def sample_context(name: str) -> Iterator[None]:
 
 
 class _OpenFile:
-    """A file that is closed when nobody reads it any more."""
+    """A file that is closed after its last reader."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -63,15 +63,14 @@ class _OpenFile:
 
 
 class ShardSet:
-    """A packed set of `len(self)` samples, read by index or key, by any number of threads. Cheap to send to other
-    processes.
+    """A packed set of `len(self)` samples, read by index or key, by any number of threads. Cheap to pickle.
 
     `folder` is a folder, or the prefix of a remote set: ``https://host/set``, ``file:///mnt/set``, or a command with a
-    place for the file's name, ``pipe:aws s3 cp s3://bucket/set/{} -``. A remote set needs `cache`, a local folder that
-    all processes of a machine may share: each shard is fetched once, when its first sample is wanted, checked against
-    its hash, and read from there.
+    placeholder for the file's name, ``pipe:aws s3 cp s3://bucket/set/{} -``. A remote set needs `cache`, a local folder
+    that all processes of a machine may share: each shard is fetched once, at the first read of a sample in it, checked
+    against its hash, and read from there.
 
-    Raises ShardError where the manifest is missing or contradicts itself, or a local shard is missing or truncated.
+    Raises ShardError if the manifest is missing or contradicts itself, or a local shard is missing or truncated.
     """
 
     def __init__(self, folder: str | Path, cache: str | Path | None = None):
@@ -113,26 +112,26 @@ class ShardSet:
         return len(self.keys)
 
     def __getstate__(self) -> dict:
-        """What another process needs: no files, and of the manifest only where the samples lie."""
+        """Return the state for another process: no files, and of the manifest only the places of the samples."""
         return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "_index", "_open", "_lock")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state | {"_open": OrderedDict(), "_lock": threading.Lock()}
 
     def find(self, key: str) -> int:
-        """The index of sample `key`. Raises ShardError where there is none."""
+        """Return the index of sample `key`. Raises ShardError if there is none."""
         if key not in self._index:
-            raise ShardError(f"no sample {key!r} in {self.remote or self.folder}, which holds {len(self)}")
+            raise ShardError(f"no sample {key!r} in {self.remote or self.folder}, which has {len(self)} samples")
         return self._index[key]
 
     def read(self, index: int) -> dict[str, bytes]:
-        """The undecoded members of sample `index` by extension ('jpg', 'json', 'mask.3.png', 'slic.png').
+        """Return the undecoded members of sample `index` by extension ('jpg', 'json', 'mask.3.png', 'slic.png').
 
-        Raises ShardError where the sample is damaged, LostShardError where its whole shard cannot be had.
+        Raises ShardError if the sample is damaged, LostShardError if its whole shard is not available.
         """
         shard, offset, length = int(self._shard[index]), int(self._offset[index]), int(self._length[index])
         name = self.shards[shard].name
-        file = self._file(shard)  # open as long as this name for it
+        file = self._file(shard)  # stays open as long as this variable exists
         try:
             raw = os.pread(file.descriptor, length, offset)
         except OSError as error:
@@ -144,7 +143,7 @@ class ShardSet:
         return split_members(raw)
 
     def _check(self) -> None:
-        """The manifest agrees with itself, and local shards have the size that it says."""
+        """Raise ShardError unless the manifest is consistent and local shards have the size in it."""
         where, remedy = self.folder / MANIFEST, "pack the set again"
         if not self.keys:
             raise ShardError(f"{where} lists no samples: {remedy}")
@@ -160,8 +159,8 @@ class ShardSet:
             path = self.folder / shard.name
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise ShardError(f"{path} {found}, the manifest says {shard.bytes} bytes: copy it again, or {remedy}")
+                fault = "is missing" if size is None else f"has {size} bytes"
+                raise ShardError(f"{path} {fault}, the manifest has {shard.bytes} bytes: copy it again, or {remedy}")
 
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:
@@ -182,34 +181,34 @@ class ShardSet:
         return file
 
     def _fetch(self, shard: ShardEntry) -> Path:
-        """The local copy of a remote shard, named by its hash: a set that was packed again never meets an old copy."""
+        """Return the local copy of a remote shard, named by its hash, so that an old copy of a shard is never used."""
         path = self.cache / f"{shard.sha256}.tar"
         if path.exists():
             return path
-        with locked(path.with_suffix(".lock"), f"fetches {shard.name}"):  # all workers of a machine want it at once
+        with locked(path.with_suffix(".lock"), f"fetches {shard.name}"):  # all workers of a machine need it at once
             if path.exists():
                 return path
             digest = hashlib.sha256()
-            temporary = temporary_name(path)
-            with open(temporary, "wb") as file:
-                for piece in self._pieces(shard.name):
-                    digest.update(piece)
-                    file.write(piece)
-            if digest.hexdigest() != shard.sha256:
-                size = temporary.stat().st_size
-                temporary.unlink()
-                raise LostShardError(
-                    f"{self._url(shard.name)} gave {size} bytes that do not have the hash of the manifest "
-                    f"({shard.bytes} bytes): upload the shard and the manifest of the same packing again"
-                )
-            os.replace(temporary, path)
+            with atomic_write(path) as temporary:
+                with open(temporary, "wb") as file:
+                    for piece in self._pieces(shard.name):
+                        digest.update(piece)
+                        file.write(piece)
+                if digest.hexdigest() != shard.sha256:
+                    raise LostShardError(
+                        f"{self._url(shard.name)} gave {temporary.stat().st_size} bytes that do not have the hash of "
+                        f"the manifest ({shard.bytes} bytes): upload the shard and the manifest of the same packing "
+                        "again"
+                    )
         return path
 
     def _url(self, name: str) -> str:
-        return self.remote.replace("{}", name) if "{}" in self.remote else f"{self.remote.rstrip('/')}/{name}"
+        """Return the address of a file of a remote set."""
+        remote = self.remote or ""
+        return remote.replace("{}", name) if "{}" in remote else f"{remote.rstrip('/')}/{name}"
 
-    def _pieces(self, name: str):
-        """The bytes of a remote file, piece by piece."""
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of a remote file, piece by piece. Raises LostShardError if it cannot be read."""
         url = self._url(name)
         try:
             with webdataset.gopen(url, "rb") as stream:
@@ -223,11 +222,11 @@ class ShardSet:
 
 
 class EpochOrder:
-    """The endless sequence of samples that training goes through: a pure function of the shard sizes and `seed`.
+    """The endless sequence of samples of a training: a pure function of the shard sizes and `seed`.
 
     Epoch e permutes all shards, takes them in windows of `window` shards, and permutes the samples inside each window.
-    The epochs follow each other without a gap: position g is sample g % N of epoch g // N. With a global batch of G,
-    optimizer step t consumes positions [t G, (t + 1) G).
+    There is no gap between epochs: position g is sample g % N of epoch g // N. With a global batch of G, optimizer step
+    t takes positions [t G, (t + 1) G).
     """
 
     def __init__(self, counts: Sequence[int], seed: int, window: int = 16):
@@ -236,23 +235,25 @@ class EpochOrder:
         self.samples = int(self.counts.sum())
         self.seed = seed
         self.window = window
-        self._epoch = self._inside = None  # the epoch and the window in use: consecutive positions share them
+        # The epoch and the window of the last call, because consecutive positions share them.
+        self._epoch: tuple[int, list[int], np.ndarray] | None = None
+        self._inside: tuple[int, int, np.ndarray] | None = None
 
     def positions(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """(epoch, sample index) at each position of [start, stop)."""
-        found = []
+        """Return (epoch, sample index) at each position of [start, stop)."""
+        samples_met: list[tuple[int, int]] = []
         while start < stop:
             epoch, place = divmod(start, self.samples)
             begins, order = self._windows(epoch)
             number = bisect.bisect_right(begins, place) - 1
             samples = self._permuted(epoch, number, order)
             taken = samples[place - begins[number] :][: stop - start].tolist()
-            found += [(epoch, index) for index in taken]
+            samples_met += [(epoch, index) for index in taken]
             start += len(taken)
-        return found
+        return samples_met
 
     def replacement(self, position: tuple[int, int], attempt: int) -> tuple[int, int]:
-        """The sample that stands in for an unreadable one: another of the same epoch, the same in every process."""
+        """Return the sample that replaces an unreadable one: another of the same epoch, the same in every process."""
         epoch, index = position
         if self.samples == 1:
             return position
@@ -260,16 +261,17 @@ class EpochOrder:
         return epoch, (index + 1 + int(draw.integers(self.samples - 1))) % self.samples
 
     def _windows(self, epoch: int) -> tuple[list[int], np.ndarray]:
-        """Where each window of the epoch begins, and the order of the shards."""
+        """Return the first position of each window of the epoch, and the order of the shards [shards]."""
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.random.default_rng([SHARD_ORDER, self.seed, epoch]).permutation(len(self.counts))
             ends = np.cumsum(self.counts[order])
             begins = (ends - self.counts[order])[:: self.window]
             self._epoch = epoch, begins.tolist(), order
-        return self._epoch[1:]
+        _, starts, order = self._epoch
+        return starts, order
 
     def _permuted(self, epoch: int, number: int, order: np.ndarray) -> np.ndarray:
-        """The samples of one window, in the order in which they are met."""
+        """Return the samples of one window [samples] in their order."""
         if self._inside is None or self._inside[:2] != (epoch, number):
             shards = order[number * self.window : (number + 1) * self.window]
             samples = np.concatenate([np.arange(self.counts[s]) + self.first[s] for s in shards])

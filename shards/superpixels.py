@@ -1,7 +1,7 @@
 """Superpixel label maps, computed once when a set is packed; `python -m shards.superpixels` draws them.
 
 QGNet takes its local patches from SLIC or from Felzenszwalb's graph segmentation (paper, section IV-A and Table V)
-without giving parameters. With the ones below SLIC's segments are the larger, as the paper says: on COCO photographs
+without giving parameters. With the ones below SLIC's segments are the larger, as in the paper: on COCO photographs
 about 66 against 627 a photograph.
 
 scikit-image 0.26's SLIC starts from the regular grid and does not move the seeds to the lowest gradient nearby, as
@@ -27,34 +27,35 @@ PARAMETERS: dict[str, dict] = {
 }
 MIN_SEGMENTS = 8
 MAX_SEGMENTS = 1 << 16  # label maps have 16 bits
-GRID = 8  # cells a side of the map that stands in for one with fewer segments
+GRID = 8  # cells a side of the map that replaces one with fewer segments
 
 
 def slic(image: np.ndarray) -> np.ndarray:
-    """SLIC segments of an RGB uint8 image [H, W, 3] at full resolution: int [H, W]."""
+    """Compute SLIC segments of an RGB uint8 image [H, W, 3] at full resolution: int [H, W]."""
     return segmentation.slic(image, start_label=0, **PARAMETERS["slic"])
 
 
 def felzenszwalb(image: np.ndarray) -> np.ndarray:
-    """Felzenszwalb and Huttenlocher's segments of an RGB uint8 image [H, W, 3] at full resolution: int [H, W]."""
+    """Compute Felzenszwalb's segments of an RGB uint8 image [H, W, 3] at full resolution: int [H, W]."""
     return segmentation.felzenszwalb(image, **PARAMETERS["felzenszwalb"])
 
 
 ALGORITHMS = {"slic": slic, "felzenszwalb": felzenszwalb}
 
 
-def encode_support(algorithm: str) -> dict:
-    """What decides a label map, for the manifest."""
+def parameters(algorithm: str) -> dict:
+    """Return all that decides a label map, for the manifest."""
     return {**PARAMETERS[algorithm], "stride": SUPERPIXEL_STRIDE, "library": f"scikit-image {version('scikit-image')}"}
 
 
 def label_map(image: np.ndarray, algorithm: str) -> tuple[np.ndarray, bool]:
-    """The label map that a shard stores: uint16 [ceil(H/2), ceil(W/2)], ids contiguous from 0, and a flag.
+    """Compute the label map for a shard, uint16 [ceil(H/2), ceil(W/2)], ids contiguous from 0, and a flag.
 
-    A map may collapse to a few segments or one: Felzenszwalb's where the image is flat, SLIC's where the texture is
-    finer than its segments. Where fewer than 8 are left, a regular grid of 8 x 8 cells stands in, flagged true.
+    image: RGB uint8 [H, W, 3]. A map may collapse to a few segments or one: Felzenszwalb's if the image is flat, SLIC's
+    if the texture is finer than its segments. If fewer than 8 are left, a regular grid of 8 x 8 cells replaces them and
+    the flag is true.
 
-    Raises ShardError where there are more segments than 16 bits can tell apart.
+    Raises ShardError if there are more segments than 16 bits can number.
     """
     full = ALGORITHMS[algorithm](image)  # [H, W]
     half = full[::SUPERPIXEL_STRIDE, ::SUPERPIXEL_STRIDE]
@@ -76,9 +77,10 @@ def _grid(shape: tuple[int, int]) -> np.ndarray:
 
 
 def picture(images: Sequence[np.ndarray], width: int = 320) -> np.ndarray:
-    """A picture like the paper's Fig. 4: one row an image, the image | Felzenszwalb | SLIC, boundaries drawn.
+    """Draw a picture like the paper's Fig. 4: one row an image, the image | Felzenszwalb | SLIC, with boundaries.
 
-    The segments are those of :func:`label_map`, fallback included. Returns RGB uint8, each panel `width` pixels wide.
+    images: RGB uint8 [H, W, 3] each. The segments are those of :func:`label_map`, fallback included. Returns RGB uint8
+    [rows, 3 * width, 3], each panel `width` pixels wide.
     """
     rows = []
     for image in images:

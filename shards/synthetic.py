@@ -1,8 +1,8 @@
 """A procedural few-shot segmentation set: the embedded default, which needs no download.
 
 24 classes, each a shape with a texture: 6 shapes x 4 textures. Every shape and every texture belongs to several
-classes and colours are drawn freely for every object, so that neither colour nor shape nor texture alone tells a
-class. Backgrounds are cluttered, with decoys: the classes' shapes in plain colours, and textured blobs of no class.
+classes and every object has random colours, so that neither colour nor shape nor texture alone identifies a class.
+Backgrounds are cluttered, with decoys: the classes' shapes in plain colours, and textured blobs of no class.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from shards.format import Manifest, ShardError
 from shards.sources import Sample, Source
 from shards.write import pack
 
-# A shape is true inside, given coordinates u to the right and v downwards of which the object fills about [-1, 1].
+# A shape is true inside, as a function of u to the right and v downwards; the object fills about [-1, 1].
 SHAPES: dict[str, Callable] = {
     "disc": lambda u, v: u * u + v * v < 0.9,
     "triangle": lambda u, v: (v < 0.75) & (v > 1.9 * np.abs(u) - 0.95),
@@ -25,7 +25,7 @@ SHAPES: dict[str, Callable] = {
     "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.7) < 0.29,
     "crescent": lambda u, v: (u * u + v * v < 1) & (np.hypot(u - 0.55, v) > 0.72),
 }
-# A texture is the share of the second colour, given the same coordinates times a frequency.
+# A texture is the share of the second colour, as a function of the same coordinates times a frequency.
 TEXTURES: dict[str, Callable] = {
     "striped": lambda x, y: np.sin(x) > 0,
     "checkered": lambda x, y: np.sin(x) * np.sin(y) > 0,
@@ -43,13 +43,13 @@ CLASSES = {class_id: f"{texture} {shape}" for class_id, (shape, texture) in enum
 
 HEIGHTS, WIDTHS = (128, 160), (160, 192)
 RADII = (20, 40)  # pixels
-MIN_VISIBLE = 0.4  # share of what is seen of an object that a later one must leave
+MIN_VISIBLE = 0.4  # share of the visible part of an object that a later one must leave
 JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class SyntheticItem:
-    """One image, a pure function of (seed, index)."""
+    """`Item`: one image, a pure function of (seed, index)."""
 
     key: str
     source: str
@@ -64,7 +64,10 @@ class SyntheticItem:
 
 
 def synthetic(images: int = 400, seed: int = 0) -> Source:
-    """The procedural set as a source of `images` images. Masks hold the visible pixels, so they do not overlap."""
+    """Return the procedural set as a source of `images` images. Masks have the visible pixels, so they do not overlap.
+
+    Raises ShardError if `images` is below 1 or the seed below 0.
+    """
     if images < 1 or seed < 0:
         raise ShardError(f"images ({images}) must be 1 or more and the seed ({seed}) 0 or more")
     return Source(
@@ -79,7 +82,10 @@ def synthetic(images: int = 400, seed: int = 0) -> Source:
 
 
 def embed(folder: Path, *, images: int = 400, seed: int = 0, processes: int = 1) -> Manifest:
-    """Pack the procedural set with both kinds of superpixels into `folder`; a finished set is returned at once."""
+    """Pack the procedural set with both kinds of superpixels into `folder`; a finished set is returned at once.
+
+    Raises ShardError if the folder has another set or cannot be written.
+    """
     return pack(
         synthetic(images, seed),
         Path(folder),
@@ -92,7 +98,7 @@ def embed(folder: Path, *, images: int = 400, seed: int = 0, processes: int = 1)
 def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw image `index`: RGB uint8 [H, W, 3] and its label map uint8 [H, W].
 
-    It holds 2 to 4 objects of different classes, seldom fewer, where no place was found for one.
+    It has 2 to 4 objects of different classes, rarely fewer, if there is no place for one.
     """
     rng = np.random.default_rng((seed, index))
     size = rng.integers(*HEIGHTS, endpoint=True), rng.integers(*WIDTHS, endpoint=True)
@@ -100,14 +106,14 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.zeros(size, np.uint8)  # [H, W]
     for class_id in rng.permutation(len(CLASSES))[: rng.integers(2, 4, endpoint=True)] + 1:
         _place(rng, canvas, labels, int(class_id))
-    canvas = cv2.GaussianBlur(canvas, (3, 3), rng.uniform(0.3, 0.8))
-    canvas *= 1 + 0.25 * _noise(rng, size, 2)[..., None]  # light falls unevenly
+    cv2.GaussianBlur(canvas, (3, 3), rng.uniform(0.3, 0.8), dst=canvas)
+    canvas *= 1 + 0.25 * _noise(rng, size, 2)[..., None]  # uneven light
     canvas += rng.normal(0, rng.uniform(0.01, 0.04), canvas.shape).astype(np.float32)
     return (canvas.clip(0, 1) * 255).astype(np.uint8), labels
 
 
 def _place(rng: np.random.Generator, canvas: np.ndarray, labels: np.ndarray, class_id: int) -> None:
-    """Paint an object where it leaves enough of those already there, if such a place is found in a few attempts."""
+    """Paint an object at a place where it leaves enough of the others visible, if a few attempts find one."""
     before = np.bincount(labels.ravel(), minlength=256)
     for _ in range(8):
         shape, texture = KINDS[class_id - 1]
@@ -123,16 +129,16 @@ def _place(rng: np.random.Generator, canvas: np.ndarray, labels: np.ndarray, cla
 
 
 def _shape(rng: np.random.Generator, size: tuple, shape: Callable, radius: float) -> tuple:
-    """A window of the image (rows, columns), where in it a turned, stretched and bent shape lies, and its (u, v)."""
+    """Return a window of the image (rows, columns), the pixels in it of a deformed shape, and their (u, v)."""
     reach = int(radius * 1.5)
-    top, left = (rng.integers(radius * 0.7, side - radius * 0.7) for side in size)
+    top, left = (rng.integers(int(radius * 0.7), int(side - radius * 0.7)) for side in size)
     rows = slice(max(0, top - reach), min(size[0], top + reach))
     columns = slice(max(0, left - reach), min(size[1], left + reach))
     y, x = np.mgrid[rows, columns].astype(np.float32)
-    angle, min_max = rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.25)
+    angle, aspect = rng.uniform(-0.6, 0.6), rng.uniform(0.8, 1.25)
     x, y = (x - left) / radius, (y - top) / radius
-    u = (np.cos(angle) * x + np.sin(angle) * y) * min_max
-    v = (np.cos(angle) * y - np.sin(angle) * x) / min_max
+    u = (np.cos(angle) * x + np.sin(angle) * y) * aspect
+    v = (np.cos(angle) * y - np.sin(angle) * x) / aspect
     bend = rng.uniform(-0.12, 0.12, 2)
     inside = shape(u + bend[0] * np.sin(3 * v), v + bend[1] * np.sin(3 * u)) & (np.hypot(u, v) < 1.15)
     return rows, columns, inside, u, v
@@ -163,7 +169,7 @@ def _background(rng: np.random.Generator, size: tuple) -> np.ndarray:
 
 
 def _two_colours(rng: np.random.Generator) -> np.ndarray:
-    """Two colours [2, 3], free but for enough contrast in brightness to show a texture."""
+    """Draw two colours [2, 3] with enough contrast in brightness to show a texture."""
     while True:
         colours = rng.uniform(0, 1, (2, 3)).astype(np.float32)
         if abs(colours[0].mean() - colours[1].mean()) > 0.25:
@@ -171,7 +177,7 @@ def _two_colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: tuple, octaves: int) -> np.ndarray:
-    """Smooth noise in about [-1, 1]: float32 [H, W], a sum of octaves that halve in strength."""
+    """Draw smooth noise in about [-1, 1]: float32 [H, W], a sum of octaves that halve in strength."""
     total = np.zeros(size, np.float32)
     for octave in range(octaves):
         coarse = rng.uniform(-1, 1, (3 * 2**octave, 4 * 2**octave)).astype(np.float32)

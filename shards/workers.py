@@ -1,4 +1,4 @@
-"""Work dealt to processes, its results in order."""
+"""Work divided among processes, with results in order."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
@@ -14,20 +14,20 @@ import cv2
 
 from shards.format import ShardError
 
-_AHEAD = 16  # results a process may be ahead of their reader; bounds memory
+_AHEAD = 16  # results of a process that may wait for their reader; bounds memory
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def cores() -> int:
-    """The cores that this process may use, which a batch system or a container makes fewer than the machine has."""
+    """Return the number of cores that this process may use; a batch system or a container may limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def ordered_map(function: Callable, jobs: Sequence, processes: int) -> Iterator[Iterator]:
-    """Give an iterator over ``function(job)`` in the order of `jobs`, computed by `processes` processes a little ahead.
+    """Yield an iterator over ``function(job)`` in the order of `jobs`, computed ahead by `processes` processes.
 
-    Raises ShardError where a worker process is killed.
+    Raises ShardError if a worker process is killed.
     """
     if processes == 1 or not jobs:
         yield map(function, jobs)
@@ -48,7 +48,7 @@ def ordered_map(function: Callable, jobs: Sequence, processes: int) -> Iterator[
 
 @contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the processes started inside; this one gets its own back."""
+    """Set environment variables for the processes started inside, and restore those of this process."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -62,7 +62,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def _in_order(pool: ProcessPoolExecutor, function: Callable, jobs: Sequence, ahead: int) -> Iterator:
-    waiting = deque()
+    waiting: deque[Future] = deque()
     for job in jobs:
         waiting.append(pool.submit(function, job))
         if len(waiting) > ahead:
@@ -73,10 +73,11 @@ def _in_order(pool: ProcessPoolExecutor, function: Callable, jobs: Sequence, ahe
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
+    assert parent is not None  # this function runs in workers alone
 
-    def follow_parent() -> None:  # a killed parent cannot tell its workers to stop
+    def follow_parent() -> None:  # a killed parent cannot stop its workers
         parent.join()
         os._exit(1)
 

@@ -1,8 +1,8 @@
-"""Pack a source into shards: whole or not at all, restartable, and the same bytes however many processes work.
+"""Packing of a source into shards: whole or not at all, restartable, the same bytes for any number of processes.
 
 Every shard's list of samples is fixed before the first is read. Worker processes read, check and encode samples; this
 process writes them in order to a temporary file, which gets its name once it is whole and on disk. A sidecar
-``NAME-000000.json`` beside each finished shard holds its part of the manifest, so that a run that was killed goes on
+``NAME-000000.json`` beside each finished shard holds its part of the manifest, so that a killed run continues
 after its last finished shard. At the end the sidecars become ``manifest.json`` and are removed.
 """
 
@@ -37,7 +37,7 @@ from shards.format import (
 )
 from shards.lock import lock
 from shards.sources import Item, Source
-from shards.superpixels import encode_support
+from shards.superpixels import parameters
 from shards.workers import ordered_map
 
 SAMPLES_PER_SHARD = 256
@@ -46,7 +46,7 @@ _SHUFFLE_SEED = 0
 
 @dataclass
 class Part:
-    """One shard's part of the manifest; its sidecar."""
+    """One shard's part of the manifest, stored as its sidecar."""
 
     fingerprint: str
     shard: ShardEntry
@@ -55,7 +55,7 @@ class Part:
 
     @classmethod
     def load(cls, path: Path) -> "Part":
-        """Read a sidecar; raises OSError, ValueError, KeyError or TypeError where there is none or it is damaged."""
+        """Read a sidecar. Raises OSError, ValueError, KeyError or TypeError if there is none or it is damaged."""
         raw = json.loads(path.read_bytes())
         samples = [sample_entry(row) for row in raw["samples"]]
         return cls(raw["fingerprint"], ShardEntry(**raw["shard"]), samples, raw["bad"])
@@ -71,13 +71,13 @@ def pack(
 ) -> Manifest:
     """Pack `source` into `folder` and return the manifest.
 
-    Samples are shuffled once by a fixed seed, so that every shard mixes the classes, and dealt to shards whose sizes
-    differ by one at most and are `samples_per_shard` at most. Bad source files are left out and listed in the
+    Samples are shuffled once by a fixed seed, so that every shard mixes the classes, and divided into shards whose
+    sizes differ by at most one and are at most `samples_per_shard`. Bad source files are left out and listed in the
     manifest. Shards that an earlier run with the same arguments finished are kept; their bad samples are tried again,
-    and where one is mended its shard is made anew. `superpixels` names algorithms of shards.superpixels.
+    and the shard of a repaired one is written again. superpixels: names of algorithms of shards.superpixels.
 
-    Raises ShardError where the folder holds a set made with other arguments, a disk cannot be read or is full, or
-    nothing is to pack.
+    Raises ShardError if the folder has a set made with other arguments, a disk cannot be read or is full, or there is
+    nothing to pack.
     """
     if samples_per_shard < 1 or processes < 1:
         raise ShardError(f"samples per shard ({samples_per_shard}) and processes ({processes}) must be 1 or more")
@@ -99,12 +99,12 @@ def pack(
     parts: dict[int, Part] = {}
     with _trouble(folder, lambda: f"{len(parts)} of {count} shards are finished and stay"), lock(folder):
         parts |= _finished(folder, names, fingerprint)
-        for index in _mended(parts, shares, encode, processes):
+        for index in _repaired(parts, shares, encode, processes):
             del parts[index]
         missing = [index for index in range(count) if index not in parts]
         if not missing and (folder / MANIFEST).exists():
             return Manifest.load(folder)
-        # A manifest that promises shards about to be rewritten must not be believed: it becomes sidecars again.
+        # The manifest lists shards that are about to be rewritten, so it becomes sidecars again.
         for part in parts.values():
             _write_sidecar(folder, part)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def pack(
         manifest = Manifest(
             name=source.name,
             classes=source.classes,
-            superpixels={algorithm: encode_support(algorithm) for algorithm in superpixels},
+            superpixels={algorithm: parameters(algorithm) for algorithm in superpixels},
             shards=[part.shard for part in ordered],
             samples=[row for part in ordered for row in part.samples],
             bad=[row for part in ordered for row in part.bad],
@@ -134,17 +134,17 @@ def pack(
 
 
 def _fingerprint(source: Source, superpixels: Sequence[str], samples_per_shard: int) -> str:
-    """Digest of everything that decides the shards' bytes, except the content of the source's files."""
-    what = {
+    """Return the digest of all that decides the shards' bytes, except the content of the source's files."""
+    decisive = {
         "version": VERSION,
         "name": source.name,
         "classes": source.classes,
         "arguments": source.arguments,
-        "superpixels": {algorithm: encode_support(algorithm) for algorithm in superpixels},
+        "superpixels": {algorithm: parameters(algorithm) for algorithm in superpixels},
         "samples_per_shard": samples_per_shard,
         "items": [(item.key, item.source) for item in source.items],
     }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _sidecar(folder: Path, name: str) -> Path:
@@ -152,8 +152,8 @@ def _sidecar(folder: Path, name: str) -> Path:
 
 
 def _finished(folder: Path, names: Sequence[str], fingerprint: str) -> dict[int, Part]:
-    """The shards that an earlier run finished, by index, from its manifest or else from its sidecars."""
-    found: dict[int, Part] = {}
+    """Return the shards that an earlier run finished, by index, from its manifest or from its sidecars."""
+    parts: dict[int, Part] = {}
     if (folder / MANIFEST).exists():
         try:
             manifest = Manifest.load(folder)
@@ -161,32 +161,33 @@ def _finished(folder: Path, names: Sequence[str], fingerprint: str) -> dict[int,
             raise _made_otherwise(folder) from None
         if manifest.fingerprint != fingerprint:
             raise _made_otherwise(folder)
-        found = {index: Part(fingerprint, entry, [], []) for index, entry in enumerate(manifest.shards)}
+        parts = {index: Part(fingerprint, entry, [], []) for index, entry in enumerate(manifest.shards)}
         for row in manifest.samples:
-            found[row.shard].samples.append(row)
-        for row in manifest.bad:
-            found[row["shard"]].bad.append(row)
+            parts[row.shard].samples.append(row)
+        for bad in manifest.bad:
+            parts[bad["shard"]].bad.append(bad)
     else:
         for path in folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].json"):
             try:
                 part = Part.load(path)
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # not ours or cut short: its shard is made again
+                continue  # of another program or incomplete: its shard is made again
             if part.fingerprint != fingerprint:
                 raise _made_otherwise(folder)
-            found[names.index(part.shard.name)] = part
+            parts[names.index(part.shard.name)] = part
     return {
         index: part
-        for index, part in found.items()
+        for index, part in parts.items()
         if (path := folder / part.shard.name).exists() and path.stat().st_size == part.shard.bytes
     }
 
 
-def _mended(
+def _repaired(
     parts: dict[int, Part], shares: Sequence[Sequence[Item]], encode: Callable[[Item], Packed], processes: int
 ) -> set[int]:
-    """The finished shards to make anew, after trying their bad samples again: where one is not bad any more, or for
-    another reason, and where all were.
+    """Try the bad samples of finished shards again and return the shards to write again.
+
+    These are the shards in which a sample is good now or bad for another reason, and those without a good sample.
     """
     empty = {index for index, part in parts.items() if not part.samples}
     reasons = {(index, row["source"]): row["reason"] for index, part in parts.items() for row in part.bad}
@@ -216,7 +217,7 @@ def _write_sidecar(folder: Path, part: Part) -> None:
 
 def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: str) -> Part:
     """Write one shard and its sidecar, each with `atomic_write`."""
-    # webdataset brings torch along, which worker processes need not load.
+    # webdataset imports torch, which worker processes do not need.
     from webdataset import TarWriter
 
     rows, bad = [], []
@@ -252,12 +253,12 @@ def _write_shard(path: Path, index: int, packed: Iterator[Packed], fingerprint: 
 
 @contextmanager
 def _trouble(folder: Path, state: Callable[[], str]) -> Iterator[None]:
-    """Says what stopped packing, what is kept, and how to go on."""
+    """Turn errors inside into a ShardError with the reason, the `state` of the folder, and the remedy."""
     try:
         yield
     except ReadError as error:
         raise ShardError(
-            f"{error}, which is the disk's or the machine's trouble and not the sample's: {state()}; see to it and run "
+            f"{error}, which is a fault of the disk or the machine and not of the sample: {state()}; repair it and run "
             "the same command"
         ) from None
     except MemoryError:
@@ -270,7 +271,7 @@ def _trouble(folder: Path, state: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def _progress(total: int, done: int) -> Iterator[Callable[[Packed], Packed]]:
-    """A progress bar on a terminal, a line every tenth elsewhere; yields a function that counts a sample through."""
+    """Show a bar on a terminal, else a line every tenth of the samples; yields a function that counts a sample."""
     console = Console(stderr=True)
     columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -59,7 +59,7 @@ class SplitConfig:
     """Convention of the folds. 'coco' is interleaved COCO-20i; 'interleaved' takes every 4th class of any set; 'list'
     takes the classes in `novel`."""
     fold: int = 0
-    """Fold to hold out, from 0."""
+    """Fold whose classes training leaves out, from 0."""
     novel: list[str] = field(default_factory=list)
     """Names or ids of the novel classes (scheme 'list')."""
 

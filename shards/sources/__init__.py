@@ -1,8 +1,8 @@
 """Readers of native data set layouts.
 
-A family of data sets is one function that returns a :class:`Source`: what there is to read, known in advance and cheap,
-so that packing can be dealt to processes and restarted. The expensive part is each item's ``read``, which runs
-in a worker process and therefore belongs to a small, picklable object.
+A family of data sets is one function that returns a :class:`Source`: a list of items that is cheap and known in
+advance, so that packing can be divided among processes and restarted. The expensive part is each item's ``read``, which
+runs in a worker process and is therefore a method of a small, picklable object.
 """
 
 import errno
@@ -27,7 +27,7 @@ MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.
 
 @dataclass(kw_only=True)
 class Sample:
-    """One image with what is known of it, before it is checked and encoded."""
+    """One image with its labels, before it is checked and encoded."""
 
     image: bytes
     """JPEG or PNG, byte for byte as in the source."""
@@ -38,7 +38,7 @@ class Sample:
     ignore: np.ndarray | None = None
     """bool [H, W]."""
     labels: np.ndarray | None = None
-    """The exact flattened map [H, W], where the source defines one that painting whole masks may not give."""
+    """The exact flattened map [H, W], if the source defines one that painting whole masks may not give."""
     instances: list[dict] = field(default_factory=list)
     """As in shards.format.Meta."""
     crop_of: str = ""
@@ -48,13 +48,18 @@ class Sample:
 class Item(Protocol):
     """One image to be read; a small picklable object."""
 
-    key: str
-    source: str
-    """Path below the data set's root, or an id: what a person would look for."""
+    @property
+    def key(self) -> str:
+        """Key of the sample in the packed set."""
+
+    @property
+    def source(self) -> str:
+        """Path below the data set's root, or an id, by which a person finds the image."""
 
     def read(self) -> Sample:
-        """Read the sample from disk. Raises ReadError where the disk is in trouble, any other error where a file is
-        missing or damaged.
+        """Read the sample from disk.
+
+        Raises ReadError if the disk has a fault, any other error if a file is missing or damaged.
         """
 
 
@@ -63,21 +68,21 @@ class Source:
     """A data set that can be packed."""
 
     name: str
-    """Begins the names of the shards."""
+    """First part of the names of the shards."""
     classes: dict[int, str]
     """Class id -> name; empty for unlabelled images."""
     items: Sequence[Item]
     arguments: dict = field(default_factory=dict)
-    """What besides keys and sources of the items decides the content; goes into the fingerprint."""
-    notes: list[str] = field(default_factory=list)
-    """Sentences on what was found in the source and packed otherwise than it stands there."""
+    """Values that decide the content besides keys and sources of the items; part of the fingerprint."""
+    messages: list[str] = field(default_factory=list)
+    """Sentences about parts of the source that are packed in another form."""
 
 
 def unique_keys(names: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """Sample keys for `names`: ASCII, without dots and slashes, short enough for a tar header, all different.
+    """Return sample keys for `names`: ASCII, without dots and slashes, short enough for a tar header, all different.
 
-    Names that would fall together, or are too long, get a digest of their source (a path, no two alike) behind them,
-    so that a key does not depend on the order of the list.
+    Names that would give equal keys, or are too long, get a digest of their source (a unique path) as a suffix, so that
+    a key does not depend on the order of the list.
     """
 
     def digest(source: str) -> str:
@@ -92,7 +97,7 @@ def unique_keys(names: Sequence[str], sources: Sequence[str]) -> list[str]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of `path`. Raises ShardError where there is no such file, ReadError where it cannot be read."""
+    """Return the bytes of `path`. Raises ShardError if there is no such file, ReadError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -102,14 +107,14 @@ def read_file(path: Path) -> bytes:
 
 
 def require_folder(path: Path, what: str) -> Path:
-    """`path`, absolute, if it is a folder; otherwise a ShardError that says `what` was looked for."""
+    """Return `path`, absolute. Raises ShardError unless it is a folder; `what` describes the folder that is needed."""
     if not path.is_dir():
         raise ShardError(f"{path} is not a folder: {what}")
     return path.resolve()
 
 
 def read_index_map(path: Path) -> np.ndarray:
-    """Read a palette or grey PNG of class indices, uint8 [H, W]. Raises ShardError where it is anything else."""
+    """Read a palette or grey PNG of class indices, uint8 [H, W]. Raises ShardError if it is anything else."""
     try:
         with Image.open(io.BytesIO(read_file(path))) as image:
             if image.mode not in ("P", "L"):
@@ -121,14 +126,14 @@ def read_index_map(path: Path) -> np.ndarray:
 
 def index_masks(
     labels: np.ndarray, classes: Collection[int], ignored: int, background: int | None = 0
-) -> tuple[dict, np.ndarray | None]:
-    """Split an index map [H, W] into class masks and the ignore mask (None where nothing is ignored).
+) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
+    """Split an index map [H, W] into class masks and the ignore mask, bool [H, W] (None if nothing is ignored).
 
     Raises ShardError for an index that is neither `background`, nor a class, nor `ignored`.
     """
     present = [int(index) for index in np.unique(labels)]
-    found = [index for index in present if index not in (background, ignored)]
-    unknown = [index for index in found if index not in classes]
+    objects = [index for index in present if index not in (background, ignored)]
+    unknown = [index for index in objects if index not in classes]
     if unknown:
         raise ShardError(f"mask holds index {unknown[0]}, which is none of the {len(classes)} classes")
-    return {index: labels == index for index in found}, labels == ignored if ignored in present else None
+    return {index: labels == index for index in objects}, labels == ignored if ignored in present else None

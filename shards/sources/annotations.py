@@ -1,4 +1,4 @@
-"""What the annotation files of COCO and its relatives (LVIS, PACO, PASCAL-Part) have in common."""
+"""Reading and drawing for annotation files in COCO's form (COCO, LVIS, PACO, PASCAL-Part)."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from shards.sources import read_file
 
 
 def read_document(path: Path) -> tuple[dict, str]:
-    """The JSON in `path` and the SHA-256 of its bytes; raises ShardError where it is missing or damaged."""
+    """Return the JSON in `path` and the SHA-256 of its bytes. Raises ShardError if it is missing or damaged."""
     raw = read_file(path)
     try:
         return json.loads(raw), hashlib.sha256(raw).hexdigest()
@@ -21,7 +21,7 @@ def read_document(path: Path) -> tuple[dict, str]:
 
 
 def drawable(segmentation: list | dict | None) -> bool:
-    """Whether there is something to draw: an RLE, or polygons of three points or more."""
+    """Return True if there is something to draw: an RLE, or polygons of at least three points."""
     if isinstance(segmentation, list):  # pycocotools would read four numbers as a box and crash on fewer
         return bool(segmentation) and all(isinstance(part, list) and len(part) >= 6 for part in segmentation)
     return isinstance(segmentation, dict)
@@ -30,7 +30,8 @@ def drawable(segmentation: list | dict | None) -> bool:
 def draw(segmentation: list | dict, size: tuple[int, int], name: str) -> np.ndarray:
     """Draw polygons or an RLE as bool [H, W].
 
-    size: (height, width) of the image. name: what the ShardError calls it where it cannot be drawn.
+    size: (height, width) of the image. name: its name in the error.
+    Raises ShardError if it cannot be drawn.
     """
     try:
         if isinstance(segmentation, list):
@@ -49,6 +50,6 @@ def draw(segmentation: list | dict, size: tuple[int, int], name: str) -> np.ndar
 
 
 def union(masks: dict[int, np.ndarray], class_id: int, mask: np.ndarray) -> None:
-    """Add the pixels of `mask` to those of its class, unless it has none."""
+    """Add the pixels of `mask`, bool [H, W], to those of its class, unless it has none."""
     if mask.any():
         masks[class_id] = masks[class_id] | mask if class_id in masks else mask

@@ -1,4 +1,4 @@
-"""A photograph of one class beside a binary mask, as FSS-1000, DeepGlobe and ISIC have it."""
+"""A photograph of one class beside a binary mask, the layout of FSS-1000, DeepGlobe and ISIC."""
 
 import io
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from shards.sources import Sample, read_file
 
 @dataclass(frozen=True)
 class BinaryItem:
-    """A photograph of one class and its mask."""
+    """`Item`: a photograph of one class and its mask."""
 
     key: str
     source: str
@@ -29,7 +29,8 @@ class BinaryItem:
 def read_mask(path: Path) -> np.ndarray:
     """Read a binary mask to bool [H, W].
 
-    The sets mix encodings: 0..255 with soft edges (cut at 128) and 0/1, which looks black but is not (cut above 0).
+    The sets mix encodings: 0..255 with soft edges (threshold 128) and 0/1, which looks black (threshold 1).
+    Raises ShardError if the file is damaged or no pixel is marked.
     """
     try:
         with Image.open(io.BytesIO(read_file(path))) as image:

@@ -3,13 +3,12 @@
 Class ids are contiguous: 1..80 in the order of the official category ids (1..90 with gaps), names kept. Both fold
 conventions of COCO-20i count in these ids.
 
-Crowd regions are no objects, unless asked for. They become the ignore mask, except where a non-crowd object of the
-same class lies: there the object is certain. The box of an annotation without an outline is ignored likewise.
+By default crowd regions are no objects. They become the ignore mask, except on pixels of a non-crowd object of the same
+class, where the object is certain. The box of an annotation without an outline is also ignored.
 
-The flattened label map paints objects by falling area (the annotation's ``area``, or else its pixels), so that small
-objects lie on large ones, over the crowd regions. That is an order of objects; the nearest order of whole classes is
-stored as paint order, and where it does not give the same map (about one image in twelve) the map itself is stored as
-well.
+The flattened label map paints objects by descending area (the annotation's ``area``, or its pixels), so that small
+objects lie on large ones, over the crowd regions. That is an order of objects. The nearest order of whole classes is
+stored as paint order. If it does not give the same map (about one image in twelve), the map itself is stored too.
 """
 
 from collections import defaultdict
@@ -28,7 +27,7 @@ from shards.sources.exports import tidy
 
 @dataclass(frozen=True)
 class CocoItem:
-    """A photograph and its annotations."""
+    """`Item`: a photograph and its annotations."""
 
     key: str
     source: str
@@ -36,21 +35,21 @@ class CocoItem:
     size: tuple[int, int]
     """(height, width) in the JSON, at which polygons are drawn."""
     objects: tuple[dict, ...]
-    """Annotations as in the JSON, area and bbox None where missing, with the contiguous class id under "class"."""
+    """Annotations as in the JSON, area and bbox None if missing, with the contiguous class id under "class"."""
 
     def read(self) -> Sample:
         masks: dict[int, np.ndarray] = {}
         crowds: dict[int, np.ndarray] = {}
         labels = np.zeros(self.size, np.uint16)  # [H, W]
         instances = []
-        # Crowds first and then falling area; sorting is stable, so equal areas keep the order of the file.
+        # Crowds first, then descending area; sorting is stable, so equal areas keep the order of the file.
         for annotation in sorted(self.objects, key=lambda a: (not a["iscrowd"], -self._area(a))):
-            class_id, crowd = annotation["class"], bool(annotation["iscrowd"])
+            class_id, is_crowd = annotation["class"], bool(annotation["iscrowd"])
             mask = self._draw(annotation)
-            labels[mask] = IGNORE_LABEL if crowd else class_id
+            labels[mask] = IGNORE_LABEL if is_crowd else class_id
             box = _box(mask) if annotation["bbox"] is None else annotation["bbox"]
-            instances.append({"class": class_id, "box": box, "crowd": crowd})
-            union(crowds if crowd else masks, class_id, mask)
+            instances.append({"class": class_id, "box": box, "crowd": is_crowd})
+            union(crowds if is_crowd else masks, class_id, mask)
         ignore = np.zeros(self.size, bool)
         for class_id, crowd in crowds.items():
             ignore |= crowd & ~masks[class_id] if class_id in masks else crowd
@@ -67,15 +66,15 @@ class CocoItem:
         return draw(annotation["segmentation"], self.size, f"annotation {annotation['id']}")
 
     def _area(self, annotation: dict) -> float:
-        return np.count_nonzero(self._draw(annotation)) if annotation["area"] is None else annotation["area"]
+        return int(np.count_nonzero(self._draw(annotation))) if annotation["area"] is None else annotation["area"]
 
 
 def coco(images: Path, annotations: Path, crowd: Literal["ignore", "object"] = "ignore") -> Source:
     """COCO: the folder `images` of photographs and the instances JSON `annotations`.
 
-    Images without an object are packed too: pretraining wants them. A category without an annotation that is only
-    the supercategory of others is left out. `crowd` says what crowd regions are. See the module's docstring for class
-    ids, crowd regions and painting order.
+    Images without an object are packed too, for pretraining. A category without an annotation that is only the
+    supercategory of others is left out. crowd: meaning of crowd regions. See the module's docstring for class ids,
+    crowd regions and painting order. Raises ShardError if a file is missing or not in COCO's form.
     """
     images = require_folder(images, "--images is the folder that holds the photographs")
     return photographs("coco", images, annotations, lambda record: record["file_name"], "instances_*.json", crowd)
@@ -84,14 +83,14 @@ def coco(images: Path, annotations: Path, crowd: Literal["ignore", "object"] = "
 def photographs(
     name: str, images: Path, annotations: Path, file_of: Callable[[dict], str], official: str, crowd: str = "ignore"
 ) -> Source:
-    """Every photograph of a JSON in COCO's form.
+    """Return every photograph of a JSON in COCO's form.
 
-    file_of: record of an image -> its path below `images`. official: the name that the right file has. crowd: as for
-    :func:`coco`. Raises ShardError where no annotation marks an object.
+    file_of: record of an image -> its path below `images`. official: the name of the official file, for errors. crowd:
+    as for :func:`coco`. Raises ShardError if the file has another form or no annotation marks an object.
     """
     document, digest = read_document(annotations)
     try:
-        notes = tidy(document, annotations, crowd)
+        messages = tidy(document, annotations, crowd)
         classes, items = _items(images, document, file_of)
     except (KeyError, TypeError) as error:
         raise ShardError(
@@ -99,7 +98,7 @@ def photographs(
             "official file"
         ) from None
     arguments = {"images": str(images), "annotations": digest} | ({} if crowd == "ignore" else {"crowd": crowd})
-    return Source(name=name, classes=classes, items=items, arguments=arguments, notes=notes)
+    return Source(name=name, classes=classes, items=items, arguments=arguments, messages=messages)
 
 
 def _items(images: Path, document: dict, file_of: Callable[[dict], str]) -> tuple[dict[int, str], list[CocoItem]]:
@@ -120,20 +119,20 @@ def _items(images: Path, document: dict, file_of: Callable[[dict], str]) -> tupl
 
 
 def _paint_order(masks: dict[int, np.ndarray], labels: np.ndarray) -> list[int]:
-    """The order of whole classes that comes nearest to `labels`: the class that lies most beneath the others first."""
-    seen = {  # b -> pixels of b's mask where class a is seen, by a
+    """Return the order of whole classes that is nearest to `labels` [H, W], from the lowest class to the highest."""
+    visible = {  # b -> pixels of b's mask on which class a is visible, by a
         b: np.bincount(labels[mask], minlength=max(masks) + 1).tolist() for b, mask in masks.items()
     }
     order, left = [], sorted(masks)
     while left:
-        lowest = min(left, key=lambda a: sum(seen[b][a] - seen[a][b] for b in left if b != a))
+        lowest = min(left, key=lambda a: sum(visible[b][a] - visible[a][b] for b in left if b != a))
         order.append(lowest)
         left.remove(lowest)
     return order
 
 
 def _box(mask: np.ndarray) -> list[int]:
-    """x, y, width, height of what is set in a mask [H, W]; zeros where nothing is."""
+    """Return x, y, width, height of the pixels set in a mask [H, W]; zeros if none is."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return [0, 0, 0, 0]

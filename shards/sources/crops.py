@@ -12,10 +12,10 @@ Box = tuple[int, int, int, int]
 
 
 def cut(image: bytes, masks: dict[int, np.ndarray], box: Box, photograph: str) -> Sample:
-    """The part of a photograph that lies in `box`, as PNG, with the class masks (bool [H, W]) that show there.
+    """Crop a photograph to `box`, as PNG, with the class masks (bool [H, W]) that have a pixel there.
 
     Small parts are painted last. photograph: its key, the same for all its crops.
-    Raises ShardError where a mask has another size than the image, or nothing is left in the box.
+    Raises ShardError if a mask has another size than the image, or none has a pixel in the box.
     """
     pixels = decode_image(image)  # [H, W, 3]
     for mask in masks.values():
@@ -27,7 +27,7 @@ def cut(image: bytes, masks: dict[int, np.ndarray], box: Box, photograph: str) -
     if not parts:
         raise ShardError(f"none of its parts has a pixel in the box {box} (left, top, right, bottom)")
     return Sample(
-        image=cv2.imencode(".png", pixels[inside][..., ::-1])[1].tobytes(),  # OpenCV wants BGR
+        image=cv2.imencode(".png", pixels[inside][..., ::-1])[1].tobytes(),  # OpenCV expects BGR
         masks=parts,
         paint=sorted(parts, key=lambda class_id: -np.count_nonzero(parts[class_id])),
         crop_of=photograph,

@@ -1,4 +1,4 @@
-"""DeepGlobe land cover as cross-domain few-shot papers cut it: a folder a class of satellite tiles and binary masks."""
+"""DeepGlobe land cover in the layout of cross-domain few-shot papers: a folder a class of tiles and binary masks."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ def deepglobe(root: Path) -> Source:
     """DeepGlobe in the layout ``{1..6}/test/origin/*.jpg`` + ``{1..6}/test/groundtruth/*.png``.
 
     Class ids are the numbers of the folders, named in the order of the data set's authors; keys are ``class_tile``. A
-    tile that lies in the folders of several classes gives a sample for each.
+    tile in the folders of several classes gives a sample for each. Raises ShardError if a folder has no tile.
     """
     root = require_folder(root, "--root is the folder that holds 1 to 6, each with test/origin and test/groundtruth")
-    # The union of both folders, so that a tile or a mask without its partner is reported and not overlooked.
+    # The union of both folders, so that a tile or a mask without its partner is reported.
     found = [
         (class_id, folder, stem)
         for class_id in CLASSES

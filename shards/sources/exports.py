@@ -1,7 +1,7 @@
-"""What annotation tools export in COCO's form, brought to the form of the official files.
+"""Exports of annotation tools in COCO's form, brought to the form of the official files.
 
-CVAT writes every mask as a crowd region, Roboflow a category that only heads the others, and many tools annotations
-without an outline, area or box.
+CVAT writes every mask as a crowd region. Roboflow writes a category that is only the parent of the others. Many tools
+write annotations without an outline, area or box.
 """
 
 from pathlib import Path
@@ -11,13 +11,13 @@ from shards.sources.annotations import drawable
 
 
 def tidy(document: dict, path: Path, crowd: str) -> list[str]:
-    """Change the `document` read from `path` in place; returns sentences on what was changed.
+    """Change the `document` read from `path` in place and return sentences about the changes.
 
-    An annotation that cannot be drawn becomes a crowd region of its box, or is dropped where it has none. A category
+    An annotation that cannot be drawn becomes a crowd region of its box, or is dropped if it has none. A category
     without an annotation that others name as their supercategory is dropped. crowd: 'object' makes objects of crowd
     regions.
 
-    Raises ShardError where annotations mark no object, KeyError or TypeError where the document is of another form.
+    Raises ShardError if annotations mark no object, KeyError or TypeError if the document has another form.
     """
     annotations = document["annotations"]
     used = {annotation["category_id"] for annotation in annotations}
@@ -34,11 +34,11 @@ def tidy(document: dict, path: Path, crowd: str) -> list[str]:
     document["annotations"] = [annotation for annotation in annotations if annotation["segmentation"]]
 
     certain = {annotation["category_id"] for annotation in annotations if not annotation["iscrowd"]}
-    notes = [
+    messages = [
         f"{root['name']} is left out: no annotation has it, and classes name it as their supercategory"
         for root in roots
     ]
-    notes += [
+    messages += [
         f"{category['name']} has no object, only regions that are ignored: crowds, which --crowd object takes as "
         "objects, or annotations without an outline"
         for category in document["categories"]
@@ -46,11 +46,11 @@ def tidy(document: dict, path: Path, crowd: str) -> list[str]:
     ]
     if undrawn:
         dropped = len(annotations) - len(document["annotations"])
-        notes.append(
+        messages.append(
             f"{len(undrawn)} of {len(annotations)} annotations cannot be drawn, {undrawn[0].get('id')} for one: their "
             "boxes are ignored" + f", {dropped} without a box left out" * bool(dropped)
         )
-    return notes
+    return messages
 
 
 def _is_root(category: dict, categories: list[dict], used: set) -> bool:
@@ -69,7 +69,7 @@ def _nothing_marked(annotations: list[dict], undrawn: list[dict], path: Path) ->
 
 
 def _outline(box: object) -> list[list[float]]:
-    """The polygon of x, y, width, height; empty where it is no such box."""
+    """Return the polygon of x, y, width, height; empty if `box` is no such list."""
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
         return []
     x, y, width, height = box

@@ -14,7 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class ImageItem:
-    """An image file without labels."""
+    """`Item`: an image file without labels."""
 
     key: str
     source: str
@@ -25,7 +25,10 @@ class ImageItem:
 
 
 def folder(root: Path) -> Source:
-    """Every JPEG and PNG below `root`, in sorted order; keys are the paths below `root` with '_' for '/'."""
+    """Return every JPEG and PNG below `root`, in sorted order; keys are the paths below `root` with '_' for '/'.
+
+    Raises ShardError if there is none, ReadError if a folder cannot be listed.
+    """
     root = require_folder(root, "--root is the folder that holds the images")
     paths = files_below(root, SUFFIXES)
     if not paths:
@@ -40,10 +43,10 @@ def folder(root: Path) -> Source:
 
 
 def files_below(root: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Paths below `root` of the files whose names end so, in capitals or not, sorted; what begins with a dot is none.
+    """Return the sorted paths below `root` of files with these `endings`, in lower or upper case.
 
-    Links to folders are followed, once all else is known: a folder that is reached twice counts once, by its own path.
-    Raises ReadError where a folder cannot be listed.
+    Names that begin with a dot are skipped. Links to folders are followed last: a folder that is reached twice counts
+    once, by its own path. Raises ReadError if a folder cannot be listed.
     """
     return sorted(
         Path(parent, name).relative_to(root)
@@ -54,7 +57,7 @@ def files_below(root: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below `root`, itself included, with the names of its files."""
+    """Yield every folder below `root`, itself included, with the names of its files."""
     waiting, seen = deque([str(root)]), set()
     while waiting:
         for parent, folders, names in os.walk(waiting.popleft(), onerror=_unlisted):

@@ -10,12 +10,13 @@ from shards.sources.binary import BinaryItem
 def fss1000(root: Path) -> Source:
     """FSS-1000 in its own layout ``class/N.jpg`` + ``class/N.png``.
 
-    Class ids count the sorted names of the class folders from 1; keys are ``class_N``.
+    Class ids count the sorted names of the class folders from 1; keys are ``class_N``. Raises ShardError if there is no
+    image.
     """
     root = require_folder(root, "--root is the folder that holds one folder a class")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     classes = {class_id: folder.name for class_id, folder in enumerate(folders, start=1)}
-    # The union of both suffixes, so that a photograph or a mask without its partner is reported and not overlooked.
+    # The union of both suffixes, so that a photograph or a mask without its partner is reported.
     found = [
         (class_id, folder / f"{stem}.jpg")
         for class_id, folder in enumerate(folders, start=1)

@@ -1,4 +1,4 @@
-"""Images beside index maps, one PNG each, of any classes: ADE20K, Cityscapes, labelled sets of one's own."""
+"""Images beside index maps, one PNG each, of any classes: ADE20K, Cityscapes, users' own labelled sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +7,12 @@ from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, index_masks, read_file, read_index_map, require_folder, unique_keys
 from shards.sources.folder import SUFFIXES, files_below
 
-MAX_CLASSES = 254  # a byte has two more values, for background and what is ignored
+MAX_CLASSES = 254  # a byte has two more values, for background and ignored pixels
 
 
 @dataclass(frozen=True)
 class IndexedItem:
-    """A photograph and its index map."""
+    """`Item`: a photograph and its index map."""
 
     key: str
     source: str
@@ -21,15 +21,15 @@ class IndexedItem:
     first: int
     """Index of the first class, whose class id is 1."""
     count: int
-    """Classes; their indices follow each other."""
+    """Number of classes; their indices are contiguous."""
     ignored: int
 
     def read(self) -> Sample:
         indices = range(self.first, self.first + self.count)
-        found, ignore = index_masks(
+        index_to_mask, ignore = index_masks(
             read_index_map(self.mask), indices, self.ignored, background=0 if self.first else None
         )
-        masks = {index - self.first + 1: mask for index, mask in found.items()}
+        masks = {index - self.first + 1: mask for index, mask in index_to_mask.items()}
         return Sample(image=read_file(self.image), masks=masks, paint=sorted(masks), ignore=ignore)
 
 
@@ -43,13 +43,13 @@ def indexed(
     image_ending: str = "",
     mask_ending: str = ".png",
 ) -> Source:
-    """The images below the folder `images`, each with the index map of the same name and subfolder below `masks`.
+    """Return the images below `images`, each with the index map of the same name and subfolder below `masks`.
 
-    names: a file with a class name a line; the first line is index `first` of the maps (1: index 0 is background; 0:
-    there is none) and always class id 1. Pixels of the index `ignored` are ignored, never an object. Endings are cut
-    off before names are compared; without an image_ending every JPEG and PNG is an image.
+    names: a file with a class name a line. The first line is index `first` of the maps (1: index 0 is background; 0:
+    there is none) and always class id 1. Pixels of the index `ignored` are ignored, never an object. Endings are
+    removed before names are compared; without an image_ending every JPEG and PNG is an image.
 
-    Raises ShardError where two images have one name, or the list of names is empty, too long or unclear.
+    Raises ShardError if two images have one name, or the list of names is empty, too long or unclear.
     """
     images = require_folder(images, "--images is the folder that holds the images")
     masks = require_folder(masks, "--masks is the folder that holds an index map for each image")
@@ -59,8 +59,8 @@ def indexed(
         name = str(path)[: -len(image_ending)] if image_ending else str(path.with_suffix(""))
         if name in photographs:
             raise ShardError(
-                f"{path} and {photographs[name]} in {images} have the same name: say with --image-ending which of "
-                "them is the image"
+                f"{path} and {photographs[name]} in {images} have the same name: give --image-ending, the ending of "
+                "those that are images"
             )
         photographs[name] = path
     maps = {str(path)[: -len(mask_ending)]: path for path in files_below(masks, (mask_ending.lower(),))}
@@ -68,7 +68,7 @@ def indexed(
         raise ShardError(
             f"no image in {images} has an index map of its name in {masks}: do --image-ending and --mask-ending fit?"
         )
-    # The union of both folders, so that an image or a map without its partner is reported and not overlooked.
+    # The union of both folders, so that an image or a map without its partner is reported.
     stems = sorted(photographs.keys() | maps.keys())
     sources = [str(photographs.get(name, f"{name}{image_ending or SUFFIXES[0]}")) for name in stems]
     return Source(
@@ -97,7 +97,7 @@ def indexed(
 
 
 def _read_names(path: Path) -> dict[int, str]:
-    """Class id -> name."""
+    """Read class id -> name."""
     names = [line.strip() for line in read_file(path).decode("utf-8-sig", "replace").rstrip().splitlines()]
     if not 0 < len(names) <= MAX_CLASSES:
         raise ShardError(f"{path} names {len(names)} classes: give 1 to {MAX_CLASSES}, a line each")

@@ -1,4 +1,4 @@
-"""iSAID in patches of 256 pixels, as iSAID-5i has it: aerial photographs beside index maps of 15 classes."""
+"""iSAID in patches of 256 pixels, the layout of iSAID-5i: aerial photographs beside index maps of 15 classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ SUFFIX = "_instance_color_RGB.png"
 
 @dataclass(frozen=True)
 class IsaidItem:
-    """A patch and its index map."""
+    """`Item`: a patch and its index map."""
 
     key: str
     source: str
@@ -50,12 +50,13 @@ def isaid(root: Path) -> Source:
     ``semantic_png/NAME_instance_color_RGB.png``.
 
     Class ids are the indices 1..15 of the data set's authors; 255 is ignored, never an object. Keys are the names of
-    the patches, as the published episode lists have them. Patches without an object are packed too.
+    the patches, as in the published episode lists. Patches without an object are packed too. Raises ShardError if there
+    is no patch.
     """
     root = require_folder(root, "--root is the folder that holds images and semantic_png, such as iSAID_patches/val")
     images = require_folder(root / "images", "--root is the folder that holds it")
     masks = require_folder(root / "semantic_png", "--root is the folder that holds it")
-    # The union of both folders, so that a patch or a mask without its partner is reported and not overlooked.
+    # The union of both folders, so that a patch or a mask without its partner is reported.
     names = sorted(
         {path.stem for path in images.glob("*.png")}
         | {path.name.removesuffix(SUFFIX) for path in masks.glob(f"*{SUFFIX}")}

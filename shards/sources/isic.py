@@ -1,4 +1,4 @@
-"""ISIC 2018, task 1: photographs of skin lesions, binary masks, and a table that says which of three each one is."""
+"""ISIC 2018, task 1: photographs of skin lesions, binary masks, and a table of their classes."""
 
 import csv
 import hashlib
@@ -50,17 +50,17 @@ def isic(root: Path, table: Path) -> Source:
 
 
 def _read_table(path: Path, raw: bytes) -> dict[str, int]:
-    """ID -> class id."""
+    """Read ID -> class id."""
     rows = csv.DictReader(io.StringIO(raw.decode("utf-8-sig", "replace")))
     if not {"ID", "Class"} <= {*(rows.fieldnames or ())}:
         raise ShardError(f"{path} has the columns {rows.fieldnames}: give a CSV with the columns ID and Class")
     ids = {name: class_id for class_id, name in CLASSES.items()}
-    found: dict[str, int] = {}
+    class_ids: dict[str, int] = {}
     for row in rows:
         if row["Class"] not in ids:
             raise ShardError(
                 f"line {rows.line_num} of {path} gives {row['ID']} the class {row['Class']!r}: expected one of "
                 f"{', '.join(ids)}"
             )
-        found[row["ID"]] = ids[row["Class"]]
-    return found
+        class_ids[row["ID"]] = ids[row["Class"]]
+    return class_ids

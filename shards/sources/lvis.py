@@ -13,11 +13,14 @@ from shards.sources.coco import photographs
 
 
 def lvis(images: Path, annotations: Path) -> Source:
-    """LVIS: the folder `images` that holds train2017 and val2017, and the JSON `annotations`."""
+    """LVIS: the folder `images` with train2017 and val2017, and the JSON `annotations`.
+
+    Raises ShardError if a file is missing or has another form.
+    """
     images = require_folder(images, "--images is the folder that holds train2017 and val2017")
     return photographs("lvis", images, annotations, _file, "lvis_v1_*.json")
 
 
 def _file(record: dict) -> str:
-    """``http://.../val2017/000000397133.jpg`` -> ``val2017/000000397133.jpg``."""
+    """Turn ``http://.../val2017/000000397133.jpg`` into ``val2017/000000397133.jpg``."""
     return "/".join(PurePosixPath(record["coco_url"]).parts[-2:])

@@ -1,8 +1,8 @@
 """PACO-Part from the official PACO-LVIS JSON: the parts of objects in COCO's photographs, one sample per object.
 
-In the JSON an object's annotation names itself in ``obj_ann_id`` and those of its parts name the object. Classes are
+In the JSON ``obj_ann_id`` is the id of the object, in its own annotation and in those of its parts. Classes are
 the part categories (``mug:handle``) with an annotation in the training file, in the order of their ids, 448 of 456:
-PACO-Part counts its folds in them, and so validation needs the training file too.
+PACO-Part divides these into folds, so validation needs the training file too.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from shards.sources.crops import Box, cut
 
 @dataclass(frozen=True)
 class PacoItem:
-    """An object and its parts."""
+    """`Item`: an object and its parts."""
 
     key: str
     source: str
@@ -28,7 +28,7 @@ class PacoItem:
     """(height, width) in the JSON, at which polygons are drawn."""
     box: Box
     parts: tuple[dict, ...]
-    """Their annotations: id, segmentation, and the class id under "class"."""
+    """Annotations: id, segmentation, and the class id under "class"."""
 
     def read(self) -> Sample:
         masks: dict[int, np.ndarray] = {}
@@ -40,8 +40,9 @@ class PacoItem:
 def paco(images: Path, annotations: Path, train: Path) -> Source:
     """PACO-Part: the folder `images` that holds train2017 and val2017, and the JSON `annotations`.
 
-    train: the training file, which says what the classes are. Keys are ``image_object``. Objects without a part of
-    these classes are left out; crops follow the object's box, its sides truncated to whole pixels.
+    train: the training file, which defines the classes. Keys are ``image_object``. Objects without a part of these
+    classes are left out; crops follow the object's box, its sides truncated to whole pixels. Raises ShardError if a
+    file is missing or has another form.
     """
     images = require_folder(images, "--images is the folder that holds train2017 and val2017")
     document, digest = read_document(annotations)
@@ -83,18 +84,18 @@ def _items(images: Path, document: dict, class_ids: dict[int, int]) -> list[Paco
             kept = {name: annotation[name] for name in ("id", "segmentation")}
             parts[annotation["obj_ann_id"]].append({**kept, "class": class_id})
     records = {record["id"]: record for record in document["images"]}
-    found = []
+    crops = []
     for number in sorted(parts):
         record = records[objects[number]["image_id"]]
         file = "/".join(PurePosixPath(record["file_name"]).parts[-2:])
         left, top, width, height = objects[number]["bbox"]
         box = int(left), int(top), int(left + width), int(top + height)
-        found.append((number, file, (record["height"], record["width"]), box))
-    sources = [f"{file}, object {number}" for number, file, _, _ in found]
-    keys = unique_keys([f"{Path(file).stem}_{number}" for number, file, _, _ in found], sources)
+        crops.append((number, file, (record["height"], record["width"]), box))
+    sources = [f"{file}, object {number}" for number, file, _, _ in crops]
+    keys = unique_keys([f"{Path(file).stem}_{number}" for number, file, _, _ in crops], sources)
     return [
         PacoItem(key, source, images / file, size, box, tuple(parts[number]))
-        for key, source, (number, file, size, box) in zip(keys, sources, found, strict=True)
+        for key, source, (number, file, size, box) in zip(keys, sources, crops, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 Below VOC2010 lie JPEGImages, one JSON an image in Annotations_Part_json_merged_part_classes (objects with boxes, their
 parts with RLE masks), and all_obj_part_to_image.json, which lists for every superclass, object and part the images of
-either split. Classes are the parts with images in both splits, in the order of that file, named
+each split. Classes are the parts with images in both splits, in the order of that file, named
 ``animals/dog+HEAD``; aeroplane+TAIL is left out, as by the authors of the task.
 """
 
@@ -27,7 +27,7 @@ Parts = dict[tuple[str, str], int]
 
 @dataclass(frozen=True)
 class PascalPartItem:
-    """An object and its parts."""
+    """`Item`: an object and its parts."""
 
     key: str
     source: str
@@ -46,19 +46,20 @@ class PascalPartItem:
                 for rle in part["mask"]:
                     name = f"{part['name']} of object {self.number} in {self.annotation}"
                     union(masks, class_id, draw(rle, tuple(rle["size"]), name))
-            box = tuple(int(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = (int(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
         except (KeyError, TypeError, IndexError) as error:
             raise ShardError(
                 f"object {self.number} of {self.annotation} cannot be read ({type(error).__name__}: {error})"
             ) from None
-        return cut(read_file(self.image), masks, box, self.image.stem)
+        return cut(read_file(self.image), masks, (left, top, right, bottom), self.image.stem)
 
 
 def pascal_part(root: Path, split: str) -> Source:
     """PASCAL-Part: the folder `root` (VOCdevkit/VOC2010, see the module's docstring) and the `split`, train or val.
 
     Keys are ``image_object``, objects counted from 0 as in the image's JSON; objects without a part are left out. The
-    box is cut as the task's authors do, its last row and column excluded.
+    box is that of the task's authors, without its last row and column. Raises ShardError if a file is missing or has
+    another form.
     """
     root = require_folder(root, f"--root is VOCdevkit/VOC2010, which holds JPEGImages, {ANNOTATIONS} and {LISTS}")
     annotations = require_folder(root / ANNOTATIONS, "--root is the folder that holds it")
@@ -71,9 +72,9 @@ def pascal_part(root: Path, split: str) -> Source:
             f"({type(error).__name__}: {error}): give the file of the few-shot part segmentation task"
         ) from None
     class_ids = {(thing, part): class_id for class_id, (_, thing, part) in classes.items()}
-    found = [(name, number) for name in names for number in _with_parts(annotations / f"{name}.json", class_ids)]
-    sources = [f"JPEGImages/{name}.jpg, object {number}" for name, number in found]
-    keys = unique_keys([f"{name}_{number}" for name, number in found], sources)
+    objects = [(name, number) for name in names for number in _with_parts(annotations / f"{name}.json", class_ids)]
+    sources = [f"JPEGImages/{name}.jpg, object {number}" for name, number in objects]
+    keys = unique_keys([f"{name}_{number}" for name, number in objects], sources)
     return Source(
         name="pascal_part",
         classes={class_id: f"{group}/{thing}+{part}" for class_id, (group, thing, part) in classes.items()},
@@ -81,14 +82,14 @@ def pascal_part(root: Path, split: str) -> Source:
             PascalPartItem(
                 key, source, root / "JPEGImages" / f"{name}.jpg", annotations / f"{name}.json", number, class_ids
             )
-            for key, source, (name, number) in zip(keys, sources, found, strict=True)
+            for key, source, (name, number) in zip(keys, sources, objects, strict=True)
         ],
         arguments={"root": str(root), "split": split, "lists": digest},
     )
 
 
 def _classes(document: dict, split: str) -> tuple[dict[int, tuple[str, str, str]], list[str]]:
-    """Class id -> (superclass, object, part), and the images of these classes in a split."""
+    """Return class id -> (superclass, object, part), and the images of these classes in a split."""
     listed = [
         ((group, thing, part), images)
         for group in SUPERCLASSES
@@ -101,18 +102,18 @@ def _classes(document: dict, split: str) -> tuple[dict[int, tuple[str, str, str]
 
 
 def _with_parts(annotation: Path, class_ids: Parts) -> list[int]:
-    """The objects of an image that have parts of our classes."""
+    """Return the numbers of the objects of an image that have parts of our classes."""
     try:
         objects = read_document(annotation)[0]["object"]
         return [number for number, thing in enumerate(objects) if any(_parts(thing, class_ids))]
     except ReadError:
         raise
     except (ShardError, KeyError, TypeError):
-        return [0]  # packing meets the error again, and reports it beside the other bad files
+        return [0]  # packing raises the error again and reports it with the other bad files
 
 
 def _parts(thing: dict, class_ids: Parts) -> Iterator[tuple[int, dict]]:
-    """Class id and annotation of each part of an object."""
+    """Yield class id and annotation of each part of an object."""
     for part in thing["parts"]:
         if (class_id := class_ids.get((thing["name"], part["name"]))) is not None:
             yield class_id, part

@@ -1,10 +1,11 @@
-"""PASCAL VOC and SBD: images beside index maps of 20 classes, and a list file that says which belong to the set."""
+"""PASCAL VOC and SBD: images beside index maps of 20 classes, and list files of the images in the set."""
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
@@ -46,7 +47,7 @@ MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass", "cls")
 
 @dataclass(frozen=True)
 class VocItem:
-    """A photograph and its index map: a palette or grey PNG, or SBD's .mat."""
+    """`Item`: a photograph and its index map, a palette or grey PNG or SBD's .mat."""
 
     key: str
     source: str
@@ -71,23 +72,23 @@ def voc(
 
     Lines of the list files `ids` are ids (``2007_000032``), pairs of paths below `root` (``JPEGImages/2007_000032.jpg
     SegmentationClassAug/2007_000032.png``) or PASCAL-5i entries (``2007_000032__15``); an image named several times is
-    packed once, one that the list `exclude` names not at all. `masks` names the folder of index maps below `root`; by
-    default the first there is of SegmentationClassAug, SegmentationClass and cls. `sbd`, the folder that holds SBD's
-    cls, has the maps of the ids that have none there.
+    packed once. exclude: a list of images to leave out. masks: name of the folder of index maps below `root`; by
+    default the first that exists of SegmentationClassAug, SegmentationClass and cls. sbd: the folder with SBD's cls,
+    for the ids without a map there. Raises ShardError if a folder or list is missing or a line is wrong.
     """
     root = require_folder(root, "--root is the folder that holds JPEGImages, or SBD's img")
     image_folder = _first_folder(root, IMAGE_FOLDERS)
     mask_folder = root / masks if masks else _first_folder(root, MASK_FOLDERS)
     require_folder(mask_folder, "--masks names the folder of index maps below --root")
     suffix = ".mat" if any(mask_folder.glob("*.mat")) else ".png"
-    more = sbd and require_folder(sbd / "cls", "--sbd is the folder of SBD that holds cls")
+    sbd_masks = sbd and require_folder(sbd / "cls", "--sbd is the folder of SBD that holds cls")
 
     def pair(words: list[str]) -> tuple[Path, Path]:
         if len(words) == 2:
             return root / words[0].lstrip("/"), root / words[1].lstrip("/")
         stem = words[0].split("__")[0]
         mask = mask_folder / f"{stem}{suffix}"
-        return image_folder / f"{stem}.jpg", more / f"{stem}.mat" if more and not mask.exists() else mask
+        return image_folder / f"{stem}.jpg", sbd_masks / f"{stem}.mat" if sbd_masks and not mask.exists() else mask
 
     left_out = {pair(words)[0] for words in _lines(exclude)} if exclude else set()
     pairs: dict[Path, Path] = {}  # image -> mask, in the order of the lists
@@ -109,7 +110,7 @@ def voc(
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    """The words of every line of a list: an id, or an image and its mask."""
+    """Yield the words of every line of a list: an id, or an image and its mask."""
     for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
         match words := line.split():
             case []:
@@ -129,13 +130,13 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise ShardError(f"{root} holds none of the folders {', '.join(names)}: is it the VOCdevkit/VOC2012 folder?")
+    raise ShardError(f"{root} has none of the folders {', '.join(names)}: is it the VOCdevkit/VOC2012 folder?")
 
 
 def _read_mat(path: Path) -> np.ndarray:
-    raw = io.BytesIO(read_file(path))
+    raw: Any = io.BytesIO(read_file(path))  # the stubs of loadmat list paths alone
     try:
         labels = loadmat(raw, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
     except Exception as error:  # scipy's reader fails in many ways on a damaged file
-        raise ShardError(f"{path} holds no GTcls.Segmentation ({type(error).__name__}: {error})") from None
+        raise ShardError(f"{path} has no GTcls.Segmentation ({type(error).__name__}: {error})") from None
     return np.asarray(labels)

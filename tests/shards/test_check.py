@@ -70,7 +70,7 @@ def test_truncated_shard(folder, capsys):
     with open(folder / "synthetic-000001.tar", "r+b") as file:
         file.truncate(5000)
     (problem,) = check(folder)
-    assert problem.startswith("synthetic-000001.tar: 5000 bytes, the manifest says ")
+    assert problem.startswith("synthetic-000001.tar: 5000 bytes, the manifest has ")
     assert problem.endswith("2 samples are lost")
     assert main([str(folder)]) == 1
     assert "run the same launch/pack.py command again" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_flipped_byte(folder):
         ("slic.png", lambda data: None, "has no slic superpixels"),
         ("slic.png", lambda data: png(np.zeros((9, 9), np.uint8)), r"slic.png is \(9, 9\), half the image is"),
         ("slic.png", lambda data: data[:-30], "slic.png is not a whole 1-channel PNG"),
-        ("slic.png", lambda data: png(cv2.imdecode(np.frombuffer(data, np.uint8), -1) + 1), "does not hold the ids"),
+        ("slic.png", lambda data: png(cv2.imdecode(np.frombuffer(data, np.uint8), -1) + 1), "does not have the ids"),
     ],
 )
 def test_damaged_members(folder, extension, change, message):

@@ -37,7 +37,7 @@ def test_what_cannot_be_drawn_leaves_its_box_to_ignore(read, segmentation):
     ignored = (rectangle(30, 0, 50, 12) | rectangle(0, 20, 30, 40)) & ~small
     assert np.array_equal(sample.ignore, ignored)
     assert sample.labels[0, 35] == 255 and sample.labels[12, 22] == 1
-    assert source.notes == ["1 of 4 annotations cannot be drawn, 2 for one: their boxes are ignored"]
+    assert source.messages == ["1 of 4 annotations cannot be drawn, 2 for one: their boxes are ignored"]
 
 
 @pytest.mark.parametrize("box", [None, [1, 2], ["a", 0, 1, 1], {}])
@@ -45,7 +45,7 @@ def test_without_outline_and_box_an_annotation_is_left_out(read, box):
     source = read(lambda document: document["annotations"][2].update(segmentation=[], bbox=box))
     sample = source.items[0].read()
     assert list(sample.masks) == [1] and len(sample.instances) == 3
-    assert source.notes[1].endswith("their boxes are ignored, 1 without a box left out")
+    assert source.messages[1].endswith("their boxes are ignored, 1 without a box left out")
 
 
 def test_missing_areas_and_boxes_are_computed(read):
@@ -91,7 +91,7 @@ def test_boxes_alone_are_an_error(read):
 
 def test_a_class_of_crowds_is_said(read):
     source = read(lambda document: document["annotations"][2].update(iscrowd=1))
-    (note,) = source.notes
+    (note,) = source.messages
     assert note.startswith("toothbrush has no object") and "--crowd object" in note
 
 
@@ -109,7 +109,7 @@ def test_an_unused_supercategory_is_no_class(read):
 
     source = read(change)
     assert source.classes == {1: "car", 2: "toothbrush"}
-    assert source.notes == ["things is left out: no annotation has it, and classes name it as their supercategory"]
+    assert source.messages == ["things is left out: no annotation has it, and classes name it as their supercategory"]
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,4 @@ def test_an_unused_supercategory_is_no_class(read):
 )
 def test_other_categories_stay(read, categories):
     source = read(lambda document: document.update(categories=categories))
-    assert list(source.classes.values()) == [category["name"] for category in categories] and source.notes == []
+    assert list(source.classes.values()) == [category["name"] for category in categories] and source.messages == []

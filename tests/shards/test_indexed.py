@@ -106,6 +106,6 @@ def test_folders_that_do_not_belong_together(root):
     with pytest.raises(ShardError, match=r"no image in .* has an index map of its name .*--mask-ending"):
         read(root, mask_ending="_labels.png")
     palette_png(root / "images/a.png", np.zeros((48, 64)))
-    with pytest.raises(ShardError, match=r"a\.png and a\.jpg in .* have the same name: say with --image-ending"):
+    with pytest.raises(ShardError, match=r"a\.png and a\.jpg in .* have the same name: give --image-ending"):
         read(root)
     assert [item.key for item in read(root, image_ending=".jpg").items] == ["a", "b", "town_c"]

@@ -39,9 +39,9 @@ def test_other_errors_of_a_lock_are_errors(tmp_path, monkeypatch):
 def test_only_abandoned_temporaries_are_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    report_progress = os.getppid()
+    running = os.getppid()
     old = [f".a.tar.{HOST}.{ended.pid}.tmp", f".b.json.{HOST}.{os.getpid()}.tmp", ".c.tar.elsewhere.7.tmp", ".d.7.tmp"]
-    new = [f".a.tar.{HOST}.{report_progress}.tmp", f".a.tar.elsewhere.{ended.pid}.tmp", ".e.tmp"]
+    new = [f".a.tar.{HOST}.{running}.tmp", f".a.tar.elsewhere.{ended.pid}.tmp", ".e.tmp"]
     for name in old + new:
         (tmp_path / name).write_text("")
     for name in old[2:]:

@@ -19,8 +19,8 @@ def run(capsys, *argv) -> tuple[int, str, str]:
         code = main([str(word) for word in argv])
     except SystemExit as end:
         code = end.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def test_voc_reports_counts_classes_bad_files_and_what_to_do_next(voc_root, tmp_path, capsys):
@@ -42,7 +42,7 @@ def test_more_bad_samples_than_allowed_end_with_2(voc_root, tmp_path, capsys):
     assert code == 2 and "8 of 12 images" in out
     assert "error: 4 of 12 samples are bad, more than --allow-bad 0.01 (" in err
     assert err.count("No such file") == 3 and "; ...); the others are packed" in err
-    assert err.endswith("run the same command, or go without them by --allow-bad 0.34\n")
+    assert err.endswith("run the same command, or accept their absence with --allow-bad 0.34\n")
     assert len(Manifest.load(tmp_path / "out").samples) == 8
     assert run(capsys, *command, "--superpixels", "--allow-bad", 0.34)[0] == 0
 
@@ -115,7 +115,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("launch.pack.pack", interrupted)
     code, _, err = run(capsys, "synthetic", "--out", tmp_path / "out")
-    assert code == 130 and "the same command goes on" in err
+    assert code == 130 and "the same command continues" in err
 
 
 def test_the_script_runs_from_anywhere(tmp_path):

@@ -102,12 +102,12 @@ def test_truncated_missing_and_vanished_shards(folder):
     shards = ShardSet(folder)
     whole = path.stat().st_size
     os.truncate(path, whole // 2)
-    with pytest.raises(ShardError, match=rf"toy-000002.tar has {whole // 2} bytes, the manifest says {whole}.*again"):
+    with pytest.raises(ShardError, match=rf"toy-000002.tar has {whole // 2} bytes, the manifest has {whole}.*again"):
         ShardSet(folder)
     with pytest.raises(ShardError, match=r"toy-000002.tar ends inside sample s0008"):  # truncated while we train
         shards.read(8)
     path.unlink()
-    with pytest.raises(ShardError, match=f"toy-000002.tar is missing, the manifest says {whole}"):
+    with pytest.raises(ShardError, match=f"toy-000002.tar is missing, the manifest has {whole}"):
         ShardSet(folder)
     with pytest.raises(LostShardError, match=r"toy-000002.tar cannot be opened \(No such file"):
         pickle.loads(pickle.dumps(shards)).read(8)

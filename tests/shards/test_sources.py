@@ -201,7 +201,7 @@ def test_fss_reports_partners_that_are_missing(fss_root):
 def test_folder_is_recursive_and_takes_images_only(tmp_path):
     for name in ("b.png", "a/c.JPG", "a/d.jpeg", "a_c.jpg"):
         photograph(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "readme.txt").write_text("no image")
     source = folder(tmp_path)
     assert [item.source for item in source.items] == ["a/c.JPG", "a/d.jpeg", "a_c.jpg", "b.png"]
     assert len({item.key for item in source.items}) == 4

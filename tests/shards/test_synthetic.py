@@ -40,9 +40,9 @@ def test_colour_does_not_tell_the_class_and_gradients_do(crops):
             for image in images
         ]
     )
-    chance = 1 / len(CLASSES)
-    assert nearest_class(colour, ids) < 2 * chance
-    assert nearest_class(gradients, ids) > 5 * chance
+    guessing = 1 / len(CLASSES)
+    assert nearest_class(colour, ids) < 2 * guessing
+    assert nearest_class(gradients, ids) > 5 * guessing
 
 
 def test_an_image_is_a_function_of_seed_and_index():

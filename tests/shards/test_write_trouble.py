@@ -90,7 +90,7 @@ def test_damaged_manifests_are_named(tmp_path):
         ("{", "is not JSON"),
         ("[]", "has format version None"),
         (json.dumps({**raw, "version": 99}), "has format version 99"),
-        (json.dumps({**raw, "samples": [{}]}), "does not hold what a manifest holds"),
+        (json.dumps({**raw, "samples": [{}]}), "is not in the form of a manifest"),
     ):
         (tmp_path / MANIFEST).write_text(text)
         with pytest.raises(ShardError, match=message):
@@ -151,9 +151,9 @@ def test_two_packers_share_one_result(tmp_path):
     packers = [
         subprocess.Popen([sys.executable, str(script), str(out)], stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    said = [packer.communicate()[1] for packer in packers]
+    messages = [packer.communicate()[1] for packer in packers]
     assert [packer.returncode for packer in packers] == [0, 0]
-    assert sum("waiting for another process" in text for text in said) == 1
+    assert sum("waiting for another process" in text for text in messages) == 1
     assert check(out) == []
 
 
