@@ -24,7 +24,7 @@ ONLY_IN = {
     "matplotlib": {"fss.report"},
     "webdataset": {"shards"},
     "pycocotools": {"shards.sources"},
-    "segment_anything": {"fss.nn.sam"},
+    "segment_anything": {"fss.nn.sam", "fss.nn.point_decoder"},
     "timm": {"fss.nn"},
     "deepspeed": set(),
     "pickle.load": set(),

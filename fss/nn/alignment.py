@@ -1,8 +1,8 @@
 """Positive-negative alignment: features and reference masks -> similarity maps and point prompts (GF-SAM, section 4.1).
 
-Everything here is a function of patch features and masks; no network is involved. Means over a reference are linear in
-the target's features, so that one vector a side stands for all of its positions, and the maximum needs only those that
-the object touches: `encode_support` keeps that much of a reference.
+Everything here is a function of patch features and masks; no network is involved. A mean over the positions of a
+reference is linear in the target's features, so one vector for the object and one for the background replace all
+positions. The maximum needs only the positions that the object touches. `encode_support` keeps no more of a reference.
 """
 
 import math
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from fss.nn.gfsam_rules import Rules
 from fss.nn.region import downsample_mask
 
-EPSILON = 1e-6  # in the denominator of M of Eq. 3; a map whose values span less is constant but for rounding
+EPSILON = 1e-6  # in the denominator of M of Eq. 3; a map whose values span less is constant up to rounding
 AREA = 1e-7  # added for every position to the area of a mask
-SQUARE = 14  # side of the square, pixels, that stands for the object where every reference mask is empty
-ALIGNED = 16  # columns: a product of matrices takes a third longer where its rows start at odd places in memory
+SQUARE = 14  # side, pixels, of the square that replaces the object if every reference mask is empty
+ALIGNED = 16  # columns: a product of matrices takes a third longer if its rows start at odd places in memory
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What the references say about a target of g x g positions; the maps are float32 [g, g], means over references."""
+    """Similarity of a target of g x g positions to its references; maps are float32 [g, g], means over references."""
 
     mean: Tensor
     """S+ mean of Eq. 2."""
@@ -32,22 +32,23 @@ class Alignment:
     negative: Tensor
     """S- mean, the similarity with the references' background."""
     select: Tensor
-    """S p of Eq. 3: what points are chosen by."""
+    """S p of Eq. 3, from which points are chosen."""
     points: Tensor
-    """The chosen positions (x, y), int64 [N, 2], by x and then y, which decides ties in what follows."""
+    """The chosen positions (x, y), int64 [N, 2], sorted by x and then y; this order decides ties later."""
 
     @property
     def grid(self) -> int:
-        """g."""
+        """The side g of the maps, positions."""
         return len(self.mean)
 
 
 def unit_features(tokens: Tensor, rules: Rules) -> Tensor:
-    """Patch tokens of one image [g g, C] -> float32 unit vectors [g g, C], zeros for a token without finite values.
+    """Normalize the patch tokens of one image, [g g, C], to float32 unit vectors [g g, C].
 
-    With `rules.channel_norm` every channel is scaled to unit length over the image first.
+    Values that are not finite count as zeros. With `rules.channel_norm` every channel is scaled to unit length over the
+    image first.
     """
-    features = tokens.float().nan_to_num(0, 0, 0)  # a copy, which is worked on in place
+    features = tokens.float().nan_to_num(0, 0, 0)  # a copy, changed in place below
     if rules.channel_norm:
         features /= features.square().sum(0).sqrt().clamp(min=1e-12)  # the norm of torch is slow along columns
     features /= features.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -55,10 +56,10 @@ def unit_features(tokens: Tensor, rules: Rules) -> Tensor:
 
 
 def encode_support(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
-    """What `align` needs of a reference: its unit features [g g, C] under a mask uint8 [1, S, S] (1 the object).
+    """Compute what `align` needs of a reference: unit features [g g, C] and a mask uint8 [1, S, S], 1 the object.
 
-    Every tensor has a leading dimension of 1. Anything but 1 in the mask is background. An empty mask also gets, under
-    names with 'spare_', what it says where all references are empty: a square in the centre.
+    Returns tensors by name with a leading dimension of 1. Every other value of the mask is background. For an empty
+    mask the names with 'spare_' describe a square in the centre, which counts if all references are empty.
     """
     description = _describe(features, mask, rules)
     if not description["columns"].any() and not (mask == 1).any():
@@ -77,21 +78,21 @@ def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]
     sides = torch.stack([weight, 1 - weight])  # [2, g g]: object, background
     sides = sides / (sides.sum(1, keepdim=True) + AREA * len(features))
     touched = weight > 0
-    columns = features[touched] * weight[touched, None]  # the larger the share of the object, the larger the cosine
+    columns = features[touched] * weight[touched, None]  # a larger share of the object gives a larger cosine
     if rules.relu or not touched.all():
-        zeros = ALIGNED - len(columns) % ALIGNED  # one would do: a position outside counts with cosine 0
+        zeros = ALIGNED - len(columns) % ALIGNED  # one is enough: a position outside counts with cosine 0
         columns = F.pad(columns, (0, 0, 0, zeros))
     description = {"columns": columns, "means": sides @ features}
-    if rules.relu:  # which is not linear: the means take every position
+    if rules.relu:  # ReLU is not linear: the means need every position
         description |= {"features": features, "sides": sides}
     return {name: tensor[None] for name, tensor in description.items()}
 
 
 def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> Alignment:
-    """The maps and points of a target, unit features [g g, C], given K >= 1 descriptions from `encode_support`.
+    """Compute maps and points of a target, unit features [g g, C], given K >= 1 results of `encode_support`.
 
-    The maps of the references are averaged. No point is chosen where nothing stands out, or where `rules.presence`
-    says that the object is not there.
+    The maps are means over the references. No point is chosen if nothing stands out, or if the object is absent by
+    `rules.presence`.
     """
     if all("spare_columns" in reference for reference in references):
         names = [name.removeprefix("spare_") for name in references[0] if name.startswith("spare_")]
@@ -105,7 +106,7 @@ def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> 
     largest = torch.stack([(target @ r["columns"][0].T).amax(1) for r in references]).mean(0)
     positive = {"mix": mean * largest, "mean": mean, "max": largest}[rules.similarity]
     select = aligned(positive, negative, rules)
-    # A reference's own object lies at |p|^2 and its background at p n of the positive map; absent: below half-way.
+    # In its own positive map a reference's object has |p|^2 and its background p n; below half-way is absent.
     absent = rules.presence and mean.max() < (means[:, :1] * means).sum(2).mean()
     points = select.new_zeros(0, 2, dtype=torch.int64) if absent else choose(select, rules)
     grid = math.isqrt(len(target))
@@ -114,7 +115,7 @@ def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> 
 
 
 def aligned(positive: Tensor, negative: Tensor, rules: Rules) -> Tensor:
-    """S p of Eq. 3 from similarity maps [n]: M(positive), and 0 where M(negative) outweighs it."""
+    """Compute S p of Eq. 3 from similarity maps [n]: M(positive), but 0 where M(negative) is larger. Returns [n]."""
     positive = min_max_scaled(positive)
     if not rules.negative:
         return positive
@@ -124,16 +125,17 @@ def aligned(positive: Tensor, negative: Tensor, rules: Rules) -> Tensor:
 
 
 def min_max_scaled(x: Tensor) -> Tensor:
-    """M of Eq. 3: values [n] shifted and scaled to 0..1; zeros where all are equal but for rounding."""
+    """M of Eq. 3: values [n] shifted and scaled to 0..1; zeros if all are equal up to rounding."""
     low, high = x.aminmax()
     span = high - low
     return (x - low) / (span + EPSILON) * (span >= EPSILON)
 
 
 def choose(select: Tensor, rules: Rules) -> Tensor:
-    """The points of a map [g g], as many as its values sum to: (x, y) int64 [N, 2] by x, then y.
+    """Choose the points of a map [g, g]: positions (x, y), int64 [N, 2], sorted by x, then y.
 
-    Decided on the CPU, in float32: among equal values count those that torch's topk takes there, the published choice.
+    Their number is the sum of the map (Eq. 3) unless `rules.selection` is 'all'. The choice is made on the CPU in
+    float32: of equal values those count that torch's topk takes there, as in the reference implementation.
     """
     grid, device, select = math.isqrt(len(select)), select.device, select.float().cpu()
     total = select.sum().item()
@@ -148,7 +150,7 @@ def choose(select: Tensor, rules: Rules) -> Tensor:
 
 
 def prompts(points: Tensor, grid: int, size: int, rules: Rules) -> Tensor:
-    """The pixels (x, y) [N, 2] of an image of side `size` that stand for points on the grid, SAM's point prompts."""
+    """Pixels (x, y) [N, 2] that prompt SAM for points [N, 2] on the grid, in an image of side `size` pixels."""
     if rules.prompt == "center":
         return (2 * points + 1) * size // (2 * grid)
     return points * size // grid

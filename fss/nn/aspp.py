@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ASPP(nn.Module):
-    """The mean over the image, a 1x1 convolution and a 3x3 one for each dilation, each of as many channels as come in.
+    """The mean over the image, a 1x1 convolution, and a 3x3 one for each dilation; each keeps the number of channels.
 
     DeepLab's ASPP has batch norm and a final reduction; BAM's has neither.
     """
@@ -23,6 +23,6 @@ class ASPP(nn.Module):
         """Channels of the output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, (2 + len(dilations)) * C, h, w], in the order of the description."""
+        """[B, C, h, w] -> [B, (2 + len(dilations)) * C, h, w], in the order of the class's docstring."""
         whole = self.whole(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])  # [B, C, h, w], a view
         return torch.cat([whole, self.point(x), *(conv(x) for conv in self.atrous)], dim=1).relu_()

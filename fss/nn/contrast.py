@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 
 class Queue(nn.Module):
-    """The last K keys, first in, first out, with room for any number of new ones at a time.
+    """The last K keys, first in, first out; any number of new ones can be written at a time.
 
-    Starts with random unit vectors from its own generator: the same on every rank, whatever the global seed. Keys stay
-    float32 rows, and writing needs no device synchronisation: the position is also kept as a Python integer.
+    The queue starts with random unit vectors from its own generator, equal on every rank for any global seed. Keys are
+    float32 rows. Writing does not wait for the device: the position is also kept as a Python integer.
     """
 
     keys: Tensor
@@ -42,16 +42,19 @@ class Queue(nn.Module):
 
     @property
     def filled(self) -> int:
-        """Slots that hold a key rather than a random vector."""
+        """The number of slots with a key instead of a random vector."""
         return min(self.total, len(self))
 
     def fill(self) -> Tensor:
-        """The filled share in [0, 1], as a scalar on the queue's device."""
+        """The share of filled slots in 0..1, a scalar on the queue's device."""
         return self.written.clamp(max=len(self)) / len(self)
 
     @torch.no_grad()
     def push(self, keys: Tensor, images: Tensor | None = None) -> None:
-        """Write keys [n, D] over the oldest ones; of more than K, the last K stay. `images` [n] are their tags."""
+        """Write keys [n, D] over the oldest ones; if n exceeds K, the last K remain.
+
+        images: [n], the image indices of the keys, for a `tagged` queue.
+        """
         skipped = max(0, len(keys) - len(self))
         start = (self.total + skipped) % len(self)
         pairs = [(self.keys, keys)]
@@ -68,14 +71,14 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def restore(self, keys: Tensor, written: int) -> None:
-        """Take over the rows [K, D] of another queue, of which `written` keys had been written."""
+        """Copy the rows [K, D] of another queue, into which `written` keys had been written."""
         self.keys.copy_(keys)
         self.written.fill_(written)
         self._recount()
 
 
 class Contrast(NamedTuple):
-    """The outcome of N queries; only `loss` carries a gradient."""
+    """InfoNCE and statistics of N queries; only `loss` has a gradient."""
 
     loss: Tensor
     """[N] InfoNCE in nats."""
@@ -84,25 +87,25 @@ class Contrast(NamedTuple):
     negative: Tensor
     """[N] mean cosine similarity to the queue."""
     hit: Tensor
-    """[N] 1 where the own key is nearer than every key of the queue, else 0."""
+    """[N] 1 if the own key is nearer than every key of the queue, else 0."""
 
 
 def logits(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Similarities over temperature: to the own keys [N] and to the queue [N, K], float32.
+    """Compute cosines over temperature: with the own keys [N] and with the queue [N, K], float32.
 
-    `query` and `key` [N, D] and the rows of `queue` [K, D] are unit vectors. Under autocast the product with the queue
-    may run in bfloat16; everything else is float32.
+    query, key: [N, D], and queue: [K, D], are unit vectors. Under autocast the product with the queue may run in
+    bfloat16; everything else is float32.
     """
     scaled = query.float() / temperature  # [N, D]
     return (scaled * key).sum(1), (scaled @ queue.T).float()  # [N], [N, K]
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, exclude: Tensor | None = None) -> Contrast:
-    """InfoNCE of every query against its own key and a queue of negatives (QGNet Eq. 1 and 6).
+    """Compute InfoNCE of every query against its own key and a queue of negatives (QGNet, Eq. 1 and 6).
 
-    -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum_i exp(q.k_i / T))), which equals cross-entropy over the K + 1 logits, is
-    computed from the log-sum-exp of the negatives alone: nothing is cloned or concatenated. `exclude` [N, K] (bool)
-    marks entries of the queue that are no negatives of a query. Gradient flows to `query` only.
+    query, key: [N, D]; queue: [K, D]; exclude: bool [N, K], entries of the queue that are no negatives of a query.
+    The loss is -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum_i exp(q.k_i / T))), the cross-entropy over K + 1 logits. It is
+    computed from the log-sum-exp of the negatives, which saves a concatenation. Gradients flow to `query` only.
     """
     positive, negative = logits(query, key.detach(), queue, temperature)
     similarity = negative.detach().mean(1) * temperature
@@ -115,9 +118,10 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, excl
 
 @torch.no_grad()
 def momentum_update(slow: Iterable[Tensor], fast: Iterable[Tensor], momentum: float) -> None:
-    """slow <- momentum * slow + (1 - momentum) * fast, in place, in the precision of `slow` (MoCo Eq. 2).
+    """Set slow <- momentum * slow + (1 - momentum) * fast in place, in the precision of `slow` (MoCo, Eq. 2).
 
-    `slow` must be float32: in bfloat16 the increments of momentum 0.999 are rounded away.
+    slow, fast: tensors of any shape, pairwise equal ones. `slow` must be float32: in bfloat16 the increments of
+    momentum 0.999 are rounded away.
     """
     slow, fast = list(slow), list(fast)
     torch._foreach_lerp_(slow, [f.to(s.dtype) for s, f in zip(slow, fast, strict=True)], 1 - momentum)

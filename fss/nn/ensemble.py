@@ -1,5 +1,8 @@
-"""BAM's ensemble (Lang et al. 2022, sections 4.3 to 4.5): how alike query and support look, shots weighed by that, and
-a meta learner's prediction joined with what a base learner knows."""
+"""BAM's ensemble (Lang et al. 2022, sections 4.3 to 4.5).
+
+It measures how unlike query and support look (psi), weighs shots by psi, and joins the prediction of the meta learner
+with the base classes that the base learner finds.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +10,11 @@ from torch import Tensor, nn
 from fss.errors import ConfigError
 
 EPSILON = 1e-7  # added to products of norms
-HIDDEN = 2  # width of the learned weighing of shots, as in the published configurations
+HIDDEN = 2  # width of the learned weighing of shots, as in the reference implementation
 
 
 def cosine_gram(features: Tensor) -> Tensor:
-    """How alike the channels of maps [B, C, h, w] respond over an image: their cosines, float32 [B, C, C]."""
+    """The cosine of each pair of channels over the positions of a map: [B, C, h, w] -> float32 [B, C, C]."""
     rows = features.flatten(2).float()  # [B, C, h w]
     norms = rows.norm(dim=2)
     with torch.autocast(features.device.type, enabled=False):  # psi is a small difference of these
@@ -19,14 +22,14 @@ def cosine_gram(features: Tensor) -> Tensor:
 
 
 def psi(query: Tensor, support: Tensor) -> Tensor:
-    """BAM's adjustment factor: how unlike two images look, in 0..1, by their `cosine_gram` [B, C, C]; gives [B]."""
+    """BAM's adjustment factor in 0..1, larger for images that look less alike: `cosine_gram` [B, C, C] -> [B]."""
     return (query - support).flatten(1).norm(dim=1) / query.shape[1]
 
 
 class ShotWeights(nn.Module):
-    """Weights of any number of shots from psi alone: the less a support is unlike the query, the more it counts.
+    """Weights of any number of shots from psi alone: a support that looks more like the query counts more.
 
-    temperature: in units of psi; at infinity all count alike.
+    temperature: in units of psi; at infinity all count the same.
     """
 
     def __init__(self, temperature: float):
@@ -41,8 +44,8 @@ class ShotWeights(nn.Module):
 class LearnedShotWeights(nn.Module):
     """BAM's weights of K shots: two fully connected layers over their ascending psi, for one K.
 
-    `sorted_weights` repeats what MSANet's code does: the weights stay in ascending order of psi, whichever shots these
-    belong to.
+    `sorted_weights` repeats a bug of MSANet's reference implementation: the weights stay in ascending order of psi and
+    are not put back to their shots.
     """
 
     def __init__(self, shots: int, sorted_weights: bool):
@@ -66,21 +69,21 @@ class LearnedShotWeights(nn.Module):
 
 
 def base_map(logits: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """The probability that a position shows a base class, float32 [B, 1, h, w].
+    """The probability of any base class at each position, float32 [B, 1, h, w].
 
-    logits: a base learner's [B, 1 + n, h, w], background first. excluded: bool [B, n], base classes that do not count:
-    in training the episode's own.
+    logits: of a base learner, [B, 1 + n, h, w], background first. excluded: bool [B, n], base classes that do not
+    count: in training that of the episode.
     """
-    found = logits.float().softmax(1)[:, 1:]
+    probabilities = logits.float().softmax(1)[:, 1:]
     if excluded is not None:
-        found = found.masked_fill(excluded[:, :, None, None], 0)
-    return found.sum(1, keepdim=True)
+        probabilities = probabilities.masked_fill(excluded[:, :, None, None], 0)
+    return probabilities.sum(1, keepdim=True)
 
 
 class Ensemble(nn.Module):
-    """The meta learner's probabilities corrected by psi, and the base learner's map added to the background's.
+    """The meta learner's probabilities, corrected by psi, with the base learner's map added to the background's.
 
-    Both are 1x1 convolutions of two inputs without bias, which begin by passing the first on as it is.
+    Both steps are 1x1 convolutions of two inputs without bias, which at first pass on the first input unchanged.
     """
 
     def __init__(self) -> None:
@@ -91,7 +94,7 @@ class Ensemble(nn.Module):
     def forward(self, meta: Tensor, psi: Tensor, base: Tensor) -> Tensor:
         """Meta logits [B, 2, h, w], psi [B] and base map [B, 1, h, w] -> scores of background and class [B, 2, h, w].
 
-        The scores begin as probabilities and stay near them; they need not sum to 1 nor be positive.
+        The scores start as probabilities and stay near them; they need not sum to 1 or be positive.
         """
         adjusted = self.adjust[0] * meta.float().softmax(1) + self.adjust[1] * psi[:, None, None, None]
         background, thing = adjusted.split(1, dim=1)
@@ -102,5 +105,5 @@ LEAST = 1e-6  # a score whose logarithm is taken is at least this
 
 
 def log_scores(scores: Tensor) -> Tensor:
-    """Scores of `Ensemble` as logits whose softmax is the scores' shares."""
+    """Turn scores of `Ensemble`, [B, 2, h, w], into logits [B, 2, h, w] whose softmax is proportional to the scores."""
     return scores.clamp(min=LEAST).log()

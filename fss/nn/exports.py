@@ -19,7 +19,7 @@ from shards.format import atomic_write
 
 @dataclass(frozen=True, kw_only=True)
 class ExportHeader:
-    """What is known about exported weights. A field is None if it does not apply, or if an older version wrote the file.
+    """Facts about exported weights. A field is None if it does not apply, or if an older version wrote the file.
 
     In the file, text stands as it is and everything else as JSON.
     """
@@ -106,7 +106,7 @@ class ExportHeader:
 
     @property
     def learned(self) -> bool:
-        """Whether the weights were trained on episodes of a fold."""
+        """True if the weights were trained on episodes of a fold."""
         return self.scheme is not None
 
     @property
@@ -137,7 +137,8 @@ def _text(value: Any) -> str:
 def _parsed(value: Any, kind: Any, source: str) -> Any:
     """A value of JSON as the type `kind` of a field; whole numbers also as floats. Raises TypeError if it is none.
 
-    A nested header that is empty, as older versions wrote it, is None. Raises WeightsError if an entry of one is damaged.
+    A nested header that is empty, as older versions wrote it, is None. Raises WeightsError if an entry of one is
+    damaged.
     """
     outer = getattr(kind, "__origin__", kind)
     if value is None:

@@ -11,17 +11,20 @@ from fss.nn.resnet import PointwiseConv2d
 
 
 def concat_middle_blocks(block2: Tensor, block3: Tensor) -> Tensor:
-    """Blocks 3 and 2 [B, C, h, w] side by side, in this order, the latter resized to the former (VGG's are larger)."""
+    """Concatenate blocks 3 and 2, [B, C, h, w] each, in this order; block 2 is resized to block 3 (VGG's is larger)."""
     return torch.cat([block3, resize(block2, block3.shape[2:])], 1)
 
 
 def reduction(width: int, dim: int, dropout: float) -> nn.Sequential:
-    """Middle features [B, C, h, w] -> [B, D, h, w]."""
+    """A layer that reduces blocks 2 and 3, [B, C, h, w] -> [B, D, h, w]: 1x1 convolution, ReLU, dropout."""
     return nn.Sequential(PointwiseConv2d(width, dim, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
 
 
 def head(width: int, dim: int, dropout: float) -> nn.Sequential:
-    """Block 4 of a network [B, C, h, w] -> [B, D, h, w], to be compared with another network's (QGNet's code)."""
+    """A layer behind block 4 of a network, [B, C, h, w] -> [B, D, h, w], in QGNet's reference implementation.
+
+    It makes the features of two networks comparable: 3x3 convolution, ReLU, dropout.
+    """
     convolution = nn.Conv2d(width, dim, 3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.Dropout2d(dropout))
 
@@ -29,32 +32,32 @@ def head(width: int, dim: int, dropout: float) -> nn.Sequential:
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution, [B, C, h, w] and [D, C, 1, 1] -> [B, D, h, w], channels innermost.
 
-    As a product of matrices: torch sends 1x1 convolutions of small batches down a slow path on a CPU thread.
+    It is computed as a product of matrices: on one CPU thread torch is slow in 1x1 convolutions of small batches.
     """
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def conv3x3(width: int) -> nn.Conv2d:
-    """As wide out as in, same size, no bias."""
+    """A 3x3 convolution that keeps width and size, without bias."""
     return nn.Conv2d(width, width, 3, padding=1, bias=False)
 
 
 def classifier(width: int, dropout: float) -> nn.Sequential:
-    """Features [B, D, h, w] -> logits of background and class [B, 2, h, w]."""
+    """A layer from features [B, D, h, w] to logits of background and class [B, 2, h, w]."""
     return nn.Sequential(conv3x3(width), nn.ReLU(inplace=True), nn.Dropout2d(dropout), nn.Conv2d(width, 2, 1))
 
 
 def bin_size(scale: float, side: int) -> int:
-    """The side in cells of a pyramid level: a number of cells above 1, a fraction of the feature map's side up to 1."""
+    """The side of a pyramid level, cells. A scale above 1 is that number; up to 1 it is a share of the map's side."""
     return int(scale) if scale > 1 else max(1, int(side * scale))
 
 
 class FeatureEnrichment(nn.Module):
     """Query features, a prototype and maps -> logits, through a pyramid of `bins` from fine to coarse.
 
-    At every level the three sources are merged (inter-source enrichment), the level before adds to it (inter-scale
+    At every level the three sources are merged (inter-source enrichment), the level before is added (inter-scale
     interaction), and a classifier gives logits of its own for the auxiliary loss. A decoder joins the levels.
-    There is no normalisation layer, and a bias only where logits are made.
+    There is no normalisation layer; only the layers that make logits have a bias.
     """
 
     def __init__(self, dim: int, maps: int, bins: Sequence[float], dropout: float = 0.1):
@@ -76,7 +79,7 @@ class FeatureEnrichment(nn.Module):
         return nn.Sequential(conv3x3(dim), nn.ReLU(inplace=True), conv3x3(dim), nn.ReLU(inplace=True))
 
     def forward(self, query: Tensor, prototype: Tensor, maps: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """query [B, D, h, w], prototype [B, D], maps [B, M, h', w'] -> logits [B, 2, h, w] and each level's."""
+        """query [B, D, h, w], prototype [B, D], maps [B, M, h', w'] -> logits [B, 2, h, w] and those of each level."""
         size = query.shape[2:]
         joined: Tensor | None = None
         before: Tensor | None = None
@@ -89,7 +92,7 @@ class FeatureEnrichment(nn.Module):
                 x = x + F.relu(pointwise(both, _weight(self.interact[level - 1])))
             x = x + self.refine[level](x)
             inner.append(self.inner[level](x))  # [B, 2, *cells]
-            # A 1x1 convolution and a resize commute: joining level by level spares the concatenation at full size.
+            # A 1x1 convolution and a resize commute: joining level by level avoids a concatenation at full size.
             part = resize(pointwise(x, join), size)
             joined = part if joined is None else joined + part
             before = resize(x, size)
@@ -98,7 +101,7 @@ class FeatureEnrichment(nn.Module):
         return self.classify(x + self.smooth(x)), inner
 
     def _merged(self, level: int, query: Tensor, prototype: Tensor, maps: Tensor, cells: tuple[int, int]) -> Tensor:
-        """The merging convolution; the prototype is the same at every position, so that its part is a bias."""
+        """The merging convolution; the prototype is the same at every position, so its part is a bias."""
         of_query, of_prototype, of_maps = _weight(self.merge[level]).split([self.dim, self.dim, maps.shape[1]], dim=1)
         bias = F.linear(prototype, of_prototype.flatten(1))  # [B, D]
         sources = [F.adaptive_avg_pool2d(query, cells), resize(maps, cells).to(query.dtype)]
@@ -112,9 +115,10 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, pixels: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy, nats, of logits [B, 2, h, w] upsampled to the mask [B, S, S] of 0, 1 and 255 (left out).
+    """Mean cross-entropy, nats, of logits [B, 2, h, w] upsampled to the mask [B, S, S] of 0, 1 and IGNORE; a scalar.
 
-    pixels: the number by which the sum is divided, above 0; the mask's known pixels unless given. Without any, 0.
+    pixels: the number by which the sum is divided, above 0, a scalar; by default the number of known pixels in the
+    mask. The loss is 0 if no pixel is known.
     """
     if pixels is None:
         pixels = (mask != IGNORE).sum().clamp(min=1)
@@ -123,5 +127,5 @@ def segmentation_loss(logits: Tensor, mask: Tensor, pixels: Tensor | None = None
 
 
 def inner_loss(inner: Sequence[Tensor], mask: Tensor, pixels: Tensor | None = None) -> Tensor:
-    """The mean over pyramid levels of their `segmentation_loss`."""
+    """The mean over pyramid levels, [B, 2, h, w] each, of their `segmentation_loss`; a scalar. mask: [B, S, S]."""
     return torch.stack([segmentation_loss(logits, mask, pixels) for logits in inner]).mean()

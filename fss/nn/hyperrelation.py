@@ -1,7 +1,7 @@
-"""How a query relates to the object in its supports, layer by layer, in two ways (MSHNet, sections 4.1 and 4.2).
+"""Two similarities of a query to the object in its supports, layer by layer (MSHNet, sections 4.1 and 4.2).
 
-Both are made of averages over the pixels of the object, for each shot. A layer is a map [B, C, h, w]; the layers of a
-block have one shape, so that one set of object positions serves them all.
+Both are averages over the pixels of the object, for each shot. A layer is a map [B, C, h, w]. The layers of a block
+have the same shape, so they share one set of object positions.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ SHORTEST = 1e-12  # lengths are at least this, as in torch's normalize
 
 
 def object_positions(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Which positions of a map belong to the object (the selector of Eq. 2), bool [B, h w].
+    """The positions of a map that belong to the object (the selector of Eq. 2), bool [B, h w].
 
-    mask: uint8 [B, S, S], 1 the class, unknown pixels count as background. A position is of the object where the class
-    covers its cell at least as much as it covers the cells that it touches, on average: an object of a single pixel
-    keeps a position, and a large one loses the cells at its border. Without an object, none.
+    mask: uint8 [B, S, S], 1 the class; unknown pixels count as background. A position belongs to the object if the
+    class covers its cell at least as much as, on average, the cells that it touches. So an object of a single pixel
+    keeps a position, and a large one loses the cells at its border. Without an object there is none.
     """
     share = F.adaptive_avg_pool2d((mask == 1).float()[:, None], (size[0], size[1])).flatten(1)  # [B, h w]
     touched = (share > 0).sum(1, keepdim=True)
@@ -32,18 +32,18 @@ def object_positions(mask: Tensor, size: Sequence[int]) -> Tensor:
 
 
 ObjectPixels = list[list[Tensor]]
-"""Of B supports, for L layers, the features of the object's n pixels, float32 [n, C] (Eq. 2)."""
+"""For B supports and L layers, the features of the object's n pixels, float32 [n, C] (Eq. 2)."""
 
 
 @torch.no_grad()
 def object_pixels(support: Sequence[Tensor], positions: Tensor) -> ObjectPixels:
-    """What L layers [B, C, h, w] show at `object_positions`, bool [B, h w]."""
-    found = [chosen.nonzero()[:, 0] for chosen in positions]  # B of [n]
-    return [[positions_first(x)[row, index].float() for x in support] for row, index in enumerate(found)]
+    """The features of L layers [B, C, h, w] at `object_positions`, bool [B, h w]."""
+    places = [chosen.nonzero()[:, 0] for chosen in positions]  # B of [n]
+    return [[positions_first(x)[row, index].float() for x in support] for row, index in enumerate(places)]
 
 
 class Relation(NamedTuple):
-    """What B episodes of K shots say of a block of L layers, float32."""
+    """Prototypes and similarities of B episodes of K shots in a block of L layers, float32."""
 
     prototypes: Tensor
     """[B, K, L, C]."""
@@ -53,9 +53,9 @@ class Relation(NamedTuple):
 
 @torch.no_grad()
 def relate(query: Sequence[Tensor], shots: Sequence[ObjectPixels], *, cosine: bool = True) -> Relation:
-    """Prototypes (Eq. 3) and, where wanted, cosine similarity (Eq. 5); both 0 for a shot without an object.
+    """Compute prototypes (Eq. 3) and, if wanted, cosine similarity (Eq. 5); both are 0 for a shot without an object.
 
-    query: L layers [B, C, h, w]; shots: of each of K shots the `object_pixels` of B supports. The shots of an episode
+    query: L layers [B, C, h, w]; shots: for each of K shots the `object_pixels` of B supports. All shots of an episode
     are compared with its query at once.
     """
     b, channels, h, w = query[0].shape
@@ -76,10 +76,10 @@ def relate(query: Sequence[Tensor], shots: Sequence[ObjectPixels], *, cosine: bo
 
 
 class GenerativeSimilarity(nn.Module):
-    """sigmoid(W [prototype || query]) at every position (Eq. 4), with a W of its own for each of L layers, no bias.
+    """sigmoid(W [prototype || query]) at every position (Eq. 4), with its own W for each of L layers, no bias.
 
-    The product splits into a half for the prototype and a half for the query, and as a prototype is an average, its
-    half is the average of what W says of the object's pixels: an image needs one number a position and half.
+    The product splits into a half for the prototype and a half for the query. A prototype is an average, so its half is
+    the average of the products of W with the object's pixels: an image needs one number for each position and half.
     """
 
     def __init__(self, layers: int, channels: int):
@@ -88,21 +88,21 @@ class GenerativeSimilarity(nn.Module):
         self.weight = nn.Parameter(torch.empty(layers, 2, channels).uniform_(-bound, bound))
 
     def of_prototypes(self, prototypes: Tensor) -> Tensor:
-        """[B, K, L, C] -> the prototypes' half, [B, K, L]."""
+        """Compute the prototypes' half, [B, K, L, C] -> [B, K, L]."""
         return (prototypes * self.weight[:, 0]).sum(-1)
 
     def of_supports(self, layers: Sequence[Tensor]) -> Tensor:
-        """L maps [B, C, h, w] -> [B, L, h, w], whose average over an object is `of_prototypes` of its prototypes."""
+        """Compute, from L maps [B, C, h, w], [B, L, h, w] whose average over an object is `of_prototypes` of it."""
         return self._project(layers, 0)
 
     def of_queries(self, layers: Sequence[Tensor]) -> Tensor:
-        """L maps [B, C, h, w] -> the query's half, [B, L, h, w]."""
+        """Compute the query's half, L maps [B, C, h, w] -> [B, L, h, w]."""
         return self._project(layers, 1)
 
     def _project(self, layers: Sequence[Tensor], half: int) -> Tensor:
         weights = self.weight[:, half]
-        found = [x.permute(0, 2, 3, 1) @ w.to(x.dtype) for x, w in zip(layers, weights, strict=True)]  # [B, h, w]
-        return torch.stack(found, 1).float()
+        products = [x.permute(0, 2, 3, 1) @ w.to(x.dtype) for x, w in zip(layers, weights, strict=True)]  # [B, h, w]
+        return torch.stack(products, 1).float()
 
     def forward(self, prototype: Tensor, query: Tensor) -> Tensor:
         """Halves [B, K, L] and [B, L, h, w] -> [B, K, L, h, w] in 0..1."""

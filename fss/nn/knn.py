@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification: how well features separate classes, with nothing trained on them."""
+"""Weighted k-nearest-neighbour classification, which measures features without training anything on them."""
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,18 @@ def knn_predict(
     classes: int,
     chunk: int = 256,
 ) -> Tensor:
-    """Class of each row of `features` by the votes of its `k` nearest training rows.
+    """Predict the class of each row of `features` by the votes of its `k` nearest training rows.
 
     Nearness is the cosine s in float32; a neighbour votes for its class with weight exp(s / temperature), as in
-    instance discrimination (Wu et al. 2018, section 3.4; k = 200 and 0.07 there). Where fewer than `k` training rows
-    exist all of them vote.
+    instance discrimination (Wu et al. 2018, section 3.4; k = 200 and 0.07 there). If there are fewer than `k` training
+    rows, all of them vote.
 
     Args:
         train_features: [M, D], any scale.
         train_labels: [M] int64 in [0, classes).
         features: [N, D], any scale.
         classes: number of classes C.
-        chunk: rows of `features` taken at once: chunk * (M + k * C) numbers are alive.
+        chunk: rows of `features` taken at once; they need chunk * (M + k * C) numbers of memory.
 
     Returns:
         [N] int64 class ids.

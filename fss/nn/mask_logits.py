@@ -1,8 +1,8 @@
-"""Binary masks that exist only as logits of a lower resolution, as SAM's decoder leaves them.
+"""Binary masks that exist only as logits of a lower resolution, as SAM's decoder gives them.
 
-A mask is where the logits, upsampled bilinearly (corners not aligned) to the image, are above 0. Upsampling is local:
-the few pixels that a computation reads are interpolated one by one, and a union is known without interpolation wherever
-four neighbouring logits agree.
+A pixel belongs to a mask if the logits, upsampled bilinearly (corners not aligned) to the image, are above 0 there.
+Upsampling is local: the few pixels that a computation reads are interpolated one by one, and a union needs no
+interpolation where four neighbouring logits have the same sign.
 """
 
 from functools import reduce
@@ -15,9 +15,10 @@ CHUNK = 16  # masks of a union at a time: at 256 x 256 some 20 MB
 
 
 def neighbours(pixels: Tensor, side: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where resizing bilinearly from `side` to `size` reads for these pixels: both indices, and the second's weight.
+    """The two indices that a bilinear resize from `side` to `size` reads for pixels [M], and the second's weight.
 
-    Bit for bit torch's on a CPU, which scales in float32 and rounds product and difference once.
+    Gives three tensors [M]. They equal torch's on a CPU bit for bit, which scales in float32 and rounds product and
+    difference once.
     """
     scale = torch.tensor(side, dtype=torch.float32).div(size).double().item()
     place = ((pixels.double() + 0.5) * scale - 0.5).float().clamp(min=0)
@@ -26,7 +27,7 @@ def neighbours(pixels: Tensor, side: int, size: int) -> tuple[Tensor, Tensor, Te
 
 
 def at_pixels(logits: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
-    """The masks [N, s, s] at rows y and columns x, int64 [M] each, of a size x size image: bool [N, M]."""
+    """Read the masks [N, s, s] at rows y and columns x, int64 [M] each, of a size x size image: bool [N, M]."""
     side = logits.shape[-1]
     top, bottom, down = neighbours(y, side, size)
     left, right, across = neighbours(x, side, size)
@@ -41,13 +42,13 @@ def at_pixels(logits: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
 
 
 def taps(grid: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The 2g rows (or columns) that resizing from `size` to g reads, two each, and the weights [g] of the second."""
+    """The rows (or columns) [2 g] that resizing from `size` to g reads, two for each; the weights [g] of the second."""
     first, second, weight = neighbours(torch.arange(grid, device=device), size, grid)
     return torch.stack([first, second], 1).flatten(), weight
 
 
 def on_grid(logits: Tensor, grid: int, size: int) -> Tensor:
-    """The masks [N, s, s] at the pixels that resizing them from `size` to g x g reads, bool [N, 2g, 2g]."""
+    """Read the masks [N, s, s] at the pixels that resizing them from `size` to g x g reads: bool [N, 2g, 2g]."""
     first, second, weight = neighbours(taps(grid, size, logits.device)[0], logits.shape[-1], size)
     above, below = (logits.index_select(1, rows).float() for rows in (first, second))  # [N, 2g, s]
     rows = above.lerp_(below, weight[:, None]).flatten(0, 1)  # index_select is slow on a third dimension
@@ -56,9 +57,10 @@ def on_grid(logits: Tensor, grid: int, size: int) -> Tensor:
 
 
 def shares(bits: Tensor, size: int) -> Tensor:
-    """Masks as `on_grid` gives them, [N, 2g, 2g] -> what bilinear resizing makes of them, float32 [N, g g].
+    """Resize masks bilinearly from the pixels that `on_grid` reads: bool [N, 2g, 2g] -> float32 [N, g g].
 
-    Bit for bit what torch's interpolate makes of the whole masks on a CPU: the four pixels of a position, row by row.
+    The result equals that of torch's interpolate for the whole masks on a CPU bit for bit: the four pixels of a
+    position are summed row by row.
     """
     second = taps(bits.shape[-1] // 2, size, bits.device)[1]  # [g]
     weights, masks = (1 - second, second), bits.float()
@@ -69,10 +71,10 @@ def shares(bits: Tensor, size: int) -> Tensor:
 
 
 def union(logits: Tensor, chosen: Tensor, size: int) -> Tensor:
-    """The union of the masks [N, s, s] that `chosen` (indices) names, bool [size, size]; s divides `size`.
+    """The union of the masks [N, s, s] with the indices `chosen`, int64 [M]: bool [size, size]; s divides `size`.
 
-    Four neighbouring logits are the corners of a cell of r x r pixels, r = size / s. Where one mask has all four above
-    0 the cell is covered; only where that is not so, and the signs of a mask differ, its pixels are interpolated.
+    Four neighbouring logits are the corners of a cell of r x r pixels, r = size / s. If one mask has all four above 0,
+    the cell is covered. Pixels are interpolated only in the other cells, for masks whose signs differ there.
     """
     side = logits.shape[-1]
     ratio = size // side

@@ -1,6 +1,6 @@
-"""Similarity maps of many layers, shots and scales become one segmentation (MSHNet, section 4.3 and Fig. 2, 3).
+"""One segmentation from similarity maps of many layers, shots and scales (MSHNet, section 4.3 and Fig. 2, 3).
 
-The paper leaves the widths open; docs/mshnet.md derives those of here.
+The paper does not give the widths; docs/mshnet.md derives those used here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from fss.nn.region import resize
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
-    """A "Conv block" of Fig. 3: convolution of the same size, batch norm, ReLU."""
+    """A "Conv block" of Fig. 3, [B, inputs, h, w] -> [B, outputs, h, w]: convolution, batch norm, ReLU."""
     padding = kernel // 2 * dilation
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Residual(nn.Module):
-    """x plus two 3x3 Conv blocks of it."""
+    """A residual block, [B, width, h, w] -> the same: x plus two 3x3 Conv blocks of x."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -60,7 +60,7 @@ class ChannelAttention(nn.Module):
 
 
 class SymmetricMerging(nn.Module):
-    """A symmetric merging block: an equal branch for every similarity, then Merge-Conv, which weighs their channels."""
+    """A symmetric merging block: a branch of the same form for each similarity, then Merge-Conv over all channels."""
 
     def __init__(self, names: Sequence[str], layers: int, width: int, dilations: Sequence[int]):
         super().__init__()
@@ -72,12 +72,12 @@ class SymmetricMerging(nn.Module):
 
     def forward(self, similarities: Mapping[str, Tensor]) -> Tensor:
         """Maps [B, K, L, h, w] by similarity -> [B, width, h, w]."""
-        found = [branch(similarities[name]) for name, branch in self.branches.items()]
-        return self.merge(self.attention(torch.cat(found, 1)))
+        merged = [branch(similarities[name]) for name, branch in self.branches.items()]
+        return self.merge(self.attention(torch.cat(merged, 1)))
 
 
 class Level(nn.Module):
-    """A level of the inverted pyramid: joins what the coarser one found, refines it and segments at its own scale."""
+    """A level of the inverted pyramid: joins the features of the coarser level, refines them and segments its scale."""
 
     def __init__(self, width: int, coarser: int):
         super().__init__()
@@ -96,12 +96,12 @@ class Level(nn.Module):
 class InvertedPyramid(nn.Module):
     """Similarities of all scales -> logits, from the coarse scale to the fine one.
 
-    The width doubles as the side of a map halves, which makes every scale equally expensive. The final segmentation
-    merges the levels' own with the finest features.
+    The width doubles when the side of a map halves, so every scale has the same cost. The final segmentation merges the
+    logits of all levels with the finest features.
     """
 
     def __init__(self, names: Sequence[str], layers: Sequence[int], width: int, dilations: Sequence[int]):
-        """layers: of each block, fine to coarse; width: of the finest level, a multiple of 4."""
+        """layers: number in each block, fine to coarse; width: of the finest level, a multiple of 4."""
         super().__init__()
         widths = [width << i for i in range(len(layers))]
         self.merging = nn.ModuleList(
@@ -111,7 +111,7 @@ class InvertedPyramid(nn.Module):
         self.final = nn.Sequential(conv(width + 2 * len(widths), width, kernel=1), nn.Conv2d(width, 2, 1))
 
     def forward(self, similarities: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """For each block, fine to coarse, maps [B, K, L, h, w] by name -> logits [B, 2, h, w] and each level's."""
+        """Maps [B, K, L, h, w] by name, of each block, fine to coarse -> logits [B, 2, h, w], and each level's."""
         x: Tensor | None = None
         inner: list[Tensor] = []
         for merging, level, maps in zip(self.merging[::-1], self.levels[::-1], similarities[::-1], strict=True):

@@ -1,4 +1,4 @@
-"""The meta learner of BAM and MSANet in its ensemble: from what an episode's images say to logits."""
+"""The meta learner of BAM and MSANet in its ensemble: from cues of an episode's images to logits."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ from fss.nn.multisim import WIDTH, SimilarityEmbedding
 
 
 class Cues(NamedTuple):
-    """What the images say of B episodes of K shots."""
+    """Inputs of the meta learner for B episodes of K shots."""
 
     query: Tensor
     """[B, D, h, w] reduced features."""
     prototype: Tensor
     """[B, K, D]."""
     psi: Tensor
-    """[B, K] how unlike query and support look."""
+    """[B, K], larger if query and support look less alike, see fss.nn.ensemble."""
     base: Tensor
-    """[B, 1, h, w] probability of a base class."""
+    """[B, 1, h, w], the probability of any base class."""
     prior: Tensor | None
     """[B, K, h, w] prior masks."""
     similarity: Tensor | None
@@ -30,9 +30,9 @@ class Cues(NamedTuple):
 
 
 class MetaLearner(nn.Module):
-    """Weighs the shots, decodes, and joins the outcome with the base learner's map.
+    """Weighs the shots, decodes, and joins the logits with the base learner's map.
 
-    weights: psi [B, K] -> weights of the shots [B, K]; similarity: embeds the similarity maps, None without them;
+    weights: psi [B, K] -> weights of the shots [B, K]. similarity: embeds the similarity maps; None without them.
     prior, attention, prototype: whether the decoder gets these.
     """
 
@@ -70,5 +70,5 @@ class MetaLearner(nn.Module):
         return self.ensemble(meta, (weights * cues.psi).sum(1), cues.base), meta
 
     def prior(self, cues: Cues) -> Tensor:
-        """The shots' prior masks as one, [B, 1, h, w]."""
+        """The weighted mean of the shots' prior masks, [B, 1, h, w]."""
         return torch.einsum("bk,bkhw->bhw", self.weights(cues.psi), cues.prior)[:, None]

@@ -21,8 +21,9 @@ EPSILON = 1e-5  # added to the length of every vector
 WIDTH = 64  # channels that the maps are embedded in, alpha in the paper
 
 Squeeze = Literal["mask", "feature"]
-"""Which pixels of an object count. 'mask' (the code): those with at least the mean share of the class. 'feature' (Eq.
-4): those of the class whose masked feature, averaged over channels, is above its mean over the map."""
+"""The rule for the pixels of an object that count. 'mask' (reference implementation): those with at least the mean
+share of the class. 'feature' (Eq. 4): those of the class whose masked feature, averaged over channels, is above its
+mean over the map."""
 
 
 def layer_count(name: BackboneName) -> int:
@@ -41,11 +42,11 @@ def compared_layers(backbone: Backbone, image: Tensor) -> Iterator[Step]:
 
 
 def class_share(mask: Tensor, name: BackboneName) -> Tensor:
-    """The share of the class (mask is 1) at each position: masks uint8 [M, S, S] -> float32 [M, 1, s, s].
+    """The share of the class (mask is 1) at each position, masks uint8 [M, S, S] -> float32 [M, 1, s, s].
 
-    Layers resize it to their size. As in MSANet's reference implementation over two steps: s is the side of the first map
-    that it extracts, block 1 of a ResNet (s = 2k + 1 for S = 8k + 1) and block 3 of a VGG before its pool (s = k + 1),
-    and the mask passes through twice that.
+    Layers resize it to their size. As in MSANet's reference implementation the mask passes through two steps: s is the
+    side of the first map that it extracts, block 1 of a ResNet (s = 2k + 1 for S = 8k + 1) and block 3 of a VGG before
+    its pool (s = k + 1), and the first step is to twice that.
     """
     entry = BACKBONES[name]
     first = entry.sides.positions(mask.shape[-1], entry.mask_stride)
@@ -53,7 +54,7 @@ def class_share(mask: Tensor, name: BackboneName) -> Tensor:
 
 
 def squeezed(means: Tensor | None, share: Tensor) -> Tensor:
-    """Which pixels of a support count, bool [N], by the share of the class [N]; none without the class.
+    """Select the pixels of a support that count, bool [N], by the share of the class [N]; none without the class.
 
     means: the features' means over channels [N], for the rule 'feature'; None for 'mask'.
     """
@@ -68,13 +69,13 @@ def squeezed(means: Tensor | None, share: Tensor) -> Tensor:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows [..., C] divided by their length, float32; zero vectors stay zero."""
+    """Divide rows [..., C] by their length plus EPSILON, float32; zero vectors stay zero."""
     rows = rows.float()
     return rows / (rows.norm(dim=-1, keepdim=True) + EPSILON)
 
 
 def object_pixels(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
-    """What multi-similarity keeps of a support's layer [N, C], its share of the class [N]: unit vectors [n, C]."""
+    """Reduce a support's layer [N, C], by the share of the class [N], to the pixels that are compared: [n, C], unit."""
     kept = squeezed(rows.float().mean(1) if rule == "feature" else None, share)
     return unit(rows[kept].float() * share[kept, None])
 
@@ -82,8 +83,8 @@ def object_pixels(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
 def mean_similarity(query: Tensor, shots: Sequence[Tensor]) -> Tensor:
     """The mean positive cosine of query positions [N, C] with `object_pixels` [n, C], averaged over shots (Eq. 5): [N].
 
-    The map is as long as the query's vectors are, so 1 / length of a query may as well be applied to it. A shot without
-    pixels counts as zeros.
+    The result scales with the length of the query's vectors, so a caller may divide either by that length. A shot
+    without pixels counts as zeros.
     """
     weights = averages([len(columns) for columns in shots], query.device).mean(0, keepdim=True)  # [1, all n]
     return relu_cosine_mean(query.mT, torch.cat([columns.float() for columns in shots]), weights)[0]
@@ -107,27 +108,27 @@ def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0)
 class SimilarityEmbedding(nn.Module):
     """Similarity maps [B, layers, h, w] -> [B, WIDTH, h, w]: 1x1 convolution, batch norm, ReLU.
 
-    collectives: over whose batches batch norm takes its statistics; None: these stay mean 0 and variance 1, so that it only
-    scales and shifts.
+    collectives: those of the ranks over whose batches batch norm takes its statistics. None: the statistics stay mean 0
+    and variance 1, so that it only scales and shifts.
     """
 
     def __init__(self, layers: int, collectives: Callable[[], Collectives] | None):
         super().__init__()
-        self.learns_statistics = collectives is not None
+        self.updates_statistics = collectives is not None
         self.layers = nn.Sequential(nn.Conv2d(layers, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
         if collectives is not None:
             synchronise(self, collectives)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(mode and self.learns_statistics)
+        return super().train(mode and self.updates_statistics)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.layers(maps)
 
 
 class Attention(nn.Module):
-    """A support's map with its channels weighed by what the object in it shows (section 4.2, Eq. 8 and 9)."""
+    """A support's map with channels weighed by the mean feature of its object (section 4.2, Eq. 8 and 9)."""
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
@@ -138,7 +139,8 @@ class Attention(nn.Module):
     def forward(self, support: Tensor, mask: Tensor) -> Tensor:
         """Features [M, D, h, w] and masks uint8 [M, S, S] (1 is the class) -> [M, D, h, w].
 
-        The mean of the masked features is over all positions, as in MSANet's code, not over those of the mask.
+        The mean of the masked features is over all positions, as in MSANet's reference implementation, not over those
+        of the mask.
         """
         nearest = F.interpolate((mask == 1).float()[:, None], support.shape[2:])  # [M, 1, h, w]
         gate = self.gate((support * nearest).mean((2, 3)))  # [M, D]

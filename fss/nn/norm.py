@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are taken over all ranks, on any device, and what BN layers remember."""
+"""Batch normalisation over the batches of all ranks, on any device; running statistics; normalization of images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fss.collectives import Collectives
 
 
-class _Normalise(torch.autograd.Function):
+class _BatchNormFunction(torch.autograd.Function):
     """(x - mean) / sqrt(var + eps) * weight + bias, with mean and variance of the batches of all ranks together."""
 
     @staticmethod
@@ -49,15 +49,15 @@ def _channel(vector: Tensor) -> Tensor:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d with the statistics of the batches of all ranks together, forward and backward.
+    """BatchNorm2d of [N, C, H, W] with the statistics of the batches of all ranks together, forward and backward.
 
-    Like torch's SyncBatchNorm, but on every device that `collectives` sum on (torch's refuses CPU); alone it is torch's plain
-    layer. The gradients of weight and bias are this rank's share; DDP averages them. Collectives may have batches of
-    different sizes.
+    Like torch's SyncBatchNorm, but on every device on which `collectives` sum (torch's refuses CPUs); on a single
+    process it is torch's plain layer. The gradients of weight and bias are this rank's share; DDP averages them. The
+    ranks may have batches of different sizes.
     """
 
     collectives: Callable[[], Collectives]
-    """Asked at every step: a module is built before its peers are known."""
+    """Called at every step, because a module is built before its collectives are known."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or (collectives := self.collectives()).world_size == 1:
@@ -76,13 +76,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.float(), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
-        return _Normalise.apply(
+        return _BatchNormFunction.apply(
             x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, collectives
         )
 
 
 def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> None:
-    """Replace every BatchNorm2d inside `module`, in place, by a SyncBatchNorm2d over `collectives` with the same state."""
+    """Replace every BatchNorm2d inside `module` by a SyncBatchNorm2d over `collectives` with the same state."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
@@ -94,19 +94,22 @@ def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> No
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether any layer takes statistics over the batch."""
+    """Return whether any layer takes statistics over the batch."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances of all batch norm layers, in the order of the layers."""
+    """Running means and variances of all batch norm layers, [C] each, in the order of the layers."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     statistics = [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
     return [statistic for statistic in statistics if statistic is not None]
 
 
 class Normalize(nn.Module):
-    """uint8 RGB -> float32 with ImageNet's channel means and deviations removed; float images pass as they are."""
+    """Normalize images by ImageNet's channel means and deviations, uint8 [B, 3, H, W] -> float32 of the same shape.
+
+    Float images are taken as normalized and are returned unchanged.
+    """
 
     scale: Tensor
     shift: Tensor

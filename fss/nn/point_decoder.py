@@ -1,16 +1,16 @@
-"""SAM's mask decoder for many points of one image, computing only what a single mask a point needs.
+"""SAM's mask decoder for many points of one image; it computes only what one mask for each point needs.
 
-The same function as segment_anything's MaskDecoder with one positive point a mask and `multimask_output=False`, up to
-rounding, with two fifths of its multiplications:
+Up to rounding it is the function of segment_anything's MaskDecoder with one positive point a mask and
+`multimask_output=False`, with two fifths of the multiplications:
 
-- Attention between an image's 4096 cells and a prompt's 7 tokens never projects the cells: per head, the tokens are
-  brought to the cells' space instead (q . W k is (W' q) . k, and what is pooled can be projected afterwards). The bias
-  of a key adds the same to all scores of a softmax and drops out.
+- Attention between the 4096 cells of an image and the 7 tokens of a prompt never projects the cells. For each head the
+  tokens are brought to the space of the cells instead (q . W k is (W' q) . k, and pooled values can be projected
+  afterwards). The bias of a key adds the same number to all scores of a softmax and cancels.
 - In the first layer all prompts see the same image.
-- Behind the second layer only the token of the first mask is followed, and only its mask is made; SAM's guess of the
-  masks' quality is not.
-- Upscaling by transposed convolutions whose stride is their kernel is a product with a matrix, cell by cell, so that
-  channels stay innermost and nothing is transposed but the mask.
+- After the second layer only the token of the first mask is computed, and only its mask is made; the predicted quality
+  of the masks is not.
+- A transposed convolution whose stride is its kernel is a product with a matrix, cell by cell. So channels stay
+  innermost, and only the mask is transposed.
 """
 
 from math import sqrt
@@ -21,12 +21,12 @@ from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-AT_ONCE = {"cpu": 4}  # prompts: on a CPU, what their cells take stays in the caches
+AT_ONCE = {"cpu": 4}  # prompts: on a CPU, the cells of so many fit into the caches
 AT_ONCE_ELSEWHERE = 64
 
 
 def decode_points(decoder: MaskDecoder, image: Tensor, position: Tensor, prompts: Tensor) -> Tensor:
-    """Logits of the first mask of each prompt, [N, 4 h, 4 w].
+    """Compute the logits of the first mask of each prompt, [N, 4 h, 4 w].
 
     decoder: segment_anything's MaskDecoder. image: [1, C, h, w], the embedding with that of 'no mask' added. position:
     [1, C, h, w], the cells' positional encoding. prompts: [N, 2, C], of a point and of 'not a point'.
@@ -53,8 +53,8 @@ def _decode(decoder: MaskDecoder, cells: Tensor, place: Tensor, prompt: Tensor, 
         placed = cells + place  # [1 or N, P, C]
         tokens = layer.norm2(tokens + gather(layer.cross_attn_token_to_image, tokens + prompt, placed, cells))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        gathered = scatter(layer.cross_attn_image_to_token, placed, tokens + prompt, tokens)  # [N, P, C]
-        cells = layer.norm4(cells + gathered)
+        update = scatter(layer.cross_attn_image_to_token, placed, tokens + prompt, tokens)  # [N, P, C]
+        cells = layer.norm4(cells + update)
     token, asking = tokens[:, 1:2], (tokens + prompt)[:, 1:2]  # of the first mask: [N, 1, C]
     token = token + gather(transformer.final_attn_token_to_image, asking, cells + place, cells)
     token = transformer.norm_final_attn(token)
@@ -62,7 +62,7 @@ def _decode(decoder: MaskDecoder, cells: Tensor, place: Tensor, prompt: Tensor, 
 
 
 def gather(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What tokens [N, T, C] take from cells, keys and values [1 or N, P, C]: [N, T, C]."""
+    """Attention of tokens [N, T, C] to cells, keys and values [1 or N, P, C]: [N, T, C]."""
     heads = attention.num_heads
     query = _by_head(attention.q_proj(tokens), heads)  # [N, heads, T, d]
     query = query @ attention.k_proj.weight.unflatten(0, (heads, -1)) / sqrt(query.shape[-1])  # [N, heads, T, C]
@@ -73,7 +73,7 @@ def gather(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -
 
 
 def scatter(attention: Attention, cells: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What cells [1 or N, P, C] take from tokens, keys and values [N, T, C]: [N, P, C]."""
+    """Attention of cells [1 or N, P, C] to tokens, keys and values [N, T, C]: [N, P, C]."""
     heads = attention.num_heads
     key = _by_head(attention.k_proj(keys), heads)  # [N, heads, T, d]
     key = key / sqrt(key.shape[-1])
@@ -87,7 +87,7 @@ def scatter(attention: Attention, cells: Tensor, keys: Tensor, values: Tensor) -
 
 
 def product(rows: Tensor, columns: Tensor) -> Tensor:
-    """[N, A, B] @ [1 or N, B, D] -> [N, A, D]; of columns that all share, one product of matrices."""
+    """Multiply [N, A, B] @ [1 or N, B, D] -> [N, A, D]; if all share the columns, by one product of matrices."""
     if len(columns) == 1:
         return (rows.flatten(0, 1) @ columns[0]).unflatten(0, rows.shape[:2])
     return rows @ columns
@@ -98,7 +98,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _mask(decoder: MaskDecoder, cells: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cells [N, P, C] upscaled four times, and their products with a kernel [N, 1, C / 8]: [N, 4 h, 4 w]."""
+    """Upscale cells [N, P, C] four times and multiply them by a kernel [N, 1, C / 8]: [N, 4 h, 4 w]."""
     (first, norm, act, second, last), (h, w) = decoder.output_upscaling, size
     x = _quarters(first, cells)  # [N, P, 2, 2, C/4]
     x = act(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))

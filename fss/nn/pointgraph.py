@@ -1,9 +1,9 @@
 """From points and their masks to one mask: clusters, positive and overshooting gating (GF-SAM, sections 4.2 and 4.3).
 
-Masks stay logits of a low resolution; the graph reads them at the prompts, the gates where the feature grid needs them,
-and only the final union is made at full size. What is small is decided on the CPU. Positive gating keeps to float32 and
-to the published order of operations: most masks are covered already when they are judged, and then the sign of what
-rounding leaves of them decides whether they are merged.
+Masks stay logits of a low resolution. The graph reads them at the prompts, the gates at the positions of the feature
+grid, and only the final union is made at full size. Small computations run on the CPU. Positive gating uses float32 and
+the order of operations of the reference implementation: most masks are already covered when they are judged, and then
+the sign of a rounding error decides whether they are merged.
 """
 
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ CENTRES = 10  # of k-means++ in Table 4
 
 @dataclass(frozen=True)
 class Gating:
-    """What positive gating says of N masks."""
+    """The result of positive gating of N masks."""
 
     accepted: Tensor
     """P+, bool [N]."""
     margin: Tensor
-    """Positive minus negative positions (or scores) of what each mask was judged by, float32 [N]."""
+    """Positive minus negative positions (or scores) of the part by which each mask was judged, float32 [N]."""
     score: Tensor
-    """The margin of the mask that its cluster judged last, float32 [N]: by it the fallback chooses."""
+    """The margin of the mask judged last in the same cluster, float32 [N]; the fallback chooses by it."""
     order: Tensor
     """The masks in the order in which they were judged, cluster by cluster, int64 [N]."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The mask of a target, and how it came about; all but `mask` is on the CPU."""
+    """The mask of a target, and the decisions behind it; all but `mask` is on the CPU."""
 
     mask: Tensor
     """The prediction, bool [size, size], on the device of the logits."""
@@ -51,11 +51,11 @@ class Outcome:
     chosen: Tensor
     """The masks that were merged, bool [N]."""
     fallback: bool
-    """Whether the gates left nothing and the one mask of the fallback was taken."""
+    """Whether the gates left no mask and that of the fallback was taken."""
 
 
 def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rules: Rules) -> Outcome:
-    """The mask of a target from its unit features [g g, C] and the mask logits [N, s, s] of its N points' prompts.
+    """Compute the mask of a target from its unit features [g g, C] and the mask logits [N, s, s] of its N points.
 
     s divides `size`, the side of the image. N = 0 gives an empty mask.
     """
@@ -71,7 +71,7 @@ def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rul
     mask = union(logits, chosen.nonzero()[:, 0].to(logits.device), size)
     fallback = bool(rules.fallback) and len(points) > 0 and not mask.any()
     if fallback:
-        # The others count with score 0, so that where all candidates are negative a point that is none may win.
+        # The others count with score 0: if all candidates are negative, a point that is no candidate may win.
         best = torch.where(gating.accepted ^ consistent, gating.score, 0).argmax()
         chosen = torch.zeros_like(chosen).index_fill_(0, best, True)
         mask = union(logits, best[None].to(logits.device), size)
@@ -79,8 +79,10 @@ def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rul
 
 
 def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
-    """The cluster of each of N points int64 [N], from 0; `covers` [N, N]: whether the mask of the row covers the point
-    of the column."""
+    """Cluster N points (x, y), int64 [N, 2]: gives the cluster of each, int64 [N], from 0.
+
+    covers: bool [N, N], whether the mask of the row covers the point of the column.
+    """
     if len(points) == 0:
         return torch.zeros(0, dtype=torch.int64)
     if rules.clusters == "kmeans":
@@ -93,7 +95,7 @@ def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
 
 
 def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
-    """The positive and the negative score of every position, float32 [g g]: the sides of the comparison in Eq. 4."""
+    """The positive and the negative score of every position, float32 [g g] each: the two sides of Eq. 4."""
     positive, negative = alignment.mean.flatten().float().cpu(), alignment.negative.flatten().float().cpu()
     low, high = positive.aminmax()
     midpoint = (low + high) / 2
@@ -111,7 +113,10 @@ def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
 
 
 def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:
-    """Positive gating of masks [N, 2g, 2g] (see `on_grid`) by the scores [g g] of the positions that they cover."""
+    """Gate masks bool [N, 2g, 2g] (see `on_grid`) by the scores [g g] of the positions that they cover (Eq. 4, 5).
+
+    clusters: int64 [N]; size: side of the image, pixels.
+    """
     soft = shares(bits, size)  # [N, g g]
     polarity = (positive > negative).float()  # Eq. 4
     worth = 2 * polarity - 1 if rules.count == "num" else positive - negative
@@ -132,15 +137,15 @@ def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, siz
 
 
 def balance(masks: Tensor, worth: Tensor) -> Tensor:
-    """What masks [..., g g] cover of positive worth [g g] minus what of negative, [...]."""
+    """The positive worth that masks [..., g g] cover minus the negative: [...]; worth: [g g]."""
     return (masks * worth.clamp(min=0)).sum(-1) - (masks * (-worth).clamp(min=0)).sum(-1)
 
 
 def ranked(mean: Tensor, clusters: Tensor) -> Tensor:
-    """The masks cluster by cluster, in each by falling `mean`, int64 [N].
+    """Sort N masks by cluster, int64 [N], and in each by falling `mean`, [N]; gives their indices, int64 [N].
 
-    Equal ones, which are common, come as torch's unstable sort leaves them. Which of them is the first, and counts,
-    matters to the final mask; this is the published choice.
+    Equal ones, which are common, have the order of torch's unstable sort. The first of them counts, and so matters to
+    the final mask; this is the choice of the reference implementation.
     """
     groups = [(clusters == p).nonzero()[:, 0] for p in clusters.unique()]
     return torch.cat([members[mean[members].argsort(descending=True)] for members in groups] or [clusters])
@@ -149,9 +154,10 @@ def ranked(mean: Tensor, clusters: Tensor) -> Tensor:
 def grow(
     bits: Tensor, soft: Tensor, clusters: Tensor, order: Tensor, worth: Tensor, size: int, rules: Rules
 ) -> tuple[Tensor, Tensor]:
-    """Mask growth (Alg. 1): what each mask adds to those of its cluster accepted before, and the last such margin.
+    """Grow masks (Alg. 1): judge each mask by the part that it adds to those of its cluster accepted before.
 
-    bits [N, 2g, 2g] and soft [N, g g] are the masks before and after resizing. Gives margins and scores, [N] each.
+    bits [N, 2g, 2g] and soft [N, g g] are the masks before and after resizing. Gives the margins, [N], and for each
+    mask the last margin in its cluster, [N].
     """
     masks = soft if rules.overlap == "soft" else bits
     covered = masks.new_zeros(len(clusters.unique()), *masks.shape[1:])
@@ -170,7 +176,7 @@ def grow(
 
 
 def cluster_areas(bits: Tensor, clusters: Tensor, size: int) -> Tensor:
-    """The unions of all masks of each cluster on the feature grid, float32 [clusters, g g]."""
+    """The unions of all masks bool [N, 2g, 2g] of each cluster on the feature grid, float32 [clusters, g g]."""
     unions = bits.new_zeros(len(clusters.unique()), *bits.shape[1:])
     for p in range(len(unions)):
         unions[p] = bits[clusters == p].any(0)
@@ -178,9 +184,9 @@ def cluster_areas(bits: Tensor, clusters: Tensor, size: int) -> Tensor:
 
 
 def self_consistent(target: Tensor, points: Tensor, clusters: Tensor, areas: Tensor, rules: Rules) -> Tensor:
-    """Overshooting gating (Eq. 6): whether each point is most like its own cluster, bool [N].
+    """Gate overshooting (Eq. 6): whether each point is most similar to its own cluster, bool [N].
 
-    target: unit features [g g, C]; areas [clusters, g g]. The first of equally similar clusters counts.
+    target: unit features [g g, C]; areas: [clusters, g g]. The first of equally similar clusters counts.
     """
     if rules.consistency == "none" or len(points) == 0:
         return torch.ones(len(points), dtype=torch.bool)
@@ -198,7 +204,10 @@ def self_consistent(target: Tensor, points: Tensor, clusters: Tensor, areas: Ten
 
 
 def similarity_to_clusters(target: Tensor, points: Tensor, clusters: Tensor, areas: Tensor, rules: Rules) -> Tensor:
-    """How similar each of N points is to each cluster by `rules.consistency`, float64 [N, clusters]."""
+    """The similarity of each of N points to each cluster by `rules.consistency`, float64 [N, clusters].
+
+    target: unit features [g g, C]; points: int64 [N, 2]; areas: [clusters, g g].
+    """
     x, y = points.unbind(1)
     index = y * round(len(target) ** 0.5) + x
     if rules.consistency == "points":

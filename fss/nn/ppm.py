@@ -22,7 +22,7 @@ class PPM(nn.Module):
         """Channels of the output."""
 
     def grids(self, x: Tensor) -> list[Tensor]:
-        """The reduced averages of a map [B, C, h, w] before they are scaled back: [B, width, bin, bin] of each bin."""
+        """Compute the reduced averages of a map [B, C, h, w] before they are scaled back: [B, width, bin, bin] each."""
         return [reduce(F.adaptive_avg_pool2d(x, bin)) for bin, reduce in zip(self.bins, self.reduce, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:

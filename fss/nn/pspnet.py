@@ -12,22 +12,22 @@ WIDTH = 512  # channels before the classifier
 
 
 class PSPNet(nn.Module):
-    """A dilated backbone, frozen as few-shot methods use it until `learn`, and a pyramid pooling head."""
+    """A dilated backbone, frozen as in few-shot methods until `learn`, and a pyramid pooling head."""
 
     def __init__(self, backbone: BackboneName, stem: Stem, classes: int, dropout: float = 0.1):
-        """classes: how many beside the background. Raises ConfigError for a VGG with a ResNet's stem."""
+        """classes: their number besides the background. Raises ConfigError if the backbone does not have the stem."""
         super().__init__()
         self.backbone = make_backbone(backbone, stem=stem)
         self.head = PSPHead(self.backbone.channels[4], classes, dropout)
 
     def learn(self) -> None:
-        """Have the backbone learn too: gradients for its parameters, and batch norm as `train` and `eval` say."""
+        """Make the backbone trainable: gradients for its parameters, and batch norm in the mode of the module."""
         self.backbone.bn = "reference"
         self.backbone.requires_grad_(True)
         self.train(self.training)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Standardised images [B, 3, H, W] -> logits [B, 1 + classes, h, w], with a gradient to whatever learns."""
+        """Normalized images [B, 3, H, W] -> logits [B, 1 + classes, h, w], with a gradient to all that is trainable."""
         *_, block4 = self.backbone.steps(image)
         return self.head(block4.map)
 
@@ -48,10 +48,10 @@ class PSPHead(nn.Module):
         return self.classify(self.dropout(F.relu(self.norm(self._reduced(block4)))))
 
     def _reduced(self, block4: Tensor) -> Tensor:
-        """`self.reduce(self.ppm(block4))` [B, WIDTH, h, w], though half of the pyramid's channels are never formed.
+        """`self.reduce(self.ppm(block4))` [B, WIDTH, h, w], without the interpolated half of the pyramid's channels.
 
-        They are grids of up to 6 x 6 cells, interpolated. Interpolation works on positions and a convolution's taps on
-        channels, so each tap is applied to the cells, and what it gives is interpolated to where the tap looks.
+        They come from grids of up to 6 x 6 cells. Interpolation works on positions and the taps of a convolution on
+        channels, so each tap is applied to the cells, and its result is interpolated to the positions that it reads.
         """
         height, width = block4.shape[2:]
         widths = [block4.shape[1], *(self.ppm.width for _ in self.ppm.bins)]
@@ -67,9 +67,10 @@ class PSPHead(nn.Module):
 
 
 def _interpolation(cells: int, size: int) -> Tensor:
-    """What the three taps of a convolution padded with 0 see, at `size` positions, of a line of interpolated cells.
+    """The weights of interpolated cells at the three taps of a convolution padded with 0, float32 [3, cells, size].
 
-    float32 [3, cells, size]: weight of each cell, with align_corners, at the position before, at and after each.
+    They are those of a line of cells, with align_corners, at the position before, at and after each of `size`
+    positions.
     """
     line = F.interpolate(torch.eye(cells)[None], size, mode="linear", align_corners=True)[0]  # [cells, size]
     padded = F.pad(line, (1, 1))

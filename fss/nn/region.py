@@ -1,4 +1,4 @@
-"""Region maps and prototypes: where in a query image the object may lie (QGNet, section IV-B; PFENet, section 3.2)."""
+"""Region maps and prototypes, which show the object in a query image (QGNet, section IV-B; PFENet, section 3.2)."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shards.format import IGNORE_LABEL
+
 EPSILON = 1e-7  # Eq. 12
 AREA = 0.0005  # added to the area of a mask, as PFENet does
-IGNORE = 255  # value of the pixels of a mask or of labels that are unknown and count nowhere
-COLUMNS = 1024  # similarities are computed for so many columns at a time: at 641 px 27 MB instead of 172
+IGNORE = IGNORE_LABEL  # value of the pixels of a mask that are unknown and count nowhere
+COLUMNS = 1024  # similarities are computed for this number of columns at a time: at 641 px 27 MB instead of 172
 
 
 def positions_first(features: Tensor) -> Tensor:
@@ -25,8 +27,8 @@ def flatten_normalize(features: Tensor) -> Tensor:
 def max_cosine(query: Tensor, columns: Tensor) -> Tensor:
     """The largest cosine of every query position with any column (Eq. 9 and 10).
 
-    query: unit rows [B, N, C]; columns: unit rows [B, M, C], or [M, C] for all. Gives [B, N]; zeros where M is 0.
-    Gradients flow to both, through the pair that won.
+    query: unit rows [B, N, C]; columns: unit rows [B, M, C], or [M, C] for all. Gives [B, N]; zeros if M is 0.
+    Gradients flow to both through the largest pair.
     """
     chunks = columns.split(COLUMNS, dim=-2)
     with torch.autocast(query.device.type, enabled=False):  # three digits would not tell positions apart
@@ -37,30 +39,31 @@ def max_cosine(query: Tensor, columns: Tensor) -> Tensor:
 
 
 def min_max(similarity: Tensor) -> Tensor:
-    """Every row of [B, N] shifted and scaled to 0..1 (Eq. 12); a constant row becomes zeros."""
+    """Shift and scale every row of [B, N] to 0..1 (Eq. 12); a constant row becomes zeros."""
     low, high = similarity.aminmax(dim=1, keepdim=True)
     return (similarity - low) / (high - low + EPSILON)
 
 
 def prior_region_map(query: Tensor, prior: Tensor) -> Tensor:
-    """How well each position of a query is explained by what the prior extractor sees in it (Eq. 9-12): low on objects.
+    """The prior region map [B, 1, h, w] in 0..1, low on objects (Eq. 9-12).
 
-    query [B, C, h, w] are block-4 features of the backbone, prior [B, C, h', w'] of the prior extractor, both of the
-    query image. Gives [B, 1, h, w] in 0..1.
+    It is the largest cosine of each position with the features of the prior extractor, scaled. query [B, C, h, w] are
+    block-4 features of the backbone, prior [B, C, h', w'] of the prior extractor, both of the query image.
     """
     similarity = min_max(max_cosine(flatten_normalize(query), flatten_normalize(prior)))
     return similarity.unflatten(1, query.shape[2:])[:, None]
 
 
 def foreground_vectors(support: Tensor, mask: Tensor) -> Tensor:
-    """Unit vectors of the positions of one support map [1, C, h, w] where its mask [1, 1, h, w] is not 0: [n, C]."""
+    """Unit vectors [n, C] of the positions of one support map [1, C, h, w] at which its mask [1, 1, h, w] is not 0."""
     return flatten_normalize(support)[0, mask.flatten() > 0]
 
 
 def guided_similarity(query: Tensor, columns: Tensor) -> Tensor:
-    """The map of one query, unit rows [1, N, C], guided by `foreground_vectors` of a support map of N positions: [1, N].
+    """The guided region map [1, N] of one query, unit rows [1, N, C], by `foreground_vectors` [n, C] of one support.
 
-    Positions outside the mask count with the cosine of an empty vector, 0: no query position falls below it.
+    The support has N positions, too. Those outside the mask count with cosine 0, that of an empty vector, so no query
+    position is below it.
     """
     similarity = max_cosine(query, columns)
     if len(columns) < query.shape[1]:
@@ -69,10 +72,11 @@ def guided_similarity(query: Tensor, columns: Tensor) -> Tensor:
 
 
 def guided_region_map(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
-    """How well each position of a query is explained by the object in a support image: high on objects of its class.
+    """The guided region map [B, 1, h, w] in 0..1, high on objects of the support's class; PFENet's prior mask.
 
+    It is the largest cosine of each query position with the object in a support image, scaled; zeros for an empty mask.
     query and support are block-4 features [B, C, h, w], the latter of masked block-3 features; mask [B, 1, h, w] is at
-    least 0. This is PFENet's prior mask. Gives [B, 1, h, w] in 0..1; zeros for an empty mask.
+    least 0.
     """
     rows = [
         guided_similarity(flatten_normalize(q), foreground_vectors(s, m))
@@ -82,23 +86,23 @@ def guided_region_map(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 
 
 def downsample_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Masks uint8 [B, S, S] -> the share of the class (mask is 1) at each position, float32 [B, 1, h, w].
+    """The share of the class (mask is 1) at each position, masks uint8 [B, S, S] -> float32 [B, 1, h, w].
 
-    Bilinear with aligned corners, as the references resize everything; unknown pixels count as background.
+    Bilinear with aligned corners, as in the reference implementations; unknown pixels count as background.
     """
     return resize((mask == 1).float()[:, None], size)
 
 
 def masked_average(features: Tensor, mask: Tensor) -> Tensor:
-    """The mean of features [B, C, h, w] where mask [B, 1, h, w] says so, float32 [B, C]: a prototype.
+    """The mean of features [B, C, h, w] weighted by a mask [B, 1, h, w], float32 [B, C]: a prototype.
 
-    `AREA` is added to the mask's area; an empty mask gives zeros.
+    `AREA` is added to the area of the mask; an empty mask gives zeros.
     """
     return (features.float() * mask).sum((2, 3)) / (mask.sum((2, 3)) + AREA)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, C, H, W] -> [B, C, h, w], bilinear with aligned corners; as it is where the size fits."""
+    """Resize [B, C, H, W] -> [B, C, h, w], bilinear with aligned corners; unchanged if the size fits."""
     if x.shape[2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

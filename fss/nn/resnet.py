@@ -1,4 +1,4 @@
-"""ResNets of torchvision's layout with MoCo's projection head in the place of the classifier."""
+"""ResNets of torchvision's layout with MoCo's projection head instead of the classifier."""
 
 import abc
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 HEAD = "fc."
-"""What the names of the projection head's tensors begin with, as in the official MoCo checkpoints."""
+"""Beginning of the names of the projection head's tensors, as in the official MoCo checkpoints."""
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -33,11 +33,11 @@ def mlp_head(width: int, dim: int) -> nn.Sequential:
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A Conv2d with a 1x1 kernel that takes oneDNN on a CPU, forward and backward, whatever the batch.
+    """A Conv2d with a 1x1 kernel that runs in oneDNN on a CPU, forward and backward, [B, C, h, w] -> [B, D, h, w].
 
-    On one thread, which is what launchers give a rank on CPU, torch sends 1x1 convolutions of fewer than 16 images down
-    a slower path unless they are dilated, and dilating a single tap changes nothing. Under autocast, compiled, and on
-    other devices this is a plain Conv2d.
+    On one thread, the usual number for a rank on a CPU, torch takes a slower path for 1x1 convolutions of fewer than 16
+    images unless they are dilated, and dilating a single tap changes nothing. Under autocast, compiled, and on other
+    devices this is a plain Conv2d.
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -48,14 +48,17 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def speed_up_pointwise(module: nn.Module) -> None:
-    """Make every 1x1 convolution inside `module` a PointwiseConv2d, in place; parameters stay what they are."""
+    """Make every 1x1 convolution inside `module` a PointwiseConv2d in place; parameters do not change."""
     for layer in module.modules():
         if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1):
             layer.__class__ = PointwiseConv2d
 
 
 class ContrastiveResNet(ResNet, Encoder):
-    """torchvision's ResNet (random weights) with an MLP head of `dim` outputs; the trunk keeps torchvision's names."""
+    """torchvision's ResNet (random weights) with an MLP head of `dim` outputs: [B, 3, H, W] -> [B, dim].
+
+    The trunk keeps torchvision's names.
+    """
 
     fc: nn.Sequential
     conv1: nn.Module
@@ -73,10 +76,12 @@ class ContrastiveResNet(ResNet, Encoder):
         speed_up_pointwise(self)
 
     def features(self, image: Tensor) -> Tensor:
+        """Compute the last map of float images, [B, 3, H, W] -> [B, C, H/32, W/32]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))  # [B, 64, H/4, W/4]
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [B, C, H/32, W/32]
 
     def project(self, feature: Tensor) -> Tensor:
+        """Compute embeddings of pooled features, [N, C] -> [N, D], not normalized."""
         return self.fc(feature)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
 }
-"""Name -> the block and how many of it each layer has."""
+"""Name -> the residual block and its number in each layer."""
 
 ENCODERS: dict[str, Callable[[int], ContrastiveResNet]] = {
     name: partial(ContrastiveResNet, block, layers) for name, (block, layers) in LAYOUTS.items()

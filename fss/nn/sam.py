@@ -19,17 +19,18 @@ from fss.nn.tinyvit import TinyViT
 
 SamName = Literal["vit_b", "vit_l", "vit_h", "vit_t"]
 
-NATIVE = 1024  # pixels a side of the images that SAM was trained on
-STRIDE = 16  # pixels a cell of an embedding
+NATIVE = 1024  # side, pixels, of the images that SAM was trained on
+STRIDE = 16  # pixels from one cell of an embedding to the next
 WIDTH = 256  # channels of an embedding
 WIDTHS: dict[int, SamName] = {768: "vit_b", 1024: "vit_l", 1280: "vit_h", 64: "vit_t"}
-"""Channels behind the patch embedding -> name, as the official checkpoints are called; vit_t is MobileSAM's."""
+"""Channels after the patch embedding -> name of the official checkpoint; vit_t is MobileSAM's."""
 
-UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")  # of the classifier that MobileSAM's encoder once was
+UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")
+"""Beginnings of the names of tensors of the classifier from which MobileSAM's encoder was made."""
 
 
 class Sam(nn.Module):
-    """SAM of `name` with random weights, for images of 1024 pixels a side; vit_t takes any multiple of 16."""
+    """SAM of `name` with random weights, for images of side 1024 pixels; vit_t takes any multiple of 16."""
 
     def __init__(self, name: SamName) -> None:
         super().__init__()
@@ -45,19 +46,19 @@ class Sam(nn.Module):
             self.mask_decoder = whole.mask_decoder
 
     def encode(self, image: Tensor) -> Tensor:
-        """Images [B, 3, S, S], standardised with ImageNet's mean and deviation -> embeddings [B, 256, S/16, S/16]."""
+        """Encode images normalized by ImageNet's mean and deviation, [B, 3, S, S] -> [B, 256, S/16, S/16]."""
         return self.image_encoder(image)
 
     def masks(self, embedding: Tensor, points: Tensor) -> Tensor:
-        """The mask of each point (SAM's first, the one for prompts without doubt), as logits [N, S/4, S/4], float32.
+        """Compute the mask of each point (SAM's first, for unambiguous prompts) as logits [N, S/4, S/4], float32.
 
-        embedding: [1, 256, S/16, S/16] of `encode`. points: [N, 2] x and y in pixels of the image, whose centres are
-        half a pixel further. A pixel belongs to a mask where the logits, brought to S x S, exceed 0.
+        embedding: [1, 256, S/16, S/16] of `encode`. points: [N, 2], x and y in pixels of the image; the centre of a
+        pixel is half a pixel further. A pixel belongs to a mask if the logits, resized to S x S, exceed 0 there.
         """
         grid = embedding.shape[2:]
         self.prompt_encoder.image_embedding_size = tuple(grid)
         self.prompt_encoder.input_image_size = tuple(STRIDE * side for side in grid)
-        with torch.autocast(points.device.type, enabled=False):  # positions turn into angles of many periods
+        with torch.autocast(points.device.type, enabled=False):  # positions become angles of many periods
             labels = torch.ones(len(points), 1, dtype=torch.int64, device=points.device)
             prompts, no_mask = self.prompt_encoder((points[:, None].float(), labels), None, None)  # [N, 2, 256]
             position = self.prompt_encoder.get_dense_pe()  # [1, 256, S/16, S/16]
@@ -65,9 +66,9 @@ class Sam(nn.Module):
 
 
 def load_sam(name: SamName, path: Path | None) -> Sam:
-    """SAM of `name` with the weights in `path`: an official .pth, MobileSAM's, or a .safetensors of the same names.
+    """Build SAM of `name` with the weights in `path`: an official .pth, MobileSAM's, or a .safetensors of their names.
 
-    Without a path the weights are random. Raises WeightsError, saying what the file holds, where it does not fit.
+    Without a path the weights are random. Raises WeightsError, which names what the file holds, if it does not fit.
     """
     if path is None:
         return Sam(name)
@@ -79,7 +80,7 @@ def load_sam(name: SamName, path: Path | None) -> Sam:
 
 
 def _width(tensors: Mapping[str, Tensor]) -> int | None:
-    """The channels of the image encoder's first features."""
+    """The channels of the image encoder's first features; None if the file is no SAM."""
     for patches in ("image_encoder.patch_embed.proj.weight", "image_encoder.patch_embed.seq.2.c.weight"):
         if patches in tensors and "mask_decoder.iou_token.weight" in tensors:
             return len(tensors[patches])

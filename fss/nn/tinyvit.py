@@ -1,7 +1,7 @@
 """TinyViT (Wu et al. 2022) as MobileSAM's image encoder (Zhang et al. 2023), in the names of its checkpoints.
 
 Convolutions down to an eighth of the image, then three stages of attention in windows at an eighth and a sixteenth,
-each block with a depthwise convolution between attention and MLP; SAM's neck brings it to 256 channels.
+each block with a depthwise convolution between attention and MLP; SAM's neck reduces the result to 256 channels.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class MBConv(nn.Module):
 
 
 class Downsample(nn.Module):
-    """To the width of the next stage, with stride: [B, C, H, W] -> [B, C', H / stride, W / stride]."""
+    """The step to the width of the next stage, with stride: [B, C, H, W] -> [B, C', H / stride, W / stride]."""
 
     def __init__(self, inward: int, outward: int, stride: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Downsample(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of the cells of each window; what is added to a score depends on the distance in x and in y."""
+    """Self-attention of the cells of each window, with a bias for each distance in x and in y added to the scores."""
 
     distance: Tensor
 
@@ -85,14 +85,14 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[M, w², C] -> the same."""
         m, n, _ = x.shape
-        qkv = self.qkv(self.norm(x)).view(m, n, self.heads, 3, -1)  # every head's q, k and v lie together
+        qkv = self.qkv(self.norm(x)).view(m, n, self.heads, 3, -1)  # q, k and v of a head are adjacent
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # [M, heads, w², d] each
         bias = self.attention_biases[:, self.distance].to(q.dtype)  # [heads, w², w²]
         return self.proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(m, n, -1))
 
 
 class MLP(nn.Module):
-    """[..., C] -> the same."""
+    """Layer norm and two linear layers: [..., C] -> the same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Block(nn.Module):
         return x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> the same. Windows that reach over the edge are filled up with zeros, which take part."""
+        """[B, H, W, C] -> the same. Windows at the edge are padded with zeros, which take part in the attention."""
         b, h, w, c = x.shape
         side = self.window
         x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))  # [B, H', W', C]
@@ -160,7 +160,7 @@ class Layer(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """Standardised images [B, 3, S, S] -> embeddings [B, 256, S / 16, S / 16]; S is a multiple of 16."""
+    """Normalized images [B, 3, S, S] -> embeddings [B, 256, S / 16, S / 16]; S is a multiple of 16."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ def kinds() -> list[Kind]:
 
 @dataclass(kw_only=True)
 class Start:
-    """The weights in a file that a contrastive method can start from, in torchvision's names, heads as `fc.0.*`, `fc.2.*`.
+    """Weights from which a contrastive method can start, in torchvision's names, heads as `fc.0.*` and `fc.2.*`.
 
     `key` is empty if the file has one encoder only.
     """
@@ -92,10 +92,10 @@ def load_backbone(path: Path, name: str, stem: Stem = "torchvision") -> dict[str
     """Read the float32 state dict of `make_backbone(name, stem=stem)` from a published file or an export of ours.
 
     These are read: torchvision's state dicts; semseg's with a deep stem; either of them under `state_dict`, under
-    `module.`, or with the stages `layer0` to `layer4` of the few-shot references and any head beside them; official MoCo
-    checkpoints (the query encoder, which MoCo transfers); exports of the prior extractor; ViTs in the names of timm or
-    of DINOv2; and any of these as safetensors. Heads are left out. The stems 'torchvision' and 'original' have equal
-    tensors: `stem` decides, unless the kind of file or an entry 'stem' in its safetensors header does.
+    `module.`, or with the stages `layer0` to `layer4` of the few-shot references and any head beside them; official
+    MoCo checkpoints (the query encoder, which MoCo transfers); exports of the prior extractor; ViTs in the names of
+    timm or of DINOv2; and any of these as safetensors. Heads are left out. The stems 'torchvision' and 'original' have
+    equal tensors: `stem` decides, unless the kind of file or an entry 'stem' in its safetensors header does.
     Raises WeightsError if the file holds something else.
     """
     tensors, header = read_weights(path)
@@ -166,8 +166,8 @@ def load_base(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
         )
     if header.backbone not in BACKBONES or header.stem not in BACKBONES[header.backbone].stems:
         raise WeightsError(
-            f"{path} is a base learner with the backbone {header.backbone} and the stem {header.stem}, which this version "
-            "does not have: give another file"
+            f"{path} is a base learner with the backbone {header.backbone} and the stem {header.stem}, which this "
+            "version does not have: give another file"
         )
     with torch.device("meta"):
         expected = PSPNet(header.backbone, header.stem, len(header.classes or ()))
@@ -222,7 +222,7 @@ def _checked(path: Path, state: Mapping[str, Tensor]) -> tuple[Kind, dict[str, T
         )
     if odd[nearest]:
         raise WeightsError(
-            f"{path} looks like {nearest} but {len(odd[nearest])} of its tensors are missing, unknown or of another shape, "
-            f"{min(odd[nearest])} first: give a complete file"
+            f"{path} looks like {nearest} but {len(odd[nearest])} of its tensors are missing, unknown or of another "
+            f"shape, {min(odd[nearest])} first: give a complete file"
         )
     return nearest, {name: named[nearest].get(name, torch.zeros((), dtype=torch.int64)) for name in expected}

@@ -12,7 +12,7 @@ from fss.errors import WeightsError
 from fss.nn.dino import Dino, load_dino
 from fss.nn.exports import ExportHeader
 
-HEADS, WIDTH, DEPTH = 6, 384, 3  # three blocks are enough to go wrong in
+HEADS, WIDTH, DEPTH = 6, 384, 3  # three blocks are enough to show an error
 
 
 @pytest.fixture(scope="module")

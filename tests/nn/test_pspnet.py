@@ -1,4 +1,4 @@
-"""The base learner's network: its head against the plain pyramid, what is frozen, what learns."""
+"""The base learner's network: its head against the plain pyramid, what is frozen, what is trained."""
 
 import pytest
 import torch

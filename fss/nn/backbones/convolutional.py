@@ -1,4 +1,4 @@
-"""What the convolutional backbones have in common: five stages in a row, and the names of their published tensors."""
+"""The common parts of convolutional backbones: five stages in a row, and the names of their published tensors."""
 
 import abc
 import re
@@ -13,7 +13,7 @@ SIDES = SizeRule(8, 1)
 """Images of side 8k + 1 give maps of side k + 1 at stride 8, corners on corners."""
 
 NOT_THE_TRUNK = ("fc.", "classifier.")
-"""What the names of a classifier or projection head begin with, in torchvision's networks and in MoCo's."""
+"""Beginnings of the names of a classifier or projection head, in torchvision's networks and in MoCo's."""
 
 DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
 """Place in the `layer0` of the few-shot references -> name; a 7x7 stem has the first two only."""
@@ -24,9 +24,10 @@ class ConvBackbone(Backbone):
 
     @abc.abstractmethod
     def stage(self, number: int, x: Tensor, inner: list[Tensor] | None = None) -> Tensor:
-        """Compute stage 0 from the image, stage n from the map of stage n - 1; stages 2 to 4 are the blocks.
+        """Compute stage 0 from images [B, 3, H, W], stage n from the map [B, C, h, w] of stage n - 1.
 
-        The outputs of the layers of stages 1 to 4 (see `Layers.inner`) are appended to `inner`.
+        Stages 2 to 4 are the blocks. The outputs of the layers of stages 1 to 4 (see `Layers.inner`) are appended to
+        `inner`.
         """
 
     def steps(self, image: Tensor, inner: Collection[int] = ()) -> Iterator[Step]:

@@ -1,8 +1,8 @@
 """The contract of a frozen backbone, and the registry of those that exist.
 
 A backbone gives the maps of three depths of a network, blocks 2, 3 and 4 in the words of ResNets. `BACKBONES` names the
-backbones; each entry declares what a method must know before it builds one. To add a backbone, write its class (or a row
-in the table of an existing family) and put its entry into `BACKBONES`, from inside or outside this package.
+backbones; each entry declares what a method must know before it builds one. To add a backbone, write its class (or a
+row in the table of an existing family) and put its entry into `BACKBONES`, from inside or outside this package.
 """
 
 import abc
@@ -21,9 +21,9 @@ BackboneName: TypeAlias = str
 
 Stem = Literal["torchvision", "deep", "original"]
 """The first layers of a ResNet and the place of its strides. 'torchvision': a 7x7 convolution, stride in the 3x3
-convolution of a bottleneck. 'deep': three 3x3 convolutions for the 7x7 one, 128 channels wide, as few-shot papers use it
-(semseg's `_v2` weights). 'original': 7x7, and the stride of a bottleneck in its first 1x1 convolution, as in the weights
-of He et al. 2016; a ResNet-18 has no bottlenecks, so there 'original' is 'torchvision'. Other families have
+convolution of a bottleneck. 'deep': three 3x3 convolutions for the 7x7 one, 128 channels wide, as few-shot papers use
+it (semseg's `_v2` weights). 'original': 7x7, and the stride of a bottleneck in its first 1x1 convolution, as in the
+weights of He et al. 2016; a ResNet-18 has no bottlenecks, so there 'original' is 'torchvision'. Other families have
 'torchvision' alone, which stands for their usual form."""
 
 BatchNorm = Literal["frozen", "reference"]
@@ -83,7 +83,10 @@ class Backbone(nn.Module, abc.ABC):
         """Compute block 4 of a block-3 map, [B, C3, h, w] -> [B, C4, h', w']."""
 
     def compared_layers(self, image: Tensor) -> Iterator[Step]:
-        """As `steps`, with the layers in `inner` that MSANet's multi-similarity compares: all of the three blocks."""
+        """Compute as `steps`, with the layers that MSANet's multi-similarity compares: all of the three blocks.
+
+        image: [B, 3, H, W].
+        """
         return self.steps(image, (2, 3, 4))
 
     @torch.no_grad()
@@ -154,7 +157,7 @@ class Builder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneEntry:
-    """What is known about a backbone before it is built."""
+    """Facts about a backbone that are known before it is built."""
 
     build: Builder
     channels: tuple[int, int, int]
@@ -209,7 +212,7 @@ def check_stem(key: str, name: BackboneName, stem: Stem) -> None:
 
 
 def check_size(key: str, name: BackboneName, size: int) -> None:
-    """Raise ConfigError unless the backbone `name` takes images of side `size` (pixels), the value of the option `key`."""
+    """Raise ConfigError unless the backbone `name` takes images of side `size` (pixels), the value of `key`."""
     sides = BACKBONES[name].sides
     if not sides.fits(size):
         near, next_near = sides.nearest(size)

@@ -81,8 +81,8 @@ def _dilate(layer: nn.Sequential, rate: int) -> None:
     """Remove the stride of a layer in place and dilate its 3x3 convolutions instead.
 
     Bottlenecks follow the few-shot references: every 3x3 convolution has `rate`. In a BasicBlock the convolution that
-    had the stride reads the finer map of the layer before and keeps that layer's rate, so that the output at every other
-    position is that of the strided layer.
+    had the stride reads the finer map of the layer before and keeps that layer's rate, so that the output at every
+    other position is that of the strided layer.
     """
     basic = isinstance(layer[0], BasicBlock)
     for conv in layer.modules():

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -52,7 +51,10 @@ class VGGBackbone(ConvBackbone):
         return x
 
     def compared_layers(self, image: Tensor) -> Iterator[Step]:
-        """As MSANet's reference implementation: the convolutions of blocks 3 and 4, and the map of block 4."""
+        """Compute as `steps`, with the convolutions of blocks 3 and 4 and the map of block 4, as MSANet's reference.
+
+        image: [B, 3, H, W].
+        """
         for step in self.steps(image, (3, 4)):
             yield step._replace(inner=[*step.inner, step.map]) if step.number == 4 else step
 

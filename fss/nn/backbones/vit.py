@@ -58,12 +58,12 @@ LAYOUTS = {
 
 
 class ViTBackbone(Backbone):
-    """A plain ViT of timm as a backbone: blocks 2, 3 and 4 are the patch tokens after a third, two thirds and all of it.
+    """A plain ViT of timm as a backbone: blocks 2, 3 and 4 are the patch tokens after each third of its layers.
 
-    The maps are those before the final norm, at one position a patch. Block 4 is computed from the patch tokens of block
-    3 alone, so that it is defined for any map of that shape, a masked one too: class and register tokens take part in
-    the layers of blocks 2 and 3 and end there. With DINOv2's ViT-S/14 this leaves a mean cosine of 0.99 with the patch
-    tokens of the whole network. Stem and batch norm do not apply.
+    The maps are those before the final norm, at one position a patch. Block 4 is computed from the patch tokens of
+    block 3 alone, so that it is defined for any map of that shape, a masked one too: class and register tokens take
+    part in the layers of blocks 2 and 3 and end there. With DINOv2's ViT-S/14 this leaves a mean cosine of 0.99 with
+    the patch tokens of the whole network. Stem and batch norm do not apply.
     """
 
     vit: Any
