@@ -25,7 +25,7 @@ class ExportHeader:
     """
 
     format: str | None = None
-    """'pt', by which other programs know that the tensors are PyTorch's."""
+    """'pt', which names the tensors as PyTorch's to other programs."""
     method: str | None = None
     """The method's name; 'moco' for an official MoCo checkpoint."""
     config: dict[str, Any] | None = None
@@ -33,40 +33,47 @@ class ExportHeader:
     recipe: dict[str, Any] | None = None
     """The options of a prior extractor."""
     backbone: str | None = None
+    """Name of the backbone, see fss.nn.backbones."""
     stem: str | None = None
+    """Stem of the backbone."""
     encoder: str | None = None
-    """Which encoder of a prior extractor this is: 'momentum'."""
+    """The encoder of a prior extractor that was exported: 'momentum'."""
     classes: dict[str, str] | None = None
-    """Id -> name of the classes that a base learner's outputs 1, 2, ... stand for, ids ascending."""
+    """Id -> name of the classes of a base learner's outputs 1, 2, ..., by ascending id."""
     base: "ExportHeader | None" = None
-    """Of the base learner inside these weights, as in its own file."""
+    """Header of the base learner inside these weights, as in its own file."""
     prior: "ExportHeader | None" = None
-    """Of the prior extractor inside these weights, as in its own file."""
+    """Header of the prior extractor inside these weights, as in its own file."""
     data: str | None = None
-    """Name of the set that was trained on."""
+    """Name of the training set."""
     images: int | None = None
     """Images in that set."""
     steps: int | None = None
     """Optimizer steps."""
     epochs: float | None = None
+    """Passes over the set."""
     images_seen: int | None = None
+    """Images in all batches of all ranks."""
     episodes_seen: int | None = None
+    """Episodes in all batches of all ranks."""
     scheme: str | None = None
     """Convention of the folds, see fss.data.folds."""
     fold: int | None = None
+    """Number of the fold."""
     novel: list[int] | None = None
     """Ids of the novel classes."""
     held_out: list[int] | None = None
-    """Ids of the base classes that validation held out."""
+    """Ids of the base classes that were kept out of training for validation."""
     shots: int | None = None
+    """Supports of a training episode."""
     novel_in_training: str | None = None
-    """What became of training images that show novel classes: 'background' or 'drop'."""
+    """Treatment of training images that show novel classes: 'background' or 'drop'."""
     selected_on: str | None = None
-    """What the best weights were chosen on: 'base', 'novel' or 'none'."""
+    """Classes on which the best weights were chosen: 'base', 'novel' or 'none'."""
     score: float | None = None
-    """Of these weights at the validation that chose them, a fraction."""
+    """Score of these weights at the validation that chose them, a fraction."""
     scored_by: str | None = None
-    """The logged value that `score` is."""
+    """Name of the logged value in `score`."""
     knn: float | None = None
     """Last kNN accuracy of a prior extractor, a fraction."""
     best_miou: float | None = None
@@ -78,7 +85,7 @@ class ExportHeader:
 
     @classmethod
     def parse(cls, metadata: Mapping[str, str], source: str = "the header of the weights") -> Self:
-        """The typed form of a file's table of strings; entries that this version does not know are left out.
+        """Read the typed form of a file's table of strings; entries that this version does not know are left out.
 
         source: what the table is from, for the error. Raises WeightsError if an entry is not of its type.
         """
@@ -146,7 +153,7 @@ def _parsed(value: Any, kind: Any, source: str) -> Any:
     if outer is ExportHeader:
         table = _parsed(value, dict, source)
         return ExportHeader.parse(table, source) if table else None
-    if outer is float and isinstance(value, int):
+    if outer is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, outer) or (outer is int and isinstance(value, bool)):
         raise TypeError(f"{value!r:.40} is no {outer.__name__}")
@@ -164,7 +171,7 @@ def save_export(path: Path, tensors: Mapping[str, Tensor], header: ExportHeader)
 
 
 def load_export(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
-    """The tensors and the header of a safetensors file. Raises WeightsError if it is missing or damaged."""
+    """Read the tensors and the header of a safetensors file. Raises WeightsError if it is missing or damaged."""
     if not Path(path).is_file():
         raise WeightsError(f"{path} is no file, so it cannot be read: check the path of the weights")
     try:
@@ -176,7 +183,7 @@ def load_export(path: Path) -> tuple[dict[str, Tensor], ExportHeader]:
 
 
 def read_header(path: Path) -> ExportHeader:
-    """The header of an export, without reading a tensor. Raises WeightsError if the file is none."""
+    """Read the header of an export and no tensor. Raises WeightsError if the file is none."""
     try:
         with safe_open(path, framework="pt") as file:
             return ExportHeader.parse(file.metadata() or {}, f"the header of {path}")

@@ -119,6 +119,7 @@ def test_unknown_entries_are_left_out_and_null_is_none():
         ("steps", "many"),
         ("steps", "1.5"),
         ("steps", "true"),
+        ("epochs", "true"),
         ("epochs", '"3"'),
         ("config", "[1, 2]"),
         ("novel", '{"1": 2}'),
