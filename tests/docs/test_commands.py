@@ -96,6 +96,11 @@ def test_options_in_sentences_exist():
     assert not unknown
 
 
+def test_the_changelog_lists_every_renamed_option():
+    rows = next(page for page in PAGES if page.name == "CHANGELOG.md").lines
+    assert not [(old, new) for old, new in OPTIONS.items() if f"| `{old}` | `{new}` |" not in rows]
+
+
 def test_files_in_sentences_exist():
     """Also those with a * in them; NAME stands for a file that a reader adds."""
     paths = [(code, word) for code in INLINE for word in code.text.split() if word.startswith(OURS)]
