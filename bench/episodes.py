@@ -198,10 +198,10 @@ def measure(root: Path, size: int, shots: int, rounds: int) -> dict[str, float]:
         data = EpisodeSources(shards=shards, source=source, augment=AugmentConfig())
         print(f"{len(stems)} images, {len(plain.by_class)} classes; episodes of {shots} shot(s) at {size} px")
         ours = load(EpisodeSpec(size=size), data, DataConfig(batch=BATCH, workers=0), seed=SEED)
-        variants = {"plain, float32": iter(plain), "ours, uint8": ours}
-        times: dict[str, list[float]] = {name: [] for name in variants}
+        pipelines = {"plain, float32": iter(plain), "ours, uint8": ours}
+        times: dict[str, list[float]] = {name: [] for name in pipelines}
         for _ in range(rounds + 1):
-            for name, batches in variants.items():
+            for name, batches in pipelines.items():
                 times[name].append(cpu_ms(lambda batches=batches: next(batches), 8) / BATCH)
         parts = stages(shards, source, size)
     median = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up

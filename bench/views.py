@@ -2,7 +2,7 @@
 
     python bench/views.py [--images FOLDER] [--size 224] [--rounds 7] [--json]
 
-One thread, CPU time of this process, so a busy machine disturbs little; the variants take turns, and medians are
+One thread, CPU time of this process, so a busy machine disturbs little; the pipelines take turns, and medians are
 reported. The plain pipeline is MoCo v2's own: PIL decode, torchvision's transforms, ToTensor, Normalize, stacked to a
 batch. Without --images: 64 pictures of blurred noise, 640 x 480. The figures beside ours are those of an earlier
 study on 640 x 480 JPEGs of 141 KB, on another processor of the same kind.
@@ -96,7 +96,9 @@ def stages(data: bytes, size: int) -> list[tuple[str, float, float, str]]:
 
     def extra(**change) -> list[float]:
         augmentation = Augmentation(box=box, **change)
-        return [cpu_ms(lambda i=i: i.apply(augmentation, size), 50) - c for i, c in zip((image, picture), cut, strict=True)]
+        return [
+            cpu_ms(lambda i=i: i.apply(augmentation, size), 50) - c for i, c in zip((image, picture), cut, strict=True)
+        ]
 
     return [
         ("decode", cpu_ms(lambda: fast.decode(data), 50), cpu_ms(lambda: strict.decode(data), 50), "1.34, PIL 1.54"),
@@ -124,7 +126,7 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
             config = ViewDataConfig(batch=BATCH, workers=0, backend=backend)
             return load(ViewSpec(size=size, local=local), shards, config, seed=SEED)
 
-        variants = {
+        pipelines = {
             "plain PIL + torchvision, float32": plain(paths, size),
             "ours, pil, uint8": ours("pil"),
             "ours, cv2, uint8": ours("cv2"),
@@ -132,9 +134,9 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
             "ours, cv2, and 16 regions": ours("cv2", "region"),
         }
         steps = max(1, min(len(paths), 64) // BATCH)
-        times: dict[str, list[float]] = {name: [] for name in variants}
+        times: dict[str, list[float]] = {name: [] for name in pipelines}
         for _ in range(rounds + 1):
-            for name, batches in variants.items():
+            for name, batches in pipelines.items():
                 times[name].append(cpu_ms(lambda batches=batches: next(batches), steps) / BATCH)
     median = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
 

@@ -112,7 +112,7 @@ class Manifest:
     shards: list[ShardEntry] = field(default_factory=list)
     samples: list[SampleEntry] = field(default_factory=list)
     bad: list[dict] = field(default_factory=list)
-    """Source files that were left out: ``{"source": path, "reason": sentence, "shard": where it would have been}``."""
+    """Source files that were left out: ``{"source": path, "reason": sentence, "shard": its intended shard}``."""
     fingerprint: str = ""
     """Digest of all that decides the bytes: arguments, list of samples, library versions."""
     version: int = VERSION

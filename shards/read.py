@@ -39,9 +39,10 @@ class LostShardError(ShardError):
 
 @contextmanager
 def sample_context(name: str) -> Iterator[None]:
-    """Put `name`, the key of a sample or the name of a member, in front of every ShardError raised inside.
+    """Put `name`, the key of a sample or the name of a member, in front of every error raised inside.
 
-    A LostShardError passes unchanged: it names the shard, and no sample is at fault.
+    Raises ShardError with the name in front. A LostShardError passes unchanged: it names the shard, and no sample is at
+    fault.
     """
     try:
         yield
@@ -144,23 +145,23 @@ class ShardSet:
 
     def _check(self) -> None:
         """Raise ShardError unless the manifest is consistent and local shards have the size in it."""
-        where, remedy = self.folder / MANIFEST, "pack the set again"
+        path, remedy = self.folder / MANIFEST, "pack the set again"
         if not self.keys:
-            raise ShardError(f"{where} lists no samples: {remedy}")
+            raise ShardError(f"{path} lists no samples: {remedy}")
         for shard in self.shards:
             if not SHARD_NAME.fullmatch(shard.name):
-                raise ShardError(f"{where}: {shard.name!r} is not a name for a shard: {remedy}")
+                raise ShardError(f"{path}: {shard.name!r} is not a name for a shard: {remedy}")
         if not np.array_equal(self._shard, np.repeat(np.arange(len(self.shards)), self.counts)):
-            raise ShardError(f"{where}: the samples are not listed shard by shard in the numbers it states: {remedy}")
+            raise ShardError(f"{path}: the samples are not listed shard by shard in the numbers it states: {remedy}")
         ends = np.array([shard.bytes for shard in self.shards])[self._shard]
         if (outside := (self._offset < 0) | (self._length <= 0) | (self._offset + self._length > ends)).any():
-            raise ShardError(f"{where}: {self.keys[int(outside.argmax())]} lies outside its shard: {remedy}")
+            raise ShardError(f"{path}: {self.keys[int(outside.argmax())]} lies outside its shard: {remedy}")
         for shard in self.shards if self.remote is None else ():
-            path = self.folder / shard.name
-            size = path.stat().st_size if path.is_file() else None
+            tar = self.folder / shard.name
+            size = tar.stat().st_size if tar.is_file() else None
             if size != shard.bytes:
                 fault = "is missing" if size is None else f"has {size} bytes"
-                raise ShardError(f"{path} {fault}, the manifest has {shard.bytes} bytes: copy it again, or {remedy}")
+                raise ShardError(f"{tar} {fault}, the manifest has {shard.bytes} bytes: copy it again, or {remedy}")
 
     def _file(self, shard: int) -> _OpenFile:
         with self._lock:

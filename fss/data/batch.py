@@ -39,7 +39,7 @@ class Batch:
     """Samples that could not be read and were replaced, 'key: reason' each."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the batch with `change` applied to every tensor."""
+        """Return the batch with `change` applied to every tensor, of any shape."""
         changed = copy(self)
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), Tensor):

@@ -69,7 +69,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeConfig(SplitConfig, Policy):
-    """Which classes are novel, and how training episodes are drawn from the others."""
+    """Choice of the novel classes, and rules by which training episodes are drawn from the others."""
 
     shots: int = 1
     """K, the support images of an episode."""

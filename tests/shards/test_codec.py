@@ -80,6 +80,9 @@ def test_flatten_paints_later_over_earlier_and_objects_over_ignored():
     a[0, :2], b[0, 1:3], ignore[0, 2:] = True, True, True
     assert flatten({1: a, 2: b}, [2, 1], ignore, (1, 4)).tolist() == [[1, 1, 2, 255]]
     assert flatten({1: a, 2: b}, [1, 2], ignore, (1, 4)).tolist() == [[1, 2, 2, 255]]
+    with pytest.raises(ShardError, match="ignored pixels and class 255, which have the same label"):
+        flatten({1: a, 255: b}, [1, 255], ignore, (1, 4))
+    assert flatten({1: a, 255: b}, [1, 255], None, (1, 4)).tolist() == [[1, 255, 255, 0]]
 
 
 def tar_bytes(members: dict[str, bytes]) -> bytes:
