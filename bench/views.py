@@ -45,7 +45,7 @@ def blur(image: Image.Image) -> Image.Image:
 
 
 def plain(paths: list[Path], size: int):
-    """Batches of two views [B, 3, S, S] float32, as anybody would write it; without an end."""
+    """Batches of two views [B, 3, S, S] float32, in the usual form, without an end."""
     augment = transforms.Compose(
         [
             transforms.RandomResizedCrop(size, (0.2, 1.0)),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from shards.format import IGNORE_LABEL, ShardError
 from shards.sources import Sample, Source, index_masks, read_file, read_index_map, require_folder, unique_keys
@@ -134,6 +133,8 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
 
 
 def _read_mat(path: Path) -> np.ndarray:
+    from scipy.io import loadmat  # here: every data worker imports this module for its classes
+
     raw: Any = io.BytesIO(read_file(path))  # the stubs of loadmat list paths alone
     try:
         labels = loadmat(raw, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation

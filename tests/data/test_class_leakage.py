@@ -1,4 +1,4 @@
-"""What a base learner has learned must be what training may learn from, and nothing that is novel."""
+"""The classes that a base learner has learned are those that training may use, and none is novel."""
 
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ def test_a_novel_class_that_was_learned_is_refused(seen_classes, known):
 
 
 class Taught(Colour):
-    """Knows a class beforehand."""
+    """A method that has seen a class before."""
 
     def seen_classes(self) -> dict[int, str]:
         return {2: "green"}

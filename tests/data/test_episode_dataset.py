@@ -1,4 +1,4 @@
-"""Episode batches: the same whoever prepares them, image and mask together, and what happens to broken samples."""
+"""Episode batches: the same from any process, image and mask together, replacement of broken samples."""
 
 from itertools import islice
 
@@ -62,7 +62,7 @@ def test_a_batch_of_episodes(shards):
         names = [shards.keys[index] for index in (episode.query, *episode.supports)]
         assert batch.keys[row] == f"{names[0]} < {names[1]}, {names[2]} : {episode.class_id}"
         assert batch.class_id[row] == episode.class_id
-        # The object is where the mask is, and it has the colour of its class.
+        # The object lies in the mask, and it has the colour of its class.
         images = [batch.query[row], *batch.support[row]]
         for image, mask in zip(images, [batch.query_mask[row], *batch.support_mask[row]], strict=True):
             inner = torch.from_numpy(cv2.erode((mask == 1).numpy().astype(np.uint8), np.ones((3, 3)))) == 1
@@ -135,7 +135,7 @@ def test_broken_episodes_are_replaced_and_named(shards):
         broken = any(name in expected for name in REASONS)
         assert (key != expected) == broken
         assert torch.equal(whole["query"][row], sound["query"][row]) != broken
-    ranks = [batches(data, 6, workers=1, rank=r, world_size=2) for r in range(2)]  # the same stand-ins everywhere
+    ranks = [batches(data, 6, workers=1, rank=r, world_size=2) for r in range(2)]  # the same replacements everywhere
     assert_same(whole, joined([b for step in zip(*ranks, strict=True) for b in step]))
 
 

@@ -1,4 +1,4 @@
-"""Episode lists: published ones on sets of their file names, and ours there and back."""
+"""Episode lists: published ones on sets of their file names, and our own written and read again."""
 
 import gzip
 
@@ -111,7 +111,7 @@ def test_a_list_typed_by_hand(tmp_path):
         ("seed\tclass\tquery\tsupport\n-1\tcat\ts0001\ts0000\n", "seed '-1': give a whole number"),
     ],
 )
-def test_a_bad_list_is_said_in_a_sentence(text, message, tmp_path):
+def test_a_bad_list_is_an_error_of_one_sentence(text, message, tmp_path):
     path = tmp_path / "list.tsv"
     path.write_text(text)
     with pytest.raises(ShardError, match=message) as caught:

@@ -16,7 +16,7 @@ from shards.format import Manifest, ShardError
 from tests.support.manifests import AREA, manifest
 
 DRAWS = get_args(Draw)
-# Class 1 is in nearly every image, class 3 in few; class 9 is nobody's.
+# Class 1 is in nearly every image, class 3 in few; class 9 belongs to no source.
 HELD = [
     {1} | ({2} if i % 3 == 0 else set()) | ({3} if i % 5 == 0 else set()) | ({9} if i % 7 == 0 else set())
     for i in range(30)
@@ -79,7 +79,7 @@ def test_class_then_image():
 
 def test_image_then_class():
     images = source("image_class")
-    assert len(images) == 29 and 1 not in images.images  # image 1 holds no class of ours
+    assert len(images) == 29 and 1 not in images.images  # image 1 shows no class of ours
     passes = [[images.draw(29 * turn + i).query for i in range(29)] for turn in range(100)]
     assert all(sorted(queries) == images.images.tolist() for queries in passes)
     assert len(set(map(tuple, passes))) == 100
@@ -164,7 +164,7 @@ def test_training_on_some_images_of_each_class():
         (6, {"repeat_supports": True}, None),
     ],
 )
-def test_too_few_images_are_said_at_once(shots, options, message):
+def test_too_few_images_are_an_error_at_once(shots, options, message):
     if message is None:
         assert len(source("class_image", shots=shots, **options).draw(0).supports) == shots
         return

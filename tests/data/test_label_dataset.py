@@ -1,4 +1,4 @@
-"""Label maps of base classes: who is seen where masks overlap, what is background, and the order of a run."""
+"""Label maps of base classes: the visible class of overlapping masks, the background, and the order of a run."""
 
 from dataclasses import dataclass, replace
 
@@ -61,7 +61,7 @@ def coloured(tmp_path_factory) -> ShardSet:
 @pytest.mark.parametrize("key", "ab")
 @pytest.mark.parametrize("classes", [(2, 5, 7), (7, 2), (5,)])
 def test_labels_follow_the_paint_order_and_leave_other_classes_out(painted, key, classes):
-    """Painted pixel by pixel; a class that is not learned still covers what lies below it, as background."""
+    """Painted pixel by pixel; a class that is not learned still covers those below it, as background."""
     index = painted.find(key)
     _, labels = LabelReader(painted, classes)(index)
     expected = np.zeros((16, 16), np.uint8)

@@ -1,4 +1,4 @@
-"""Batches: the same whoever prepares them, every sample once an epoch, and what happens to samples that are broken."""
+"""Batches: the same from any process, every sample once an epoch, replacement of broken samples."""
 
 import gc
 import signal
@@ -150,7 +150,7 @@ def test_broken_samples_are_replaced_and_named(tmp_path):
         key for b in epoch for key in b.keys
     }
     assert all(shards.find(key) == index for b in epoch for key, index in zip(b.keys, b.image.tolist(), strict=True))
-    ranks = [batches(shards, 4, workers=2, rank=r, world_size=2) for r in range(2)]  # the same stand-ins everywhere
+    ranks = [batches(shards, 4, workers=2, rank=r, world_size=2) for r in range(2)]  # the same replacements everywhere
     assert_same(joined(epoch), joined([b for step in zip(*ranks, strict=True) for b in step]))
 
 

@@ -1,4 +1,4 @@
-"""Object crops: which there are, that they show their object, and that nothing but the key decides who is held out."""
+"""Object crops: their list, that they show their object, and that the key alone decides which are held out."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Joint augmentation: against the published steps written out, and image and mask that stay together."""
+"""Joint augmentation: against the steps of the reference, and image and mask that stay together."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def coloured(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def published(image, mask, size, scale, degrees, blur, flip, crop) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of the published code on float values, cropped at `crop` = (row, column) of the image before a flip."""
+    """The steps of the reference implementation on float values, cropped at `crop` = (row, column) of the image before a flip."""
     image = cv2.resize(image.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     mask = cv2.resize(mask, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     height, width = mask.shape
@@ -64,8 +64,8 @@ def test_against_the_published_steps(height, width, scale, blur, degrees):
         room = [max(round(side * scale) - size, 0) + 1 for side in (height, width)]
         crop = (rng.random((DRAWS, 2))[0] * room).astype(int)
         theirs, expected = published(image, mask, size, scale, angle, blur, flip, crop)
-        inside = expected != 255  # what turning moves out of the frame is seen by ours where there is room
-        # The published nearest neighbour is up to half a pixel off its own image; ours is not.
+        inside = expected != 255  # ours keeps corners that a rotation moves out of the frame, if there is room
+        # The nearest neighbour of the reference is up to half a pixel off its own image; ours is not.
         assert (labels != expected)[inside].mean() < 0.06
         assert np.abs(ours.transpose(1, 2, 0) - theirs)[inside].mean() < 2
 
@@ -103,7 +103,7 @@ def test_no_change_is_no_change():
 
 
 def test_fitted_images_are_seen_whole():
-    """As the evaluation sees them, but for where they lie."""
+    """The same pixels as in the evaluation, at another place."""
     image, mask = photo(1, 150, 200), coloured(150, 200)[1]
     crop, labels = augment(image, mask, 65, np.random.default_rng(0), replace(STILL, fit=True))
     fitted, frame = fit_image(image, 65, "exact")  # 49 rows
@@ -154,7 +154,7 @@ def test_most_of_the_object_is_kept():
 
 @pytest.mark.parametrize("height, width, row, column", [(40, 50, 39, 0), (48, 64, 20, 30), (900, 700, 3, 690)])
 def test_a_single_pixel_survives(height, width, row, column):
-    """Also a scaling that skips it, a rotation that turns it out of the image, and crops that miss it."""
+    """Also a scaling that skips it, a rotation that moves it out of the image, and crops that miss it."""
     mask = np.zeros((height, width), np.uint8)
     mask[row, column] = 1
     for seed in range(40):

@@ -1,4 +1,4 @@
-"""Protocols carry the published figures, and say what they cannot."""
+"""Protocols have the published values and a note of what differs."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""Images into squares and predictions back out of them, masks off shards; against steps written out here."""
+"""Images in squares, predictions at the size of the image, masks from shards; against steps written out here."""
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def pixels(fitted: torch.Tensor) -> np.ndarray:
-    """Standardised [3, S, S] -> grey levels [S, S, 3]."""
+    """Normalised [3, S, S] -> grey levels [S, S, 3]."""
     return fitted.permute(1, 2, 0).numpy() * STD + MEAN
 
 
@@ -60,7 +60,7 @@ def test_exact_fills_the_square_and_pads_with_the_mean(height, width):
 
 
 @pytest.mark.parametrize("height, width", SIZES[:-1])
-def test_compat_is_the_published_test_transform(height, width):
+def test_compat_is_the_test_transform_of_the_reference(height, width):
     image, mask, size = photo(1, height, width), disc(height, width), 113
     fitted, frame = fit_image(image, size, "compat")
     ratio = size / max(height, width)
@@ -96,7 +96,7 @@ def test_exact_brings_a_mask_back_at_least_as_well_as_compat(height, width):
 
 
 def test_an_edge_comes_back_where_it_was():
-    """A margin that is linear in the image's own coordinates crosses zero at the same place after the way back."""
+    """A margin that is linear in the image's own coordinates crosses zero at the same place after the resize."""
     height, width, edge = 333, 500, 211.0
     for rule in ("exact", "squash"):
         frame = Frame.fit(height, width, 97, rule)
@@ -199,7 +199,7 @@ def test_class_255_is_not_the_ignored_pixels():
         ({"json": None}, "own", "metadata cannot be read"),
     ],
 )
-def test_masks_that_are_not_as_the_manifest_says(change, labels, sentence):
+def test_masks_that_contradict_the_manifest(change, labels, sentence):
     broken = {name: data for name, data in (members() | change).items() if data is not None}
     with pytest.raises(ShardError) as error:
         class_mask(broken, 3, labels)

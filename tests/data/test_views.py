@@ -1,4 +1,4 @@
-"""Views, patches and regions of one sample, against loops that anybody can follow."""
+"""Views, patches and regions of one sample, against plain loops."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Samples that cannot be packed are tried again by the same command; a disk in trouble makes none of them."""
+"""Samples that cannot be packed are tried again by the same command; a fault of the disk is not one of a sample."""
 
 import errno
 from pathlib import Path
@@ -31,7 +31,7 @@ def failing_read(monkeypatch, name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ENOSPC])
-def test_trouble_of_the_disk_stops_and_the_same_command_goes_on(voc_root, tmp_path, monkeypatch, number):
+def test_a_fault_of_the_disk_stops_and_the_same_command_continues(voc_root, tmp_path, monkeypatch, number):
     source = voc(voc_root, voc_root / "list.txt")
     pack(source, tmp_path / "plain", samples_per_shard=3)
     last = Manifest.load(tmp_path / "plain").samples[-1].key
@@ -47,7 +47,7 @@ def test_trouble_of_the_disk_stops_and_the_same_command_goes_on(voc_root, tmp_pa
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
-def test_trouble_of_the_disk_crosses_processes(voc_root, tmp_path):
+def test_a_fault_of_the_disk_crosses_processes(voc_root, tmp_path):
     source = voc(voc_root, voc_root / "list.txt")
     source.items = [*source.items, Failing(OSError(errno.EIO, "Input/output error"))]
     with pytest.raises(ShardError, match=r"odd one cannot be read \(Input/output error\).*: 0 of 1 shards"):
@@ -121,7 +121,7 @@ def test_mended_samples_are_packed_by_the_same_command(voc_root, tmp_path):
     (shard,) = (row["shard"] for row in manifest.bad if "000001" in row["source"])
     changed = {name for name, data in files(tmp_path / "out").items() if before[name] != data}
     assert changed == {MANIFEST, manifest.shards[shard].name}
-    damaged[1].unlink()  # another reason, which the manifest is to say
+    damaged[1].unlink()  # another reason, which the manifest must have
     (row,) = pack(source, tmp_path / "out", samples_per_shard=3).bad
     assert "No such file" in row["reason"]
 

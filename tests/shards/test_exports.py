@@ -1,4 +1,4 @@
-"""COCO's form as annotation tools write it, and not as the official files have it."""
+"""Annotations in COCO's form from annotation tools, unlike those in the official files."""
 
 from collections.abc import Callable
 
@@ -89,7 +89,7 @@ def test_boxes_alone_are_an_error(read):
         read(change)
 
 
-def test_a_class_of_crowds_is_said(read):
+def test_a_class_of_crowds_is_reported(read):
     source = read(lambda document: document["annotations"][2].update(iscrowd=1))
     (note,) = source.messages
     assert note.startswith("toothbrush has no object") and "--crowd object" in note

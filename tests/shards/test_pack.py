@@ -109,7 +109,7 @@ def test_what_is_wrong_is_one_sentence(argv, message, capsys, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_an_interrupt_names_the_way_to_continue(tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 

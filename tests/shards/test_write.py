@@ -1,4 +1,4 @@
-"""What packing writes: tars and a manifest, the same bytes whoever packs, kept where they are whole."""
+"""Output of packing: tars and a manifest, the same bytes from any number of processes, kept if they are whole."""
 
 import io
 
@@ -57,7 +57,7 @@ def test_same_bytes_for_any_number_of_processes(tmp_path):
 
 
 def test_a_set_is_the_same_wherever_its_source_lay(tmp_path, voc_root):
-    """A run goes on over shards that were packed again after their source moved."""
+    """A run continues with shards that were packed again after their source moved."""
     first = pack(voc(voc_root, voc_root / "list.txt"), tmp_path / "first")
     moved = voc_root.rename(tmp_path / "moved")
     again = pack(voc(moved, moved / "list.txt"), tmp_path / "again")

@@ -1,4 +1,4 @@
-"""Packing in trouble: bad files, full disks, killed and competing packers; what is finished stays."""
+"""Packing with bad files, full disks, killed and competing packers; finished shards stay."""
 
 import errno
 import json
@@ -77,7 +77,7 @@ def test_other_arguments_are_refused(voc_root, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_unwritable_folder_is_said(tmp_path):
+def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ShardError, match="cannot be written"):
         pack(synthetic(1), tmp_path / "file" / "out")
@@ -137,7 +137,7 @@ class Killer:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_worker_is_said(tmp_path):
+def test_a_killed_worker_is_an_error(tmp_path):
     source = synthetic(3)
     source.items = [*source.items, Killer()]
     with pytest.raises(ShardError, match="packing process was killed"):
@@ -157,7 +157,7 @@ def test_two_packers_share_one_result(tmp_path):
     assert check(out) == []
 
 
-def test_full_disk_is_said_and_finished_shards_stay(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_finished_shards_stay(tmp_path, monkeypatch):
     synced = []
 
     def fsync(descriptor: int) -> None:

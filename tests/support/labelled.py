@@ -1,4 +1,4 @@
-"""A small packed set with masks: one plainly coloured rectangle an image, its colour the class."""
+"""A small packed set with masks: one rectangle of plain colour an image, its colour the class."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 48, 64
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Image `index` of class `label`; a smaller object of class 1 lies in the corner of the others."""
+    """Make image `index` of class `label`; images of other classes have a small object of class 1 in the corner."""
 
     index: int
     label: int

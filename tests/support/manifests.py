@@ -1,4 +1,4 @@
-"""Manifests without shards, and sets packed to carry the file names of a published episode list."""
+"""Manifests without shards, and packed sets with the file names of a published episode list."""
 
 import gzip
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from shards.sources import Sample, Source, unique_keys
 from shards.write import pack
 
 SIDE = 32  # pixels of a made image
-AREA = 5000  # pixels of a class, where a test does not care
+AREA = 5000  # pixels of a class, if a test needs no particular value
 
 
 def manifest(classes_of: Sequence[dict[int, int] | set[int]], names: dict[int, str] | None = None) -> Manifest:
-    """Sample i has key 'sNNNN' and the classes of classes_of[i]: class id -> area, or ids of classes of AREA pixels."""
+    """Make a manifest: sample i has key 'sNNNN' and the classes of classes_of[i]: class id -> area, or ids of classes of AREA pixels."""
     samples = [
         SampleEntry(
             key=f"s{index:04d}",
@@ -37,7 +37,7 @@ def manifest(classes_of: Sequence[dict[int, int] | set[int]], names: dict[int, s
 
 @dataclass(frozen=True)
 class Listed:
-    """An image of grey noise; each class of it is a coloured rectangle, which may be covered in part by another."""
+    """`Item`: grey noise with a coloured rectangle a class, which may be covered in part by another."""
 
     key: str
     source: str

@@ -1,4 +1,4 @@
-"""Files as the data sets have them, made from nothing."""
+"""Generated files in the native layouts of data sets."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def photograph(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> 
 
 
 def palette_png(path: Path, labels: np.ndarray) -> None:
-    """Write an index map as VOC does: a palette PNG whose colours are not its indices."""
+    """Write an index map in VOC's form: a palette PNG whose colours are not its indices."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(labels.astype(np.uint8), "P")
     image.putpalette(np.random.default_rng(0).permutation(768).astype(np.uint8).tobytes())
@@ -28,19 +28,19 @@ def palette_png(path: Path, labels: np.ndarray) -> None:
 
 
 def polygon(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
-    """A rectangle as COCO writes it."""
+    """Make a rectangle in COCO's form."""
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
 def rectangle(left: int, top: int, right: int, bottom: int) -> np.ndarray:
-    """A mask of `SIZE`."""
+    """Make a mask of `SIZE`."""
     mask = np.zeros(SIZE, bool)
     mask[top:bottom, left:right] = True
     return mask
 
 
 def compressed(mask: np.ndarray) -> dict:
-    """An RLE as JSON has it."""
+    """Make an RLE in JSON's form."""
     encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 

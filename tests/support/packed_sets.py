@@ -15,7 +15,7 @@ Members = dict[str, bytes]
 
 
 def photo(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Smooth coloured noise, uint8 [H, W, 3]."""
+    """Make smooth coloured noise, uint8 [H, W, 3]."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -25,7 +25,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def squares(height: int, width: int, side: int = 8) -> np.ndarray:
-    """A regular label map at half resolution, uint8 [H / 2, W / 2]."""
+    """Make a regular label map at half resolution, uint8 [H / 2, W / 2]."""
     rows, columns = np.arange((height + 1) // 2) // side, np.arange((width + 1) // 2) // side
     return (rows[:, None] * (columns[-1] + 1) + columns).astype(np.uint8)
 
