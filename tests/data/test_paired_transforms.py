@@ -26,7 +26,7 @@ def coloured(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def published(image, mask, size, scale, degrees, blur, flip, crop) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of the reference implementation on float values, cropped at `crop` = (row, column) of the image before a flip."""
+    """The steps of the reference on float values, cropped at `crop` = (row, column) of the image before a flip."""
     image = cv2.resize(image.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     mask = cv2.resize(mask, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     height, width = mask.shape
