@@ -6,28 +6,10 @@ from safetensors.torch import save_file
 
 from fss.errors import ConfigError, WeightsError
 from fss.nn.backbones import BACKBONES, SizeRule, check_backbone, check_size, check_stem, make_backbone
-from fss.nn.backbones.vit import ViTLayout, vit_entry
 from fss.nn.multisim import class_share, compared_layers
 from fss.nn.pspnet import PSPNet
 from fss.nn.weights import load_backbone
-
-TINY = {
-    "tiny_vit": ViTLayout(
-        model="vit_tiny_patch16_224",
-        patch=8,
-        width=24,
-        depth=6,
-        options={"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 6, "num_heads": 2},
-    ),
-    "tiny_vit_registers": ViTLayout(
-        model="vit_small_patch14_reg4_dinov2",
-        patch=4,
-        width=12,
-        depth=5,
-        options={"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 5, "num_heads": 2, "reg_tokens": 3},
-    ),
-}
-"""Random ViTs of a few thousand parameters: one with a class token, one with register tokens, too."""
+from tests.support.tiny_vits import TINY, register_tiny_vits
 
 REAL = [
     name for name in BACKBONES if not name.startswith("dinov2_vitb")
@@ -36,10 +18,8 @@ CASES = [(name, stem) for name in REAL for stem in BACKBONES[name].stems] + [(na
 
 
 @pytest.fixture(autouse=True)
-def tiny_backbones(monkeypatch):
-    """Register the tiny ViTs as any program may do it."""
-    for name, layout in TINY.items():
-        monkeypatch.setitem(BACKBONES, name, vit_entry(layout))
+def registered(monkeypatch):
+    register_tiny_vits(monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "stem"), CASES)
