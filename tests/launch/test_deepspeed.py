@@ -1,6 +1,8 @@
-"""ZeRO-1 and ZeRO-2 train as DDP does, and leave checkpoints and weights that any number of ranks goes on from."""
+"""ZeRO-1 and ZeRO-2 train as DDP does, and leave checkpoints and weights from which any number of ranks resumes."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -12,9 +14,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from launch import meta_train, pretrain_prior
 from tests.support import launching
 from tests.support.launching import META, META_LAUNCHER, Launched, rows, run
 from tests.support.places import ROOT
+from tests.support.ranks import on_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,18 +32,8 @@ meta = partial(launching.job, [*META, "--checkpoint.every", "2", "--method.class
 # Maps large enough for a BatchNorm that does not magnify the last bit, and a rate at which it stays there.
 PRETRAIN = [
     *launching.SMALL,
-    "--data.batch",
-    "8",
-    "--method.view_size",
-    "64",
-    "--method.patch_size",
-    "64",
-    "--optim.lr",
-    "0.001",
-    "--optim.steps",
-    str(STEPS),
-    "--checkpoint.every",
-    "2",
+    *"--data.batch 8 --data.workers 0 --method.view_size 64 --method.patch_size 64 --optim.lr 0.001".split(),
+    *f"--optim.steps {STEPS} --checkpoint.every 2".split(),
 ]
 
 
@@ -63,6 +57,17 @@ def norms(folder: Path) -> list[float]:
     return [row["grad_norm"] for row in rows(folder) if "grad_norm" in row]
 
 
+def on_forked_ranks(world_size: int, main: Callable[[list[str]], int], words: list[str]) -> str:
+    """The output of rank 0 of a job that must succeed, under DDP and without a launcher: its ranks import nothing."""
+    return on_ranks(world_size, output_of, main, [*words, "--run.world_size", str(world_size)], timeout=400)[0]
+
+
+def output_of(main: Callable[[list[str]], int], words: list[str]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert main(words) == 0
+    return output.getvalue()
+
+
 @pytest.fixture(scope="module")
 def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:
     """Options -> a meta-training of two ranks under DDP."""
@@ -70,7 +75,7 @@ def ddp_with(tmp_path_factory, coloured) -> Callable[..., Path]:
     @cache
     def trained(*words: str) -> Path:
         folder = tmp_path_factory.mktemp("ddp") / "run"
-        run(2, *meta(coloured, folder, *words), launcher=META_LAUNCHER)
+        on_forked_ranks(2, meta_train.main, meta(coloured, folder, *words))
         return folder
 
     return trained
@@ -82,7 +87,7 @@ def ddp(ddp_with) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
-def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, coloured, ddp, stage):
+def test_meta_training_follows_ddp_and_resumes_on_other_ranks(tmp_path, coloured, ddp, stage):
     folder = tmp_path / "run"
     run(2, *meta(coloured, folder), launcher=META_LAUNCHER, config=stage)
     assert losses(folder) == pytest.approx(losses(ddp), rel=1e-4)
@@ -92,11 +97,16 @@ def test_meta_training_follows_ddp_and_goes_on_under_other_ranks(tmp_path, colou
     assert load_file(folder / "qgnet.safetensors").keys() == load_file(ddp / "qgnet.safetensors").keys()
 
     tensors = [name for name in whole if not name.startswith("rng/")]
-    for config, world_size in ((stage, 2), ("cpu2", 2), ("cpu2", 1)):  # the same run, gone on with after step 2
+    words = meta(coloured, folder)
+    for resume in (
+        lambda: run(2, *words, launcher=META_LAUNCHER, config=stage),
+        lambda: on_forked_ranks(2, meta_train.main, words),
+        lambda: on_forked_ranks(1, meta_train.main, words),
+    ):
         shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
-        assert "resumed at step 2" in run(world_size, *meta(coloured, folder), launcher=META_LAUNCHER, config=config)
-        found = state(folder)
-        assert all(found[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in tensors)
+        assert "resumed at step 2" in resume()
+        resumed = state(folder)
+        assert all(resumed[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in tensors)
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
@@ -119,10 +129,17 @@ def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, sta
     }
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, packed) -> Path:
+    """A pretraining of two ranks under DDP."""
+    folder = tmp_path_factory.mktemp("ddp") / "run"
+    on_forked_ranks(2, pretrain_prior.main, launching.job(PRETRAIN, packed, folder))
+    return folder
+
+
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])
-def test_pretraining_follows_ddp(tmp_path, packed, stage):
-    one, other = tmp_path / "ddp", tmp_path / stage
-    run(2, *launching.job(PRETRAIN, packed, one))
+def test_pretraining_follows_ddp(tmp_path, packed, pretrained, stage):
+    one, other = pretrained, tmp_path / stage
     run(2, *launching.job(PRETRAIN, packed, other), config=stage)
     assert losses(other) == pytest.approx(losses(one), rel=1e-2)
     assert {n: t.shape for n, t in state(other).items()} == {n: t.shape for n, t in state(one).items()}

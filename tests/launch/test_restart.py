@@ -1,4 +1,4 @@
-"""Under `--max_restarts` a run whose rank dies goes on by itself; one that was asked to stop stays stopped."""
+"""Under `--max_restarts` a run whose rank dies resumes by itself; one that was asked to stop stays stopped."""
 
 import json
 import os
@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch.pretrain_prior import main
 from tests.support import launching
-from tests.support.launching import LAUNCHER, LONG, assert_same, run
+from tests.support.launching import LAUNCHER, LONG, assert_same
 from tests.support.places import ROOT
-from tests.support.ranks import free_port
+from tests.support.ranks import free_port, on_ranks
 
 pytestmark = pytest.mark.slow
 job = partial(launching.job, LONG)
@@ -49,7 +50,7 @@ def ranks_after(process: subprocess.Popen, folder: Path, step: int) -> list[psut
 
 def test_a_rank_that_dies_brings_all_back_from_the_last_checkpoint(tmp_path, packed):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(2, *job(packed, whole))
+    on_ranks(2, main, job(packed, whole, "--run.world_size", "2", "--data.workers", "0"), timeout=240)
     process = start(*job(packed, cut))
     ranks_after(process, cut, 4)[-1].kill()
     output, _ = process.communicate(timeout=240)
