@@ -49,8 +49,8 @@ lint: setup    ## Style, format and types.
 test: setup    ## All that takes seconds.
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
-test-slow: setup-slow    ## What takes longer: kills, DeepSpeed, two nodes, SLURM if its daemons are there.
-	$(BIN)/pytest -n 2 --dist loadgroup -m "slow or gpu"
+test-slow: setup-slow    ## Kills, DeepSpeed, two nodes, SLURM if its daemons are there. Three at a time: many wait for a limit of time.
+	$(BIN)/pytest -n 3 --dist loadgroup -m "slow or gpu"
 
 test-all: test test-slow
 
