@@ -99,7 +99,7 @@ def test_a_ring_and_a_tree():
 def test_a_gather_and_an_exchange():
     gather, exchange = Call("keys", "all_gather", 1000), Call("images", "all_to_all", 1_000_000, rows=3)
     assert TWO_A_NODE.seconds(gather, 4) == pytest.approx(3 * (10e-6 + 1000 / 10e9))
-    # Of each of the two ranks of a node half the bytes leave, over one link; three rows go to three ranks at most.
+    # Half the bytes of each of the two ranks of a node leave it over one link; three rows reach at most three ranks.
     assert TWO_A_NODE.seconds(exchange, 4) == pytest.approx(3 * 10e-6 + 2 * 0.5e6 / 10e9)
     assert TWO_A_NODE.seconds(exchange, 2) == pytest.approx(1e-6 + 0.5e6 / 100e9)
 
