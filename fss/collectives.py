@@ -24,15 +24,15 @@ class Collectives(Protocol):
         ...
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum x element by element over all ranks. Returns a new tensor of the same shape; no gradient."""
+        """Sum x of any shape over all ranks, element by element. Returns a new tensor of that shape; no gradient."""
         ...
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by its mean over ranks, in place, in one collective."""
+        """Replace every tensor, of any shape, by its mean over ranks, in place, in one collective."""
         ...
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by that of rank 0, in place, in one collective."""
+        """Replace every tensor, of any shape, by that of rank 0, in place, in one collective."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What produced a result: the version of the code, the environment, digests of inputs."""
+"""The origin of a result: the version of the code, the environment, digests of inputs."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "numpy", "opencv
 
 
 def digest(value: object) -> str:
-    """A short stable digest of something JSON can hold."""
+    """A short stable digest of a value that JSON can represent: 16 hex digits of its SHA-256."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -34,7 +34,10 @@ def code_version() -> str:
 
 
 def environment(device: torch.device) -> dict:
-    """What a result may depend on beside the configuration."""
+    """The conditions of a run beside its configuration: versions, machine, command.
+
+    device: where the method runs.
+    """
     return {
         "command": shlex.join(sys.argv),
         "code": code_version(),

@@ -13,6 +13,7 @@ from fss.tracking.dashboard import markdown, publish
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     parser = argparse.ArgumentParser(prog="launch/dashboard.py", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--entity", help="wandb user or team that the project belongs to")

@@ -14,6 +14,7 @@ from fss.jobs.evaluate import evaluate
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     job = parse(EvalJob, argv, prog="launch/evaluate.py", default="evaluate/default.yaml")
     return evaluate(job, snapshot(job))
 

@@ -1,4 +1,4 @@
-"""Train a method that learns from episodes.
+"""Train a method on episodes.
 
     accelerate launch launch/meta_train.py                                         the embedded default
     accelerate launch launch/meta_train.py --config configs/meta/qgnet_pascal.yaml --episodes.fold 2 --data.shards DIR \
@@ -12,6 +12,7 @@ from fss.command import command
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     # Here, because every data worker imports this file, and needs none of it.
     from fss.config import MetaTrainJob, parse, snapshot
     from fss.jobs.fit import fit

@@ -11,6 +11,7 @@ from fss.command import command
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     # Here, because every data worker imports this file, and needs none of it.
     from fss.config import PretrainJob, parse, snapshot
     from fss.jobs.fit import fit

@@ -21,6 +21,7 @@ class RecallJob(EvalJob):
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     return recall(parse(RecallJob, argv, prog="launch/recall.py", default="evaluate/default.yaml"))
 
 

@@ -13,6 +13,7 @@ from fss.report.comparison_page import compare
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     parser = argparse.ArgumentParser(prog="launch/report.py", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run directories of launch/evaluate.py")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the page")
