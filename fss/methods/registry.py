@@ -51,9 +51,7 @@ class MethodRegistry(MutableMapping[str, type[Method]]):
     def __iter__(self) -> Iterator[str]:
         for name, points in self._entry_points.items():
             if name in self._builtin:
-                self._report(
-                    f"{_origin(points[0])} names a method {name}, which is built in: rename that of the package"
-                )
+                self._report(f"{_origin(points[0])} has the name of the built-in method {name}: rename it there")
                 continue
             try:
                 self[name]

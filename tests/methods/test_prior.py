@@ -98,6 +98,13 @@ def test_regions_enter_the_queue_one_or_all_of_an_image(enqueue, count):
         assert distance.min() < 1e-5, "a key of another image, or none"
 
 
+def test_each_queue_starts_from_random_vectors_of_its_own():
+    """From one seed, the shorter queue would repeat the first vectors of the longer one."""
+    parts = build().non_trainable
+    similarity = parts["global_queue"].keys @ parts["local_queue"].keys.T  # [40, 24] cosines
+    assert similarity.max() < 1 - 1e-4
+
+
 def test_keys_wait_for_the_end_of_the_step():
     method = build()
     before = method.non_trainable["global_queue"].keys.clone()
