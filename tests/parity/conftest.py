@@ -4,16 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.places import SHARED
+from tests.support.places import SHARED, stem
 
 DEFAULT = SHARED / "golden"
 QUICK = 3  # of the files that take long; the others are marked slow
 SUFFIXES = (".npz", ".tsv", ".tsv.gz")
-
-
-def stem(path: Path) -> str:
-    """The name without its kind: dots in a folder's name or in front are part of it."""
-    return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def pytest_addoption(parser):

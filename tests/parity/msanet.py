@@ -17,7 +17,7 @@ from fss.nn.multisim import (
     layer_similarity,
     object_pixels,
 )
-from fss.nn.region import guided_region_map, masked_average, positions_first, resize, downsample_mask
+from fss.nn.region import downsample_mask, guided_region_map, masked_average, positions_first, resize
 
 OURS = {
     "init_merge.0": "decoder.merge",

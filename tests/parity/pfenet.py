@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss.nn.fem import FeatureEnrichment, concat_middle_blocks, inner_loss, segmentation_loss
-from fss.nn.region import guided_region_map, masked_average, resize, downsample_mask
+from fss.nn.region import downsample_mask, guided_region_map, masked_average, resize
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 OURS = {

@@ -16,7 +16,7 @@ import pytest
 import schedules
 import transforms
 
-from tests.parity.conftest import stem
+from tests.support.places import stem
 
 
 def check_misc(path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from shards.synthetic import synthetic
 from shards.write import pack
-from tests.slurm.conftest import Site
+from tests.support.slurm_site import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("slurm")]
 QUIET = "--log.wandb off --log.every 1 --run.check_every 2".split()

@@ -14,3 +14,8 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"there is no ../shared/{name} beside this checkout: only the developers' machines have it")
     return path
+
+
+def stem(path: Path) -> str:
+    """The name without its kind: dots in a folder's name or in front are part of it."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
