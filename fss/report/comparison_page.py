@@ -3,7 +3,7 @@
 import json
 import shutil
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -274,12 +274,12 @@ def _scaled(count: float | None, unit: float) -> str:
     return NO_VALUE if count is None else f"{count / unit:.2f}"
 
 
-def _hours(row: Row, hours_of: Callable[[Path], Counter[str] | None]) -> str:
+def _hours(row: Row, hours_of: Callable[[Path], dict[str, float] | None]) -> str:
     """The mean hours over the runs of the row; a dash if a run has no record of its hours."""
     each = [hours for entry in row.entries if (hours := hours_of(entry.folder)) is not None]
     if len(each) < len(row.entries):
         return NO_VALUE
-    mean = {device: sum(hours[device] for hours in each) / len(each) for device in dict.fromkeys(chain(*each))}
+    mean = {device: sum(hours.get(device, 0) for hours in each) / len(each) for device in dict.fromkeys(chain(*each))}
     return " + ".join(f"{value:.{0 if value >= 10 else 2}f} {device}" for device, value in mean.items())
 
 

@@ -1,7 +1,6 @@
 """Device-hours of a run and of the runs that its weights come from, computed from the records of these runs."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,27 +15,28 @@ EXPORT_OPTIONS = ("weights", "method.prior_weights", "method.base_weights")  # w
 CORE = "CPU core"  # each thread of a rank uses one
 
 
-def evaluation_hours(folder: Path) -> Counter[str]:
+def evaluation_hours(folder: Path) -> dict[str, float]:
     """Device -> hours that the episodes of the evaluation in `folder` took, all ranks together."""
     results = json.loads((folder / "results.json").read_text())
     _, device, devices = _hardware(folder)
-    return Counter({device: devices * results["episodes"] * results["seconds_per_episode"] / 3600})
+    return {device: devices * results["episodes"] * results["seconds_per_episode"] / 3600}
 
 
-def training_hours(folder: Path) -> Counter[str] | None:
+def training_hours(folder: Path) -> dict[str, float] | None:
     """Device -> hours of the optimizer steps of all runs behind the weights of an evaluation, all ranks together.
 
     None if there are no such runs, or if the directory of one has been moved. Steps that a resumed run repeated count
     once; weights of other projects, such as a backbone's, count nothing.
     """
-    hours: Counter[str] = Counter()
+    hours: dict[str, float] = {}
     runs = list(_input_runs(folder))
     for run in runs:
         if not (run / "metrics.jsonl").exists():
             return None
         ranks, device, devices = _hardware(run)
         steps, seconds = series(RunDir(run).rows(), "speed/step_s")
-        hours[device] += ranks * devices * float(np.diff(steps, prepend=0) @ seconds) / 3600
+        of_run = ranks * devices * float(np.diff(steps, prepend=0) @ seconds) / 3600
+        hours[device] = hours.get(device, 0) + of_run
         runs += [other for other in _input_runs(run) if other not in runs]
     return hours or None
 

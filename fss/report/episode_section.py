@@ -23,8 +23,9 @@ TAIL = 10  # logged steps over which a final loss is averaged
 def report_section(run: RunDir, method: EpisodeMethod, task: EpisodeTask) -> ReportSection:
     """Judge the logged rows of `run`, and copy its last validation picture beside the page. For one rank."""
     data, validation, config, seed = task.data, task.validation, task.job.data, task.job.run.seed
-    rows = run.rows()
-    share = object_share(method.batch_spec, data, config, seed)
+    rows, spec = run.rows(), method.batch_spec
+    assert isinstance(spec, EpisodeSpec)  # the task checked the kind of the method
+    share = object_share(spec, data, config, seed)
     baselines = constant_losses(method.chance_levels(), share) | {"iou": share}
     if validation:
         baselines |= constant_scores(validation)

@@ -92,9 +92,9 @@ def headline(scores: Mapping[str, Any], results: Sequence[EpisodeResult], cell: 
     if len(rows) > 1:
         both = [format_mean_std(scores[metric]) for metric in METRICS]
         rows.append(("mean ± standard deviation", *both, f"{len(results):,}"))
-    papers = {metric: published(cell, metric) if cell else None for metric in METRICS}
     note = "Per cent."
-    if any(papers.values()):
+    papers = {metric: published(cell, metric) for metric in METRICS} if cell else {}
+    if cell and any(papers.values()):
         source = ", ".join(dict.fromkeys(paper.source for paper in papers.values() if paper))
         rows.append((f"published: {source}", *(_of_fold(paper, cell.fold) for paper in papers.values()), ""))
         means = [METRICS[name] for name, paper in papers.items() if paper and paper.fold(cell.fold) is None]

@@ -1,6 +1,5 @@
 """Figures of label maps: photographs, their labels and predictions."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,11 +79,10 @@ def contact_sheet(
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
     grid = figure.subplots(len(lines), SHEET, squeeze=False, height_ratios=heights)
     for line, (kind, cells) in zip(grid, lines, strict=True):
-        for axes, (name, picture) in itertools.zip_longest(line, cells, fillvalue=("", None)):
-            if picture is None:
-                axes.set_axis_off()
-            else:
-                show(axes, picture, title=name)
+        for axes, (name, picture) in zip(line, cells, strict=False):
+            show(axes, picture, title=name)
+        for axes in line[len(cells) :]:
+            axes.set_axis_off()
         line[0].set_ylabel(kind, fontsize=8.5, color=INK)
     colours = label_colours(len(supports)) / 255
     handles = [Patch(color=colours[label], label=name) for label, name in enumerate(supports, 1)]

@@ -26,8 +26,9 @@ TAIL = 10  # logged steps over which a final loss is averaged
 def report_section(run: RunDir, method: LabelMethod, task: LabelTask) -> ReportSection:
     """Judge the logged rows of `run`, draw its classes, and copy its last validation picture. For one rank."""
     data, validation, config, seed = task.data, task.validation, task.job.data, task.job.run.seed
-    rows = run.rows()
-    shares = label_shares(method.batch_spec, data, config, seed)
+    rows, spec = run.rows(), method.batch_spec
+    assert isinstance(spec, LabelSpec)  # the task checked the kind of the method
+    shares = label_shares(spec, data, config, seed)
     baselines = {"loss": entropy(shares), "accuracy": float(shares.max())}
     if validation:
         baselines["val/miou"] = constant_score(validation)

@@ -182,7 +182,8 @@ def _source(picture: Picture) -> str:
 
 def _table(table: Table) -> str:
     if not table.header:
-        return f"<section><h2>{_text(table.title)}</h2>{_definitions(dict(table.rows))}</section>"
+        facts = {row[0]: row[1] for row in table.rows}
+        return f"<section><h2>{_text(table.title)}</h2>{_definitions(facts)}</section>"
     columns = list(zip(*table.rows, strict=True))
     kinds = ["" if all(NUMBER.match(str(cell)) for cell in column) else " class=words" for column in columns]
     head = "".join(f"<th{kind}>{_text(word)}</th>" for kind, word in zip(kinds, table.header, strict=True))

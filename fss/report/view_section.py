@@ -33,10 +33,11 @@ TAIL = 10  # logged steps over which a final value is averaged
 def report_section(run: RunDir, method: ViewMethod, task: ViewTask) -> ReportSection:
     """Judge the logged rows of `run`, and draw pictures of `method` as it is now. For one rank."""
     folder, rows, shards, crops = run.report, run.rows(), task.shards, task.crops
-    data, seed = task.job.data, task.job.run.seed
+    data, seed, spec = task.job.data, task.job.run.seed, method.batch_spec
+    assert isinstance(spec, ViewSpec)  # the task checked the kind of the method
     chance_levels = method.chance_levels()
     drawn = list(_neighbours(folder, method, crops)) if crops is not None else []
-    drawn += [_dense(folder, method, shards), *view_pictures(folder, method.batch_spec, shards, data, seed)]
+    drawn += [_dense(folder, method, shards), *view_pictures(folder, spec, shards, data, seed)]
     return ReportSection(
         verdicts=verdicts(rows, chance_levels),
         baselines=chance_levels,

@@ -52,7 +52,7 @@ def workspaces(entity: str, project: str) -> dict[Kind, Workspace]:
 
 
 def _panel(chart: Chart) -> Any:
-    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces.reports.v2 import interface as wr
 
     match chart.drawn:
         case "lines" if any("*" in key for key in chart.keys):

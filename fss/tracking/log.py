@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from fss.errors import ConfigError, at_least
@@ -128,8 +130,7 @@ class Log:
         """Log values [n] by name as histograms in the trackers; without a tracker nothing is measured."""
         if self._trackers:
             for name, values in measured().items():
-                array = values.cpu().numpy()
-                self._send(step, name, lambda tracker, name=name, array=array: tracker.distribution(step, name, array))
+                self._send(step, name, partial(_send_distribution, step, name, values.cpu().numpy()))
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Log a PNG in the trackers."""
@@ -157,6 +158,10 @@ class Log:
         for tracker, _ in self._trackers:
             tracker.close(failed=failed)
         self._trackers = []
+
+
+def _send_distribution(step: int, name: str, values: np.ndarray, tracker: Tracker) -> None:
+    tracker.distribution(step, name, values)
 
 
 def _open(folder: Path, config: LogConfig, about: RunInfo) -> list[tuple[Tracker, SentLog]]:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import yaml
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from fss.tracking.catalogue import PAGES
@@ -32,7 +32,8 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        self._writer.add_image(name, cv2.imread(str(path))[..., ::-1].copy(), step, dataformats="HWC")
+        with Image.open(path) as picture:
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
         self._writer.flush()
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
@@ -63,5 +64,5 @@ def layout(kind: Kind) -> dict[str, dict[str, list]]:
     }
 
 
-def _text(cell: float | str | None) -> str:
+def _text(cell: float | str | np.ndarray | None) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import wandb
@@ -41,10 +42,9 @@ class WandbRun(Tracker):
             "environment": dict(about.environment),
             "inputs": {key: name for key, (name, _) in used.items()},
         }
-        if mode == "auto":
-            mode = "online" if _has_key() else "offline"
+        online = mode == "online" or (mode == "auto" and _has_key())
         try:
-            self._run = _start(mode, folder, about, project, group, config)
+            self._run = _start("online" if online else "offline", folder, about, project, group, config)
         except wandb.Error as error:
             print(f"wandb is not reachable ({error}): logging offline, sync later", file=sys.stderr)
             self._run = _start("offline", folder, about, project, group, config)
@@ -89,7 +89,12 @@ def reaching_wandb() -> Iterator[None]:
 
 
 def _start(
-    mode: WandbMode, folder: Path, about: RunInfo, project: str, group: str | None, config: Mapping
+    mode: Literal["online", "offline"],
+    folder: Path,
+    about: RunInfo,
+    project: str,
+    group: str | None,
+    config: dict[str, Any],
 ) -> wandb.Run:
     return wandb.init(
         mode=mode,
