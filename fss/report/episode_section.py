@@ -131,6 +131,6 @@ def _last_validation(run: RunDir, validation: EpisodeValidation) -> list[Picture
     return last_picture(
         run,
         f"the first {min(EXAMPLES, len(validation.episodes))} validation episodes, not chosen by hand and the same at "
-        "every validation. Supports are dimmed outside of the mask. Region maps, if any, go from 0, dark, to 1, "
-        "bright, under the outline of the truth.",
+        "every validation. Supports are dimmed outside of the mask. Region maps, if any, are dark at 0 and "
+        "bright at 1, under the outline of the truth.",
     )

@@ -191,7 +191,7 @@ def _caption(chosen: Sequence[EpisodeResult], rows: Sequence[EpisodeExample], sc
     """The caption of a figure of episodes, with the keys of their queries."""
     text = "Of different classes where there are several, not chosen by hand. Supports are dimmed outside of the mask."
     if any(row.maps for row in rows):
-        text += " Maps go from 0, dark, to 1, bright, under the outline of the truth."
+        text += " Maps are dark at 0 and bright at 1, under the outline of the truth."
     if scoring.resolution != "original":
         side = scoring.resolution
         text += f" The IoU is that at {side} x {side}; the prediction is drawn at original size."

@@ -1,4 +1,4 @@
-"""Evaluations beside each other: what shares a table, what is averaged, what is warned of."""
+"""The comparison of evaluations: groups that share a table, means over runs, caveats."""
 
 import csv
 import json
@@ -12,8 +12,11 @@ from fss.report.comparison_page import compare
 from launch.report import main
 from tests.support.evaluated import evaluated, write_environment
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 
 def report_of(out: Path) -> dict:
+    """The content of report.json."""
     return json.loads((out / "report.json").read_text())
 
 
@@ -83,7 +86,7 @@ def test_folds_are_columns_and_their_mean_weighs_each_alike(tmp_path):
     assert row[-1] == "66.4", "the paper's mean over the same two folds, (63.4 + 69.4) / 2; over all four it is 61.6"
 
 
-def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):
+def test_scores_at_different_resolutions_do_not_share_a_table(tmp_path):
     runs = [
         evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}),
         evaluated(tmp_path / "b", "gfsam", {"cat": 0.5}, scoring={"resolution": 1024}),
@@ -92,16 +95,16 @@ def test_scores_of_unlike_frames_are_not_put_in_one_table(tmp_path):
     assert len(titles) == 2 and "1024" in titles[1]
 
 
-def test_unlike_episodes_and_missing_folds_are_told(tmp_path):
+def test_different_episodes_and_missing_folds_are_caveats(tmp_path):
     runs = [
         evaluated(tmp_path / "a", "qgnet", {"cat": 0.5}, drawn="a", caveats=["short."]),
         evaluated(tmp_path / "b", "prototype", {"cat": 0.5}, drawn="b"),
         evaluated(tmp_path / "c", "prototype", {"cow": 0.5}, fold=1),
     ]
-    said = "\n".join(report_of(compare(runs, tmp_path / "out").parent)["caveats"])
-    assert "fold 0 were not evaluated on the same episodes" in said
-    assert "not every method has every fold" in said
-    assert "qgnet: short." in said
+    caveats = "\n".join(report_of(compare(runs, tmp_path / "out").parent)["caveats"])
+    assert "fold 0 were not evaluated on the same episodes" in caveats
+    assert "not every method has every fold" in caveats
+    assert "qgnet: short." in caveats
 
 
 @pytest.mark.parametrize("missing", ["results.json", "report/report.json"])
@@ -114,7 +117,7 @@ def test_a_folder_without_a_finished_evaluation_is_refused(tmp_path, missing, ca
     assert capsys.readouterr().err.startswith(f"error: {folder} holds no finished evaluation")
 
 
-def test_equal_cautions_are_told_once(tmp_path):
+def test_equal_caveats_appear_once(tmp_path):
     runs = [
         evaluated(tmp_path / name, method, {"cat": 0.5}, caveats=["short."], options={"seed": name})
         for name, method in (("a", "qgnet"), ("b", "qgnet"), ("c", "bam"))

@@ -1,4 +1,4 @@
-"""The page of a run on episodes: that answers without a look at the image pass for nothing, and what it tells."""
+"""The page of a training on episodes: verdicts against predictions that ignore the image, and the content."""
 
 import json
 import math
@@ -31,7 +31,9 @@ from tests.support.html_outline import Outline
 from tests.support.labelled import rectangles
 
 COIN = math.log(2)
-LEVELS = {"loss/main": 0.5, "iou": 0.2, "val/miou": 0.1, "val/fb_iou": 0.45}
+pytestmark = pytest.mark.usefixtures("small_figures")
+
+BASELINES = {"loss/main": 0.5, "iou": 0.2, "val/miou": 0.1, "val/fb_iou": 0.45}
 
 
 class Learner(Colour):
@@ -49,7 +51,7 @@ class Learner(Colour):
 
 
 class Constant(Colour):
-    """Says the same of every pixel."""
+    """Predicts the same label at every pixel."""
 
     def __init__(self, label: int) -> None:
         super().__init__()
@@ -88,11 +90,10 @@ def log_of(steps: int, *, loss=0.3, before=0.0, after=0.5, validated=True) -> li
 
 
 def judged(*, episodes=100, **log) -> list[bool]:
-    said = verdicts(log_of(20, **log), {"loss/main": COIN}, LEVELS, 0.2, episodes)
-    return [verdict.good for verdict in said]
+    return [verdict.good for verdict in verdicts(log_of(20, **log), {"loss/main": COIN}, BASELINES, 0.2, episodes)]
 
 
-def test_a_constant_answer_costs_what_the_best_of_many_tried_does():
+def test_a_constant_prediction_costs_as_much_as_the_best_of_many():
     for share in (0.03, 0.2, 0.5):
         tried = [-share * math.log(q) - (1 - share) * math.log(1 - q) for q in np.linspace(0.001, 0.999, 999)]
         found = constant_losses({"loss/main": COIN, "loss/other": 5.0}, share)
@@ -110,7 +111,7 @@ def test_the_share_of_the_object_is_that_of_the_masks_that_training_saw(shards, 
     assert object_share(EpisodeSpec(size=33), data, config, 3) == pytest.approx(expected)
 
 
-def test_constant_scores_are_what_a_constant_answer_is_measured_to_have(shards, context):
+def test_constant_scores_are_the_measured_scores_of_constant_predictions(shards, context):
     validation = task_of(shards, context, classes=2).validation
     found, everywhere, nowhere = constant_scores(validation), validation(Constant(1)), validation(Constant(0))
     assert nowhere["val/miou"] == 0 and 0.1 < everywhere["val/miou"] < 0.5
@@ -118,14 +119,14 @@ def test_constant_scores_are_what_a_constant_answer_is_measured_to_have(shards, 
     assert found["val/fb_iou"] == pytest.approx(max(everywhere["val/fb_iou"], nowhere["val/fb_iou"]))
 
 
-def test_a_good_run_is_called_good_and_each_failing_is_not():
+def test_a_good_run_is_good_and_each_failing_run_is_not():
     assert judged() == [True, True, True]
     assert judged(loss=0.46) == [False, True, True]  # far below a coin, not below calling everything background
     assert judged(after=0.15) == [True, False, True]  # barely above the class everywhere
     assert judged(before=0.45) == [True, True, False]  # it began nearly as well
     assert judged(episodes=4) == [True, False, False]  # too few to tell
     assert judged(validated=False) == [True]
-    assert verdicts([], {"loss/main": COIN}, LEVELS, 0.2, 0) == []
+    assert verdicts([], {"loss/main": COIN}, BASELINES, 0.2, 0) == []
 
 
 def finished(folder: Path, rows: list[dict]) -> RunDir:
@@ -137,7 +138,7 @@ def finished(folder: Path, rows: list[dict]) -> RunDir:
     return run
 
 
-def test_the_page_tells_how_the_best_was_chosen_and_shows_the_last_validation(shards, context, tmp_path):
+def test_the_page_describes_the_best_weights_and_shows_the_last_validation(shards, context, tmp_path):
     task, method = task_of(shards, context, split="novel"), Learner()
     run = finished(tmp_path / "run", log_of(20))
     for step in (0, 20):

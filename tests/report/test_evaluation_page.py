@@ -1,22 +1,19 @@
-"""The page of an evaluation: its figures, what it warns of, which episodes it shows, and that the pictures are true."""
+"""The page of an evaluation: scores, caveats, the choice of episodes, and pictures that match the scores."""
 
 import json
 import re
 from dataclasses import replace
 
 import cv2
-import numpy as np
 import pytest
-import torch
 
 from fss.data.episodes import Episode
 from fss.data.folds import Fold
-from fss.evaluate.examples import EpisodeExample, predict_example
+from fss.evaluate.examples import predict_example
+from fss.evaluate.plan import EvaluationPlan
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.summary import summarize
 from fss.nn.exports import ExportHeader
-from fss.report import episode_figures, paint
-from fss.report.class_charts import Bar, class_bars
 from fss.report.evaluation_page import caveats, cell_of, choose, headline, report
 from fss.report.page import Page, write_page
 from fss.report.published import Cell
@@ -26,7 +23,8 @@ from tests.support.evaluated import Near, measured, opened, planned, predictor_o
 from tests.support.html_outline import Outline
 from tests.support.labelled import HEIGHT, WIDTH, rectangles
 
-CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 QGNET = Cell(method="qgnet", scheme="pascal", fold=0, shots=1, backbone="resnet50", size=473)
 
 
@@ -35,10 +33,16 @@ def shards(tmp_path_factory) -> ShardSet:
     return rectangles(tmp_path_factory.mktemp("reported") / "set", [1, 2, 3, 4] * 6)
 
 
-@pytest.mark.parametrize("shots", [1, 5])
-def test_the_page_is_whole_and_says_how_the_score_was_made(tmp_path, shards, shots):
-    what = planned(shards, shots)
-    results = measured(shards, what)
+@pytest.fixture(scope="module", params=[1, 5], ids=["1-shot", "5-shot"])
+def evaluation(request, shards) -> tuple[EvaluationPlan, list[EpisodeResult]]:
+    """A plan and its results."""
+    what = planned(shards, request.param)
+    return what, measured(shards, what)
+
+
+def test_the_page_is_whole_and_describes_the_protocol(tmp_path, shards, evaluation):
+    what, results = evaluation
+    shots = what.shots
     page = report(opened(tmp_path / "run"), predictor_of(what), shards, results, what, ExportHeader())
     outline = Outline(page)
     assert outline.open == [] and outline.links == {"classes.png", "best.png", "median.png", "worst.png"}
@@ -54,9 +58,8 @@ def test_the_page_is_whole_and_says_how_the_score_was_made(tmp_path, shards, sho
     assert "| seed 1 |" in (page.parent / "report.md").read_text()
 
 
-def test_the_headline_is_the_mean_over_classes_of_summed_counts(shards):
-    what = planned(shards)
-    results = measured(shards, what)
+def test_the_headline_is_the_mean_over_classes_of_summed_counts(shards, evaluation):
+    what, results = evaluation
     per_seed = []
     for seed in (0, 1):
         ious = []
@@ -99,7 +102,7 @@ def test_cells_follow_from_the_method_and_the_fold(shards):
     assert cell_of(Near(), planned(shards, 5)) == Cell(method="colour", scheme="list", fold=0, shots=5, size=33)
 
 
-def test_cautions_say_what_a_score_is_not(shards):
+def test_caveats_name_the_limits_of_a_score(shards):
     what, names = planned(shards), shards.manifest
     both = [result(class_id=2), result(class_id=3)]
 
@@ -117,7 +120,7 @@ def test_cautions_say_what_a_score_is_not(shards):
     assert "base classes of the fold" in found(of_base, [result(), result(class_id=4)])
 
 
-def test_a_set_that_is_not_the_published_test_set_is_called_so(shards):
+def test_a_set_that_is_not_the_published_test_set_is_a_caveat(shards):
     what = replace(planned(shards), fold=Fold("fss", 0, (2, 3), (1, 4)))
     (text,) = caveats(Near(), shards.manifest, [result(class_id=2), result(class_id=3)], what, ExportHeader())[1:]
     assert "shows the novel classes 12 times, the published test set 2,400 times" in text
@@ -148,65 +151,34 @@ def test_few_episodes_are_each_shown_once(tmp_path, shards):
 
 
 @pytest.mark.parametrize("options", [{}, {"resolution": 40, "resize": "squash"}, {"resize": "compat"}])
-def test_what_is_shown_is_what_was_scored(shards, options):
+def test_a_picture_shows_what_was_scored(shards, options):
     what = planned(shards, 2, **options)
+    predictor = predictor_of(what)
     for episode, scored in zip(what.episodes, measured(shards, what), strict=True):
-        shown = predict_example(predictor_of(what), shards, episode, what.scoring)
-        assert shown.score == f"IoU {100 * scored.iou:.1f} %"
-        assert shown.prediction.shape == shown.truth.shape == (HEIGHT, WIDTH) and len(shown.supports) == 2
+        example = predict_example(predictor, shards, episode, what.scoring)
+        assert example.score == f"IoU {100 * scored.iou:.1f} %"
+        assert example.prediction.shape == example.truth.shape == (HEIGHT, WIDTH) and len(example.supports) == 2
+
+
+def test_the_score_under_a_picture_treats_ignored_pixels_as_the_protocol_does(tmp_path):
+    shards = rectangles(tmp_path / "set", [1, 2, 3, 4] * 3, ignored=True)
+    scores = {}
+    for ignored in (True, False):
+        what = planned(shards, episodes=3, ignore_255=ignored)
+        examples = [predict_example(predictor_of(what), shards, episode, what.scoring) for episode in what.episodes]
+        scores[ignored] = [example.score for example in examples]
+        assert scores[ignored] == [f"IoU {100 * scored.iou:.1f} %" for scored in measured(shards, what)]
+    assert all(counted != not_counted for counted, not_counted in zip(scores[False], scores[True], strict=True))
 
 
 def test_maps_lie_over_the_image_and_not_over_its_padding(shards):
     episode = Episode(0, 0, 2, shards.find("r0001"), (shards.find("r0005"),))
-    shown = predict_example(predictor_of(planned(shards)), shards, episode, planned(shards).scoring)
-    found = cv2.resize(shown.maps["near"], (WIDTH, HEIGHT))
-    inside = shown.truth == 1
-    assert shown.maps["near"].shape == (25, 33)  # 48 x 64 in 33 x 33
-    assert found[inside].mean() > found[~inside].mean() + 0.2
-
-
-def test_colours_say_hit_miss_and_false_alarm(tmp_path):
-    grey = np.full((200, 300, 3), 120, np.uint8)
-    truth, prediction = np.zeros((200, 300), np.uint8), np.zeros((200, 300), np.uint8)
-    truth[:100], prediction[:, :100] = 1, 1  # a quarter and more of each kind
-    truth[150:] = 255
-    episode_figures.draw(
-        [
-            EpisodeExample(
-                name="n", score="s", supports=[(grey, truth)] * 3, query=grey, truth=truth, prediction=prediction
-            ),
-            EpisodeExample(
-                name="n",
-                score="s",
-                supports=[(grey[:, :90], truth[:, :90])],
-                query=grey.transpose(1, 0, 2),
-                truth=truth.T,
-                prediction=prediction.T,
-                maps={"m": np.eye(4)},
-            ),
-        ],
-        tmp_path / "e.png",
-    )
-    picture = cv2.imread(str(tmp_path / "e.png"))[..., ::-1].astype(int)
-    areas = {}
-    for name in ("HIT", "MISS", "FALSE_ALARM", "UNCOUNTED"):
-        colour = np.array([int(getattr(episode_figures, name)[i : i + 2], 16) for i in (1, 3, 5)])
-        blend = (1 - paint.TINT) * 120 + paint.TINT * colour
-        areas[name] = np.count_nonzero(np.abs(picture - blend).max(2) < 6)
-    # MISS: 100 x 200 px. FALSE_ALARM: 50 x 100 px. HIT: 100 x 100 px, and 100 x 300 px of the truth's picture.
-    assert areas["MISS"] > 3 * areas["FALSE_ALARM"] > 0 and areas["HIT"] > 1.5 * areas["MISS"] and areas["UNCOUNTED"]
-
-
-@pytest.mark.parametrize("classes, seeds", [(1, 1), (5, 5), (20, 3), (240, 2)])
-def test_bars_of_few_and_many_classes_fit_a_page(tmp_path, classes, seeds):
-    rng = np.random.default_rng(0)
-    bars = [
-        Bar(name=f"class {i}" * (1 + i % 3), values=tuple(rng.uniform(0, 100, seeds)), episodes=i)
-        for i in range(classes)
-    ]
-    class_bars(bars, tmp_path / "bars.png", mean=50)
-    height, width = cv2.imread(str(tmp_path / "bars.png")).shape[:2]
-    assert height < 2000 and width < 2500 and height > 100
+    what = planned(shards)
+    example = predict_example(predictor_of(what), shards, episode, what.scoring)
+    near = cv2.resize(example.maps["near"], (WIDTH, HEIGHT))
+    inside = example.truth == 1
+    assert example.maps["near"].shape == (25, 33)  # 48 x 64 in 33 x 33
+    assert near[inside].mean() > near[~inside].mean() + 0.2
 
 
 def test_tables_are_escaped_aligned_and_folded(tmp_path):

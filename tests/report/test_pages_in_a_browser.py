@@ -44,8 +44,8 @@ def of_a_comparison(folder: Path) -> Path:
 
 @pytest.mark.parametrize("page", [of_pretraining, of_an_evaluation, of_a_comparison])
 def test_nothing_is_broken_cut_off_or_fetched(page, tmp_path):
-    path = page(tmp_path)
-    with browser(tmp_path) as window:
+    with browser(tmp_path) as window:  # first: without a browser nothing is drawn
+        path = page(tmp_path)
         for width in (1280, 420):
             window.open(path, width)
             assert window.misfits() == [], width

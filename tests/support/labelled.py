@@ -16,10 +16,14 @@ HEIGHT, WIDTH = 48, 64
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Make image `index` of class `label`; images of other classes have a small object of class 1 in the corner."""
+    """Make image `index` of class `label`; images of other classes have a small object of class 1 in the corner.
+
+    ignored: whether the object continues to the right under pixels of unknown class.
+    """
 
     index: int
     label: int
+    ignored: bool = False
 
     @property
     def key(self) -> str:
@@ -38,13 +42,18 @@ class Rectangle:
             masks[1][:3, :3] = True
         masks[self.label][top : top + 16, left : left + 24] = True
         image[top : top + 16, left : left + 24] = COLOURS[self.label]
+        ignore = None
+        if self.ignored:
+            ignore = np.zeros((HEIGHT, WIDTH), bool)
+            ignore[top : top + 16, left + 24 : left + 32] = True
+            image[ignore] = COLOURS[self.label]
         data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-        return Sample(image=data, masks=masks, paint=sorted(masks))
+        return Sample(image=data, masks=masks, paint=sorted(masks), ignore=ignore)
 
 
-def rectangles(folder: Path, labels: list[int]) -> ShardSet:
-    """Pack image i of class labels[i], with SLIC superpixels."""
-    items = [Rectangle(index, label) for index, label in enumerate(labels)]
+def rectangles(folder: Path, labels: list[int], *, ignored: bool = False) -> ShardSet:
+    """Pack image i of class labels[i], with SLIC superpixels. ignored: see `Rectangle`."""
+    items = [Rectangle(index, label, ignored) for index, label in enumerate(labels)]
     names = {1: "red", 2: "green", 3: "blue", 4: "yellow"}
     pack(Source(name="rectangles", classes=names, items=items), folder, superpixels=("slic",), samples_per_shard=16)
     return ShardSet(folder)

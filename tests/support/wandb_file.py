@@ -29,7 +29,7 @@ def _written(path: Path) -> Iterator[Record]:
     assert data[:4] in (b":W&B", b"")
     at, parts = HEADER, []
     while at + HEADER <= len(data):
-        if BLOCK - at % BLOCK < HEADER:  # the rest of a block that cannot hold a header is padding
+        if BLOCK - at % BLOCK < HEADER:  # the rest of a block that has no room for a header is padding
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])

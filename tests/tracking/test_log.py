@@ -75,7 +75,7 @@ def test_a_resumed_run_sends_nothing_twice_and_keeps_its_id(run):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4)]
     assert [event.step for event in events.Histograms("age")] == [1, 2, 3, 4]
     assert {event.value for event in events.Scalars("chance_level/loss")} == {0.5}
-    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4], "chance levels are for the trackers alone"
+    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4], "the levels of guessing are for the trackers alone"
     assert "chance_level/loss" not in run.rows()[0]
 
 
