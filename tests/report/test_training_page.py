@@ -12,8 +12,7 @@ import torch
 from fss.data.view_dataset import ViewDataConfig
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
-from fss.report import curves
-from fss.report import feature_figures
+from fss.report import curves, feature_figures
 from fss.report.page import Page, Picture, Verdict, speed_table, write_page
 from fss.report.training_page import report
 from fss.report.view_section import verdicts, view_pictures
