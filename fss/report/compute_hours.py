@@ -49,7 +49,7 @@ def _input_runs(folder: Path) -> Iterator[Path]:
 
 
 def _hardware(folder: Path) -> tuple[int, str, int]:
-    """Ranks, device, and devices of each rank, at the last start of a run."""
+    """The number of ranks, their device, and the devices of each rank, at the last start of a run."""
     environment = last_environment(folder)
     if environment["device"] == "cpu":
         return environment["world_size"], CORE, environment["threads"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-# The palette of Okabe and Ito, which can be told apart with every kind of colour vision, and in print.
+# The palette of Okabe and Ito, which differ for every kind of colour vision, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 RIGHT, WRONG, INK, FAINT = "#009E73", "#D55E00", "#222222", "#8a8a8a"
 

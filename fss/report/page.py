@@ -235,7 +235,7 @@ img { width: auto; max-width: 100%; height: auto; display: block; margin: 0 auto
 @media (max-width: 760px) { dl { grid-template-columns: minmax(5rem, 30%) 1fr; } }
 figcaption, .note { color: var(--dim); font-size: .92rem; margin: .5rem 0 0; max-width: 48rem; }
 .table { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-feature-settings: "tnum"; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: right; font-weight: 400; }
 thead th { color: var(--dim); }
 th:first-child, .words { text-align: left; }

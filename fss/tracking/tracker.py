@@ -63,7 +63,7 @@ class SentLog:
         self._entries = set(path.read_text().splitlines()) if path.exists() else set()
 
     def contains(self, step: int, name: str) -> bool:
-        """Whether `name` was sent at `step`."""
+        """Return whether `name` was sent at `step`."""
         return f"{step} {name}" in self._entries
 
     def add(self, step: int, name: str) -> None:
