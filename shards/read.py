@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import webdataset
 
 from shards.codec import split_members
 from shards.format import MANIFEST, Manifest, ShardEntry, ShardError, atomic_write, write_whole
@@ -210,6 +209,8 @@ class ShardSet:
 
     def _pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of a remote file, piece by piece. Raises LostShardError if it cannot be read."""
+        import webdataset  # takes a second, and only remote sets need it
+
         url = self._url(name)
         try:
             with webdataset.gopen(url, "rb") as stream:

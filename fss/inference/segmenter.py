@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from fss.data.transforms import Resize
 from fss.errors import ConfigError, RunError, UserError
@@ -235,6 +234,8 @@ def segment_files(job: PredictJob, out: Path) -> Path:
     Raises UserError if an option or a support does not fit, and at the end, after all other queries are segmented, if
     a query cannot be read or its logits are not finite.
     """
+    from rich.progress import track  # not for `load`, which shows no progress
+
     shots = _shots(job)
     queries = _pictures(job, out)
     segmenter, messages = load_segmenter(job)
