@@ -1,4 +1,4 @@
-"""A job over two nodes whose link is cut: it ends on both with a clear message, and goes on when the link is back.
+"""A job over two nodes whose link is cut: it ends on both with a clear message, and resumes when the link is back.
 
 A node is a network namespace of this machine, its link a pair of virtual devices; both see one run directory.
 """
@@ -39,7 +39,7 @@ class Nodes:
         self.link(up=True)
 
     def link(self, *, up: bool) -> None:
-        """Plug the cable of both in; or that of the second one out."""
+        """Bring the link of both nodes up, or that of the second one down."""
         for name in self.names if up else self.names[1:]:
             ip("-n", name, "link", "set", "wire", "up" if up else "down")
 
@@ -94,7 +94,7 @@ def ends(processes: list[subprocess.Popen], timeout: float) -> list[tuple[int, s
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def test_a_cut_link_ends_the_job_on_both_nodes_and_it_goes_on_when_the_link_is_back(tmp_path, packed, nodes):
+def test_a_cut_link_ends_the_job_on_both_nodes_and_it_resumes_when_the_link_is_back(tmp_path, packed, nodes):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     started = nodes.start(job(WORDS, packed, cut, "--run.timeout_minutes", str(LIMIT / 60)))
     until_logged(cut, 3, started)

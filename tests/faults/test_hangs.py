@@ -1,4 +1,4 @@
-"""A rank whose data stall, and one that stops in the middle of an evaluation: named, ended, gone on with."""
+"""A rank whose data stall, and one that stops in an evaluation: the job names it, ends, and can be resumed."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def status(folder: Path) -> str:
     return json.loads((folder / "status.json").read_text())["status"]
 
 
-def test_stalled_data_are_told_from_a_hanging_rank(tmp_path, packed):
+def test_stalled_data_are_distinguished_from_a_hanging_rank(tmp_path, packed):
     folder = tmp_path / "run"
     words = [*job(LONG, packed, folder), "--optim.steps", "12"]
     started = Launched(2, *words, *QUICK)

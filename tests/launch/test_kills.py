@@ -1,4 +1,4 @@
-"""Any process of a job, killed at any of twenty moments: every job that is started again ends as an undisturbed one.
+"""Processes of a job are killed at twenty moments: a job that is started again ends as an undisturbed one, bit for bit.
 
 The processes are ranks and launchers; the moments lie in start-up, steps, saves, measurements, episodes and reports.
 """
@@ -122,7 +122,8 @@ def shards(tmp_path_factory) -> dict[str, Path]:
 
 
 def moments(kind: Kind, world_size: int, count: int, draw: random.Random) -> Iterator[tuple[int | str, float, int]]:
-    """(how far, seconds later, who): `count` of them in order, the first of a training inside a save."""
+    """`count` moments in order: (steps or episodes done, seconds later, index of the process). The first of a training is
+    inside a save."""
     places = sorted(draw.sample(range(1, kind.end), count))
     for number, far in enumerate(places):
         inside = number == 0 and kind.same is same_run
@@ -130,7 +131,7 @@ def moments(kind: Kind, world_size: int, count: int, draw: random.Random) -> Ite
 
 
 def killed(launched: Launched, kind: Kind, folder: Path, far: int | str, delay: float, who: int) -> None:
-    """Kill one process of a job at a moment, and see the others leave."""
+    """Kill one process of a job at a moment, and wait until the others have exited."""
     began = time.time()
 
     def fresh(path: Path) -> bool:

@@ -33,7 +33,7 @@ def test_killed_inside_a_save_and_resumed(tmp_path, packed, world_size):
     ("which", "to_ranks"),
     [(signal.SIGUSR1, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)],
 )
-def test_a_signal_saves_on_all_ranks_and_the_run_goes_on(tmp_path, packed, which, to_ranks):
+def test_a_signal_saves_on_all_ranks_and_the_run_resumes(tmp_path, packed, which, to_ranks):
     folder = tmp_path / "run"
     words = job(packed, folder, "--data.workers", "0")
     started = Launched(2, *words, "--checkpoint.every", "1000")

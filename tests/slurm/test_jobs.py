@@ -32,7 +32,7 @@ SMALL_GFSAM = [
 
 
 def world_sizes(site: Site, run: str) -> list[int]:
-    """Ranks of each start of a run."""
+    """The number of ranks at each start of a run."""
     lines = (site.folder / "runs" / run / "environment.jsonl").read_text().splitlines()
     return [json.loads(line)["world_size"] for line in lines]
 
