@@ -122,8 +122,10 @@ def shards(tmp_path_factory) -> dict[str, Path]:
 
 
 def moments(kind: Kind, world_size: int, count: int, draw: random.Random) -> Iterator[tuple[int | str, float, int]]:
-    """`count` moments in order: (steps or episodes done, seconds later, index of the process). The first of a training is
-    inside a save."""
+    """`count` moments in order: (steps or episodes done, seconds later, index of the process).
+
+    The first of a training is inside a save.
+    """
     places = sorted(draw.sample(range(1, kind.end), count))
     for number, far in enumerate(places):
         inside = number == 0 and kind.same is same_run
