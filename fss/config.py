@@ -1,16 +1,26 @@
-"""The configuration: one typed schema a job, composed of what each room declares. The only file with jsonargparse."""
+"""The configuration: one typed schema a job, composed of the options of each package.
+
+The only file with jsonargparse.
+"""
 
 import difflib
 import re
 import sys
 from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import (  # type: ignore[attr-defined]  # one is exported by a star import
+    ActionConfigFile,
+    ArgumentParser,
+    get_loader,
+    set_loader,
+    set_parsing_settings,
+)
 
 from fss.compat import current_arguments, current_configuration, values
 from fss.data.dataset import DataConfig
@@ -33,8 +43,8 @@ from fss.train.validation.knn_probe import ProbeConfig
 from fss.train.validation.label_validation import LabelValidateConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-EPISODIC = [name for name, method in METHODS.items() if issubclass(method, EpisodeMethod)]
-Job = TypeVar("Job")
+EPISODIC = tuple(name for name, method in METHODS.items() if issubclass(method, EpisodeMethod))
+Job = TypeVar("Job", bound="Schema")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _load_yaml = get_loader("yaml")
@@ -42,11 +52,20 @@ set_loader("yaml", lambda text: current_configuration(_load_yaml(text)), (yaml.Y
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainJob:
+class Schema:
+    """The options of a job; every field has a docstring and becomes an option of the command line."""
+
+    methods: ClassVar[Sequence[str]]
+    """Methods that the job can run; the first is the default."""
+    run_prefix: ClassVar[str] = ""
+    """Prefix of the name of the default run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob(Schema):
     """Pretrain QGNet's prior extractor."""
 
-    methods: ClassVar = ["prior"]
-    run_prefix: ClassVar = ""
+    methods = ("prior",)
 
     run: RunConfig = field(default_factory=RunConfig)
     data: ViewDataConfig = field(default_factory=ViewDataConfig)
@@ -58,11 +77,11 @@ class PretrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseJob:
+class BaseJob(Schema):
     """Train the base learner of BAM and MSANet on the base classes of a fold."""
 
-    methods: ClassVar = ["base"]
-    run_prefix: ClassVar = "base_"
+    methods = ("base",)
+    run_prefix = "base_"
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=partial(DataConfig, batch=12))
@@ -76,11 +95,11 @@ class BaseJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaTrainJob:
+class MetaTrainJob(Schema):
     """Train a method from episodes of base classes."""
 
-    methods: ClassVar = [name for name in EPISODIC if METHODS[name].requires_training]
-    run_prefix: ClassVar = "meta_"
+    methods = tuple(name for name in EPISODIC if METHODS[name].requires_training)
+    run_prefix = "meta_"
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=partial(DataConfig, batch=4))
@@ -94,11 +113,11 @@ class MetaTrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalJob:
+class EvalJob(Schema):
     """Evaluate a method on episodes of a fold's novel classes."""
 
-    methods: ClassVar = EPISODIC
-    run_prefix: ClassVar = "evaluate_"
+    methods = EPISODIC
+    run_prefix = "evaluate_"
 
     run: RuntimeConfig = field(default_factory=RuntimeConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -111,12 +130,13 @@ class EvalJob:
 
 
 def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str | None = None) -> Job:
-    """The job that `argv` asks for: the schema's defaults, then YAML files, then options, later over earlier.
+    """Parse a command line: the schema's defaults, then YAML files, then options; the last value counts.
 
-    `--method NAME` (in a file `method: {name: NAME}`) decides which method's options there are. Under the files lie,
-    where `--weights` names an export, the options that its method was trained with.
+    `--method NAME` (in a file `method: {name: NAME}`) decides the options of the method. If `--weights` names an
+    export, the options that its method was trained with are the defaults.
 
-    default: the file under configs/ that stands in where argv names no --config; without, the schema's own defaults.
+    argv: the words; those of the process if None. default: the file under configs/ that is read if argv has no
+    --config; None: the schema's own defaults. Earlier names of options are accepted, see fss.compat.
     Raises ConfigError, one sentence with key, value and remedy; exits with 0 on --help and --print_config.
     """
     argv = current_arguments(sys.argv[1:] if argv is None else argv)
@@ -154,7 +174,7 @@ def parse(schema: type[Job], argv: list[str] | None, *, prog: str, default: str 
 
 
 def _run_suffix(namespace: Any) -> str:
-    """What tells runs of one recipe apart in the default run.dir: fold, shots and protocol, where not the usual."""
+    """The part of the default run.dir for fold, shots and protocol, unless they are the usual ones."""
     episodes, evaluation = namespace.get("episodes"), namespace.get("eval")
     words = [f"_fold{episodes.fold}"] if episodes and episodes.fold else []
     words += [f"_{episodes.shots}shot"] if episodes and episodes.get("shots") not in (None, 1) else []
@@ -162,33 +182,33 @@ def _run_suffix(namespace: Any) -> str:
     return "".join(words)
 
 
-def snapshot(job: object) -> str:
-    """The resolved configuration as YAML that `--config` reads back."""
+def snapshot(job: Schema) -> str:
+    """The resolved options of a job as YAML that `--config` reads back."""
     return yaml.safe_dump(asdict(job), sort_keys=False)
 
 
-def _method_name(schema: type, argv: list[str], trained: dict, prog: str) -> str:
-    """The method whose options the parser needs. Raises ConfigError where places disagree, or the job has no such."""
+def _method_name(schema: type[Schema], argv: list[str], trained: dict, prog: str) -> str:
+    """The method whose options the parser needs. Raises ConfigError if places differ or the job cannot run it."""
     places = {
         "--method": _on_command_line(argv, "--method.name"),
         "the configuration": _in_files(argv, "method", "name"),
         "the file of --weights": trained.get("name"),
     }
-    said = {place: name for place, name in places.items() if name is not None}
-    for name in said.values():
+    given = {place: name for place, name in places.items() if name is not None}
+    for name in given.values():
         if name not in schema.methods:
             requires_training = name not in METHODS or METHODS[name].requires_training
             remedy = f"is not for {prog}: give {' or '.join(schema.methods)}"
-            remedy = remedy if requires_training else "learns nothing: evaluate it with launch/evaluate.py"
+            remedy = remedy if requires_training else "needs no training: evaluate it with launch/evaluate.py"
             raise ConfigError(f"method.name {name} {remedy}")
-    if len(set(said.values())) > 1:
-        claims = " but ".join(f"{place} says {name}" for place, name in said.items())
+    if len(set(given.values())) > 1:
+        claims = " but ".join(f"{place} has {name}" for place, name in given.items())
         raise ConfigError(f"method.name is not clear: {claims}: leave --method out, or give files of that method")
-    return next(iter(said.values()), schema.methods[0])
+    return next(iter(given.values()), schema.methods[0])
 
 
-def _trained_with(schema: type, argv: list[str]) -> dict[str, Any]:
-    """The method's options in the header of the weights to evaluate; none where the job names none."""
+def _trained_with(schema: type[Schema], argv: list[str]) -> dict[str, Any]:
+    """The method's options in the header of the weights to evaluate; empty if the job has no weights."""
     if "weights" not in schema.__dataclass_fields__:
         return {}
     path = _on_command_line(argv, "--weights") or _in_files(argv, "weights")
@@ -196,8 +216,8 @@ def _trained_with(schema: type, argv: list[str]) -> dict[str, Any]:
         return {}
     header = read_header(Path(path))
     if header.config is None:
-        held = header.method or "no method"
-        raise ConfigError(f"weights {path} holds {held}: give what a run of launch/meta_train.py exported")
+        content = header.method or "no method"
+        raise ConfigError(f"weights {path} holds {content}: give what a run of launch/meta_train.py exported")
     return header.config
 
 
@@ -207,8 +227,8 @@ def _on_command_line(argv: list[str], option: str) -> str | None:
 
 
 def _in_files(argv: list[str], *keys: str) -> Any:
-    """What the last --config that has an entry says there; of a file that is no YAML the parser will tell."""
-    found = None
+    """The entry in the last --config that has one; a file that is not YAML is left to the parser."""
+    entry = None
     for path in values(argv, "--config"):
         try:
             node = yaml.safe_load(Path(path).read_text())
@@ -216,8 +236,8 @@ def _in_files(argv: list[str], *keys: str) -> Any:
             continue
         for key in keys:
             node = node.get(key) if isinstance(node, dict) else None
-        found = found if node is None else node
-    return found
+        entry = entry if node is None else node
+    return entry
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
@@ -225,19 +245,19 @@ def _keys(parser: ArgumentParser) -> list[str]:
 
 
 def _sentence(message: str, keys: list[str]) -> str:
-    """jsonargparse's complaint as one sentence with key, value and remedy."""
+    """An error of jsonargparse as one sentence with key, value and remedy."""
     message = re.sub(r"\s+", " ", message).strip().rstrip(".")
-    if found := re.match(r'Parser key "(.+?)": (.*?)\.? Got value: (.*)$', message):
-        key, wanted, value = found.groups()
+    if match := re.match(r'Parser key "(.+?)": (.*?)\.? Got value: (.*)$', message):
+        key, wanted, value = match.groups()
         wanted = re.sub(r"<class '(.+?)'>", r"\1", wanted).replace("typing.", "")
         remedy = "; YAML reads a bare on or off as that, so put it in quotes" if value in ("True", "False") else ""
         return f"{key} cannot be {value!r}: {wanted[0].lower()}{wanted[1:]}{remedy}"
-    if found := re.match(r"unrecognized arguments: (\S+)", message):
-        unknown = found[1].split("=")[0].lstrip("-")
-    elif found := re.match(r"Group '(.+?)' does not accept option '(.+?)'", message):
-        unknown = f"{found[1]}.{found[2]}"
-    elif found := re.match(r"Option '(.+?)' is not accepted", message):
-        unknown = found[1]
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        unknown = match[1].split("=")[0].lstrip("-")
+    elif match := re.match(r"Group '(.+?)' does not accept option '(.+?)'", message):
+        unknown = f"{match[1]}.{match[2]}"
+    elif match := re.match(r"Option '(.+?)' is not accepted", message):
+        unknown = match[1]
     else:
         return f"{message} (see --help)"
     leaves = {key.rpartition(".")[2]: key for key in keys}

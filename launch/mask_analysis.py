@@ -1,4 +1,4 @@
-"""Measure how good the masks are that GF-SAM chooses from, and how its points err (GF-SAM, section A.5.2).
+"""Measure the quality of the masks that GF-SAM merges, and the errors of its points (GF-SAM, section A.5.2).
 
     accelerate launch launch/mask_analysis.py --config configs/evaluate/gfsam.yaml --data.shards SHARDS \
         --method.dino_weights FILE --method.sam_weights FILE --out masks
@@ -14,7 +14,7 @@ from fss.jobs.mask_analysis import analyse
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisJob(EvalJob):
-    """Measure the masks that GF-SAM chooses from, on episodes of a fold's novel classes."""
+    """Measure the masks that GF-SAM merges, on episodes of a fold's novel classes."""
 
     out: str = "masks"
     """Folder for masks.json and masks.md."""

@@ -6,28 +6,29 @@ python launch/page.py --method gfsam --method.dino_weights FILE --method.sam_wei
 
 import sys
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from fss.command import command
-from fss.config import EPISODIC, parse
+from fss.config import EPISODIC, Schema, parse
 from fss.errors import ConfigError
 from fss.inference.segmenter import load_segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageJob:
-    """Find in pictures, in the browser, what examples show."""
+class PageJob(Schema):
+    """Segment pictures by examples, in the browser."""
 
-    methods: ClassVar = EPISODIC
+    methods = EPISODIC
 
     host: str = "127.0.0.1"
-    """Address to listen at: 127.0.0.1 is this machine alone; on 0.0.0.0 whoever reaches it may use it, no password."""
+    """Address to listen at: 127.0.0.1 is this machine alone; 0.0.0.0 serves every machine that reaches it, without a
+    password."""
     port: int | None = None
     """null: the first free one from 7860."""
     size: int | None = None
     """Side of the square that the method sees, pixels; null: its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a device."""
+    """auto: CUDA if there is a device."""
     method: Any
     weights: str | None = None
     """Export of a meta-training run; its header brings the method and its options."""
@@ -40,10 +41,10 @@ class PageJob:
 @command
 def main(argv: list[str] | None = None) -> int:
     job = parse(PageJob, argv, prog="launch/page.py")
-    from fss.inference.web_page import serve  # gradio is an extra, which --help does without
+    from fss.inference.web_page import serve  # gradio is an extra that --help does not need
 
-    segmenter, notes = load_segmenter(job)
-    serve(segmenter, notes, host=job.host, port=job.port)
+    segmenter, messages = load_segmenter(job)
+    serve(segmenter, messages, host=job.host, port=job.port)
     return 0
 
 

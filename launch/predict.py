@@ -8,18 +8,18 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from fss.command import command
-from fss.config import EPISODIC, parse
+from fss.config import EPISODIC, Schema, parse
 from fss.inference.segmenter import segment_files
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictJob:
-    """Find in queries what supports show."""
+class PredictJob(Schema):
+    """Segment queries by supports."""
 
-    methods: ClassVar = EPISODIC
+    methods = EPISODIC
 
     support: list[str] = field(default_factory=list)
     """Photograph of an example; once for every example."""
@@ -34,7 +34,7 @@ class PredictJob:
     size: int | None = None
     """Side of the square that the method sees, pixels; null: its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a device."""
+    """auto: CUDA if there is a device."""
     method: Any
     weights: str | None = None
     """Export of a meta-training run; its header brings the method and its options."""
@@ -46,7 +46,7 @@ REPEATED = ("--support", "--mask", "--name", "--query")
 @command
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    words = [f"{word}+" if word in REPEATED else word for word in words]  # jsonargparse's way to add to a list
+    words = [f"{word}+" if word in REPEATED else word for word in words]  # jsonargparse appends to a list by this
     job = parse(PredictJob, words, prog="launch/predict.py")
     print(f"label maps, overlays and contact sheet: {segment_files(job, Path(job.out))}")
     return 0

@@ -108,7 +108,7 @@ def test_a_recipe_holds_only_what_differs_and_no_place(path, tmp_path):
     stated = (("method", "superpixels"), ("method", "name"), ("optim", "epochs"))  # even where they are the default
     for group, values in content.items():
         for key, value in values.items():
-            assert key not in ("shards", "dir", "device", "world"), "places belong on the command line"
+            assert key not in ("shards", "dir", "device", "world_size"), "places belong on the command line"
             assert not key.endswith("weights"), "places belong on the command line"
             if (group, key) not in stated:
                 assert defaults[group][key] != value, f"{group}.{key} is the default"
@@ -142,22 +142,22 @@ def test_every_method_has_its_own_options(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--method", "qgnt"], "method.name qgnt is not for launch/meta_train.py: give qgnet"),
         (["--method", "prior"], "method.name prior is not for launch/meta_train.py: give qgnet"),
-        (["--method", "prototype"], "method.name prototype learns nothing: evaluate it with launch/evaluate.py"),
-        (["--config", "PROTOTYPE"], "method.name prototype learns nothing: evaluate it with launch/evaluate.py"),
+        (["--method", "prototype"], "method.name prototype needs no training: evaluate it with launch/evaluate.py"),
+        (["--config", "PROTOTYPE"], "method.name prototype needs no training: evaluate it with launch/evaluate.py"),
     ],
 )
-def test_a_method_that_the_job_cannot_use_is_refused(tmp_path, words, said):
+def test_a_method_that_the_job_cannot_use_is_refused(tmp_path, words, message):
     path = file(tmp_path / "prototype.yaml", "method: {name: prototype}")
     with pytest.raises(ConfigError) as refused:
         meta(*[path if word == "PROTOTYPE" else word for word in words])
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_yaml_takes_off_for_false_and_the_remedy_is_said(tmp_path):
+def test_yaml_takes_off_for_false_and_the_error_has_the_remedy(tmp_path):
     with pytest.raises(ConfigError, match=r"method\.prior_map .* in quotes"):
         meta("--config", file(tmp_path / "a.yaml", "method: {name: qgnet, prior_map: off}"))
 
@@ -184,7 +184,7 @@ def test_a_file_may_name_the_weights(export, tmp_path):
 
 
 def test_weights_of_another_method_are_refused(export, tmp_path):
-    with pytest.raises(ConfigError, match="--method says prototype but the file of --weights says qgnet"):
+    with pytest.raises(ConfigError, match="--method has prototype but the file of --weights has qgnet"):
         evaluation("--weights", export, "--method", "prototype")
     prior = tmp_path / "prior.safetensors"
     save_file({}, prior, {"method": "prior"})

@@ -1,4 +1,4 @@
-"""Loading the method that an evaluation or an inference names."""
+"""Loading the method of an evaluation or an inference."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,32 +13,40 @@ from fss.nn.exports import ExportHeader, load_export
 
 
 class NamesMethod(Protocol):
-    """A job that names a method, and perhaps the file that holds its weights."""
+    """A job that names a method and, if the method is trained, the file with its weights."""
 
-    method: Any
-    weights: str | None
+    @property
+    def method(self) -> Any: ...
+    @property
+    def weights(self) -> str | None: ...
 
 
 def load_for_evaluation(job: NamesMethod) -> tuple[EpisodeMethod, ExportHeader, list[str]]:
-    """The method to evaluate, what its weights say of their training, and what is unlike that training.
+    """Load the method of a job, the header of its weights, and sentences on options that differ from its training.
 
-    With weights, options of the method that were given besides stand in for those that it was trained with.
-    Raises ConfigError where a method that learns comes without weights, WeightsError where they do not fit.
+    With weights, an option of the job replaces that of the training.
+    Raises ConfigError if a method that is trained has no weights or does not segment by supports, WeightsError if the
+    weights do not fit.
     """
     name = job.method.name
+    kind = METHODS[name]
+    if not issubclass(kind, EpisodeMethod):
+        raise ConfigError(f"method is {name}, which does not segment by supports: give a method that does")
     if job.weights is None:
-        if METHODS[name].requires_training:
-            raise ConfigError(f"method {name} learns but weights names no file: train it with launch/meta_train.py")
-        torch.manual_seed(0)  # a backbone without weights is at least the same one everywhere
-        return METHODS[name](job.method), ExportHeader(), []
+        if kind.requires_training:
+            raise ConfigError(
+                f"method {name} needs training but weights names no file: train it with launch/meta_train.py"
+            )
+        torch.manual_seed(0)  # a backbone without weights is the same on all ranks
+        return kind(job.method), ExportHeader(), []
     method, header = load_method(Path(job.weights))
-    asked, trained = asdict(job.method), asdict(method.config)
-    changed = [key for key in asked if asked[key] != trained.get(key)]
+    options, trained = asdict(job.method), asdict(method.config)
+    changed = [key for key in options if options[key] != trained.get(key)]
     if files := [key for key in changed if key.endswith("_weights")]:
         raise ConfigError(
-            f"method.{files[0]} is given beside weights {job.weights}, which hold that network already: leave it out"
+            f"method.{files[0]} is given together with weights {job.weights}, which contain that network: leave it out"
         )
     if changed:
         tensors, _ = load_export(Path(job.weights))
-        method = METHODS[name].restore(tensors, replace(header, config=asked))
-    return method, header, [f"method.{key} is {asked[key]}; trained with {trained.get(key)}" for key in changed]
+        method = kind.restore(tensors, replace(header, config=options))
+    return method, header, [f"method.{key} is {options[key]}; trained with {trained.get(key)}" for key in changed]

@@ -1,10 +1,14 @@
-"""A method on episodes, on any number of ranks: each gives integers, whose sum does not know who added them."""
+"""The measurement of a method on episodes, on any number of ranks.
+
+Every episode yields integer counts, so their sums do not depend on the ranks that measured them.
+"""
 
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from itertools import chain
+from typing import TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -31,15 +35,25 @@ GIB = 1 << 30
 PredictorT = TypeVar("PredictorT", bound=EpisodePredictor)
 
 
+@overload
+def predictor_for(method: EpisodeMethod, scoring: Scoring, context: DistributedContext) -> EpisodePredictor: ...
+
+
+@overload
+def predictor_for(
+    method: EpisodeMethod, scoring: Scoring, context: DistributedContext, kind: type[PredictorT]
+) -> PredictorT: ...
+
+
 def predictor_for(
     method: EpisodeMethod,
     scoring: Scoring,
     context: DistributedContext,
-    kind: type[PredictorT] = EpisodePredictor,
-) -> PredictorT:
-    """The predictor whose predictions `scoring` describes, on the device and in the precision of the job.
+    kind: type[EpisodePredictor] = EpisodePredictor,
+) -> EpisodePredictor:
+    """The predictor at the size and resize rule of `scoring`, on the device and in the precision of the job.
 
-    kind: the class of the predictor, for one that also records what a study looks at.
+    kind: the class of the predictor, for a study that also records intermediate results.
     """
     return kind(method, device=context.device, size=scoring.size, resize=scoring.resize, autocast=context.autocast)
 
@@ -57,33 +71,35 @@ def measure(
     stop: StopRequest | None = None,
     on_result: Callable[[EpisodeResult, int], None] = lambda result, left: None,
 ) -> list[EpisodeResult]:
-    """Evaluate `episodes`, all ranks together; every rank gets all results, ordered by (seed, number).
+    """Evaluate `episodes` on all ranks together; every rank gets all results, ordered by (seed, number). Collective.
 
-    Every image is encoded alone, so that on one device, with one thread count, an episode's counts do not depend on the
-    ranks or on what was evaluated before. The predictor is that of `predictor_for(method, scoring, context)`, or one
-    that does something else in its `predict`.
+    Every image is encoded alone. So on one device, with one number of threads, the counts of an episode do not depend
+    on the ranks or on the episodes before.
 
-    record: what it holds already is not done again, and every episode is written to it before the next begins.
+    predictor: of `predictor_for(method, scoring, context)`, or one with another `predict`.
+    record: its episodes are not evaluated again, and every episode is written to it before the next begins.
     cache: GiB on each rank for the features of images and supports; 0 computes them anew for every episode.
-    readers: threads a rank that read ahead. on_result: called on each rank with each of its results and how many are left.
-    stop: with a record, all ranks stop after their episode at hand when it was asked on any; fewer results come back.
+    readers: threads a rank that read ahead.
+    on_result: called on each rank with each of its results and the number of its episodes left.
+    stop: with a record, all ranks stop after their current episode if it was asked on any of them; the results are
+    those of the finished episodes.
 
-    Raises ShardError on all ranks where a sample cannot be read, RunError where logits are not finite.
+    Raises ShardError on all ranks if a sample cannot be read, RunError if logits are not finite.
     """
     finished = context.on_main(record.begin) if record else {}
     wanted = {(episode.seed, episode.number) for episode in episodes}
     block = partition([e for e in episodes if (e.seed, e.number) not in finished], context.world_size)[context.rank]
-    found: list[EpisodeResult] = []
+    measured: list[EpisodeResult] = []
     failure = None
     try:
         with predictor:
             context.report_progress(f"at its {len(block)} episodes")
             for result in _EpisodeRunner(predictor, shards, block, scoring, cache).results(readers):
-                found.append(result)
+                measured.append(result)
                 if record:
                     record.append(result)
-                on_result(result, len(block) - len(found))
-                context.report_progress(f"past episode {len(found)} of its {len(block)}")
+                on_result(result, len(block) - len(measured))
+                context.report_progress(f"past episode {len(measured)} of its {len(block)}")
                 if record and stop and stop.asked:
                     record.halt()
                 if record and record.halted:
@@ -94,15 +110,15 @@ def measure(
         expected = isinstance(error, UserError | ShardError | OSError)
         failure = error if expected else RunError(f"rank {context.rank} failed: {error!r}")
         if not expected:
-            traceback.print_exc()  # the others only hear of it
-        with suppress(OSError):  # on a full disk the others are told when they are through
+            traceback.print_exc()  # the other ranks get only the message
+        with suppress(OSError):  # on a full disk, the other ranks see the failure at the gather below
             if record:
                 record.halt()
-    everyone, failures = zip(*context.gather_objects((found, failure)), strict=True)
-    if error := next((failure for failure in failures if failure), None):
-        raise error
-    known = [result for key, result in finished.items() if key in wanted]
-    return sorted([*known, *(result for found in everyone for result in found)], key=lambda r: (r.seed, r.number))
+    by_rank, failures = zip(*context.gather_objects((measured, failure)), strict=True)
+    if first_failure := next((failure for failure in failures if failure), None):
+        raise first_failure
+    recorded = [result for key, result in finished.items() if key in wanted]
+    return sorted([*recorded, *chain.from_iterable(by_rank)], key=lambda result: (result.seed, result.number))
 
 
 class _EpisodeRunner:
@@ -126,7 +142,7 @@ class _EpisodeRunner:
         self._encoded = 0
 
     def results(self, readers: int) -> Iterator[EpisodeResult]:
-        """One result an episode, in their order. readers: threads that read ahead."""
+        """Yield the result of each episode in order. readers: threads that read ahead."""
         scoring, ahead = self._scoring, 2 * readers
         prefetcher = Prefetcher(
             self._shards, size=scoring.size, resize=scoring.resize, labels=scoring.labels, threads=readers
@@ -139,20 +155,21 @@ class _EpisodeRunner:
                     self._expect(coming)
                 began, encoded = time.monotonic(), self._encoded
                 counts, flags = self._counts(episode, now)
+                background, foreground = counts.tolist()
                 yield EpisodeResult(
                     seed=episode.seed,
                     number=episode.number,
                     class_id=episode.class_id,
                     query=self._shards.keys[episode.query],
                     supports=tuple(self._shards.keys[support] for support in episode.supports),
-                    counts=tuple(tuple(row) for row in counts.tolist()),
+                    counts=((background[0], background[1]), (foreground[0], foreground[1])),
                     flags=flags,
                     encoded=self._encoded - encoded,
                     seconds=time.monotonic() - began,
                 )
 
     def _expect(self, episode: Episode) -> None:
-        """Start to read what the episode needs and the cache does not have."""
+        """Begin to read the images and masks of an episode that are not cached."""
         undescribed = [s for s in episode.supports if (s, episode.class_id) not in self._cache]
         for image in (episode.query, *undescribed):
             self._prefetcher.expect((image, episode.class_id))
@@ -161,7 +178,7 @@ class _EpisodeRunner:
                 self._prefetcher.expect(image)
 
     def _counts(self, episode: Episode, now: int) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Intersections and unions of one episode, int64 [2, 2], and the flags of its prediction."""
+        """Evaluate one episode: intersections and unions, int64 [2, 2], and the flags of its prediction."""
         described = {s: self._encode_support(s, episode.class_id, now) for s in dict.fromkeys(episode.supports)}
         query = self._encode_query(episode.query, now)
         name = f"episode {episode.number} of seed {episode.seed} (query {self._shards.keys[episode.query]})"
@@ -191,9 +208,9 @@ class _EpisodeRunner:
         return features | extras
 
     def _square(self, image: int) -> Tensor:
-        """The image as the method sees it, [1, 3, S, S]; one asked for twice in a row is read once."""
+        """The image as the method sees it, [1, 3, S, S]; read once if it is needed twice in a row."""
         if self._last_read is None or self._last_read[0] != image:
-            square, self._frames[image] = self._prefetcher.take(image)
+            square, self._frames[image] = self._prefetcher.take_image(image)
             self._last_read = image, square.to(self._predictor.device)
         else:
             self._prefetcher.drop(image)
@@ -208,8 +225,8 @@ class _EpisodeRunner:
         return description
 
     def _mask(self, image: int, class_id: int) -> np.ndarray:
-        """The class's mask of an image, uint8 [H, W], whose frame is known."""
-        mask, frame = self._prefetcher.take((image, class_id)), self._frames[image]
+        """The mask of a class in an image whose frame is known, uint8 [H, W]."""
+        mask, frame = self._prefetcher.take_mask(image, class_id), self._frames[image]
         if mask.shape != (frame.height, frame.width):
             raise ShardError(
                 f"the mask of class {class_id} of sample {self._shards.keys[image]} is {mask.shape}, its image "

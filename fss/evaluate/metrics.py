@@ -1,4 +1,4 @@
-"""What a few-shot evaluation measures: intersections and unions as exact integers, and the scores made of them."""
+"""The metrics of a few-shot evaluation: exact intersections and unions, and the scores computed from them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +27,9 @@ class Scores:
 
 
 def counts(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pixels of one episode, int64 [2, 2]: [[background intersection, union], [foreground intersection, union]].
+    """Count pixels of one episode, int64 [2, 2]: [[background intersection, union], [foreground intersection, union]].
 
-    prediction: uint8 [h, w] of 0 and 1. truth: uint8 [h, w] of 0, 1 and 255; a pixel of 255 counts nowhere.
+    prediction: uint8 [h, w] of 0 and 1. truth: uint8 [h, w] of 0, 1 and 255; a pixel of 255 is not counted.
     """
     assert prediction.shape == truth.shape, f"{prediction.shape} against {truth.shape}"
     background, foreground = truth == 0, truth == 1
@@ -42,12 +42,12 @@ def counts(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def ignored_as_background(truth: np.ndarray) -> np.ndarray:
-    """The truth of a protocol that scores ignored pixels as background: 255 becomes 0."""
+    """Set 255 to 0 in a truth uint8 [h, w], for protocols that score ignored pixels as background."""
     return np.where(truth == IGNORE_LABEL, np.uint8(0), truth)
 
 
 def total(rows: Iterable[tuple[int, ArrayLike]], classes: Sequence[int]) -> dict[int, np.ndarray]:
-    """Class id -> the sum of its counts, int64 [2, 2]; zeros for a class of `classes` that no row is of."""
+    """Sum counts [2, 2] by class: class id -> int64 [2, 2], zeros for a class of `classes` without a row."""
     sums = {class_id: np.zeros((2, 2), np.int64) for class_id in classes}
     for class_id, row in rows:
         sums[class_id] += np.asarray(row, np.int64)
@@ -55,12 +55,12 @@ def total(rows: Iterable[tuple[int, ArrayLike]], classes: Sequence[int]) -> dict
 
 
 def scores(totals: Mapping[int, np.ndarray]) -> Scores:
-    """The scores of summed counts by class. A class that no episode asked for is in the mean, with 0.
+    """Compute the scores of summed counts, class id -> int64 [2, 2]. A class without an episode is in the mean, with 0.
 
-    So do the published programs: HSNet divides by max(union, 1), PFENet by union + 1e-10, which is the same number to
-    ten digits.
+    The reference implementations do the same: HSNet divides by max(union, 1), PFENet by union + 1e-10, which is the
+    same number to ten digits.
     """
-    background, foreground = (ratio(row) for row in sum(totals.values()))
+    background, foreground = (ratio(row) for row in np.sum([*totals.values()], axis=0))
     per_class = {class_id: ratio(table[1]) for class_id, table in totals.items()}
     return Scores(
         miou=math.fsum(per_class.values()) / len(per_class),
@@ -72,6 +72,6 @@ def scores(totals: Mapping[int, np.ndarray]) -> Scores:
 
 
 def ratio(row: np.ndarray) -> float:
-    """Intersection over union of [intersection, union]; 0 where nothing was to be found and nothing was."""
+    """Intersection over union of [intersection, union]; 0 if the union is empty."""
     intersection, union = row.tolist()
     return intersection / max(union, 1)

@@ -1,8 +1,8 @@
-"""Which rank evaluates which episodes, and in which order: so that an image is encoded about once.
+"""Partition of episodes over ranks, and their order: chosen such that an image is encoded about once.
 
-Episodes and images form a graph: an episode needs the images that it shows. Walking along it, finishing with the images
-at hand before taking up others, keeps the features in use few at any moment, and so few at the places where the walk is
-cut into one block a rank.
+Episodes and images form a graph: an episode needs its images. A walk along it that finishes the images in use before
+it takes others has few features in use at any moment, and so also at the places where the walk is cut into one block a
+rank.
 """
 
 import heapq
@@ -16,12 +16,11 @@ ENCODING = 5  # predictions that take as long as one pass of the encoder: about 
 
 
 def partition(episodes: Sequence[Episode], world_size: int) -> list[list[Episode]]:
-    """The episodes of each rank in the order in which to evaluate them: `world_size` blocks of about equal work.
+    """Partition episodes into `world_size` blocks of about equal work, each in the order of evaluation.
 
-    Two walks are tried, one through all episodes and one through class after class, and the one whose largest block is
-    less work is taken. Where images are in few episodes (a large set) blocks share hardly any. Where every image is in
-    many (5000 episodes over 350 images), blocks of one class must share images, and it costs least to have few classes
-    on a rank.
+    Of two walks, one through all episodes and one through class after class, the one with less work in its largest
+    block is taken. If images are in few episodes (a large set), blocks share hardly any. If every image is in many
+    (5000 episodes over 350 images), blocks of one class must share images, and few classes on a rank cost least.
     """
     images = [sorted({episode.query, *episode.supports}) for episode in episodes]
     walks = [walk(images, groups) for groups in ([0] * len(episodes), [episode.class_id for episode in episodes])]
@@ -31,7 +30,7 @@ def partition(episodes: Sequence[Episode], world_size: int) -> list[list[Episode
 
 
 def cut(images: Sequence[Sequence[int]], world_size: int) -> tuple[int, list[int]]:
-    """Cut a walk into `world_size` blocks so that the largest is as little work as can be: its work, and world + 1 ends."""
+    """Cut a walk into `world_size` blocks of the least largest work; returns that work and world_size + 1 ends."""
     least, most = 0, sum(1 + ENCODING * len(needed) for needed in images)
     while least < most:  # the smallest bound under which the blocks are few enough lies between
         bound = (least + most) // 2
@@ -45,24 +44,25 @@ def cut(images: Sequence[Sequence[int]], world_size: int) -> tuple[int, list[int
 
 def _ends(images: Sequence[Sequence[int]], bound: int) -> list[int]:
     """The ends of blocks, each filled with episodes until the next would be work over `bound`."""
-    ends, known, done = [0], set(), 0
+    ends, done = [0], 0
+    encoded: set[int] = set()
     for episode, needed in enumerate(images):
-        more = 1 + ENCODING * sum(image not in known for image in needed)
+        more = 1 + ENCODING * sum(image not in encoded for image in needed)
         if done and done + more > bound:
             ends.append(episode)
-            known, done = set(), 0
+            encoded, done = set(), 0
             more = 1 + ENCODING * len(needed)
-        known.update(needed)
+        encoded.update(needed)
         done += more
     return [*ends, len(images)]
 
 
 def walk(images: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
-    """An order of the episodes, group after group, in which the images in use at any moment are few.
+    """Order the episodes, group after group, such that few images are in use at any moment.
 
-    images: for each episode the distinct images it needs. Next comes the episode that takes up the fewest new images
-    less those that it is the last to need; of equals the one whose images were taken up first. Takes time in proportion
-    to the uses of images, times a logarithm.
+    images: for each episode the distinct images it needs. The next episode is that with the fewest new images minus
+    those that it is the last to need; of equals, the one whose images came into use first. The time is proportional to
+    the uses of images, times a logarithm.
     """
     users = defaultdict(list)  # image -> the episodes that need it
     for episode, needed in enumerate(images):

@@ -1,8 +1,8 @@
-"""Reading ahead of the network: threads read and decode what the next episodes need while the network computes."""
+"""Reading ahead: threads read and decode the images and masks of the next episodes while the network computes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -18,10 +18,9 @@ Sample = tuple[Tensor, Frame] | np.ndarray
 
 
 class Prefetcher:
-    """Fitted images and class masks by `Key`, read by `threads` threads as soon as they are expected.
+    """Reads fitted images and class masks in `threads` threads as soon as they are expected.
 
-    An image is (float32 [1, 3, S, S], its frame), a mask uint8 [H, W] of 0, 1 and 255. OpenCV decodes without Python's
-    lock, so threads are enough.
+    OpenCV decodes without Python's global lock, so threads are enough.
     """
 
     def __init__(self, shards: ShardSet, *, size: int, resize: Resize, labels: Labels, threads: int) -> None:
@@ -44,13 +43,26 @@ class Prefetcher:
         if self._pool and key not in self._coming:
             self._coming[key] = self._pool.submit(self._read, key)
 
-    def take(self, key: Key) -> Sample:
-        """`key` now. Raises ShardError, naming the sample, where it cannot be read."""
+    def take_image(self, index: int) -> tuple[Tensor, Frame]:
+        """The fitted image of a sample, float32 [1, 3, S, S], and its frame.
+
+        Raises ShardError, naming the sample, if it cannot be read.
+        """
+        return self._take(index)
+
+    def take_mask(self, index: int, class_id: int) -> np.ndarray:
+        """The mask of a class in a sample, uint8 [H, W] of 0, 1 and 255.
+
+        Raises ShardError, naming the sample, if it cannot be read.
+        """
+        return self._take((index, class_id))
+
+    def _take(self, key: Key) -> Any:
         coming = self._coming.pop(key, None)
         return coming.result() if coming else self._read(key)
 
     def drop(self, key: Key) -> None:
-        """Keep `key` no longer if it was expected: who took it before still has it."""
+        """Forget `key` if it was expected: the caller still has it from an earlier take."""
         if coming := self._coming.pop(key, None):
             coming.cancel()
 

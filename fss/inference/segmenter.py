@@ -181,6 +181,8 @@ def load(
         raise UserError(
             f"{method} needs training but no weights are given: fss.load(FILE), of a run of launch/meta_train.py"
         )
+    if not issubclass(kind, EpisodeMethod):
+        raise ConfigError(f"method is {method!r}, which does not segment by supports: give a method that does")
     names = [field.name for field in fields(kind.Config)]
     if unknown := sorted(options.keys() - names):
         raise ConfigError(f"{unknown[0]} is no option of {method}: it has {', '.join(names)}")
@@ -246,7 +248,8 @@ def segment_files(job: PredictJob, out: Path) -> Path:
     }
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "labels.txt", "".join(f"{label} {name}\n" for label, name in enumerate(supports, 1)).encode())
-    query_overlays, errors = [], []
+    query_overlays: list[tuple[str, np.ndarray]] = []
+    errors: list[str] = []
     for path in track(queries, "segmenting", disable=not sys.stdout.isatty()):
         try:
             prediction = segmenter.segment(path, supports)

@@ -172,7 +172,9 @@ def _example(folder: Path, photograph: str | None, drawing: dict | None, mask: s
     return Example(photograph, path, drawn=True)
 
 
-def _add(folder: Path, examples: list[Example], photograph: str | None, drawing: dict | None, mask: str | None):
+def _add(
+    folder: Path, examples: list[Example], photograph: str | None, drawing: dict | None, mask: str | None
+) -> tuple:
     """Append the example on the page to the others, and clear its fields."""
     example = _example(folder, photograph, drawing, mask)
     if example is None:
@@ -189,7 +191,7 @@ def _segment(
     drawing: dict | None,
     mask: str | None,
     query: str | None,
-):
+) -> tuple:
     """Segment the query: its overlay, a summary, the mask as a file, and the examples that were used."""
     if (example := _example(folder, photograph, drawing, mask)) is not None:
         examples = [*examples, example]

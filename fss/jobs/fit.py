@@ -1,17 +1,21 @@
-"""From a configuration to a finished run: sets the ranks up, checks them, trains, measures, exports, reports."""
+"""The training job: sets the ranks up, checks them, trains, measures, exports and reports."""
 
 from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from fss.data.dataset import DataConfig
 from fss.data.loader import BadSamples, load
 from fss.distributed.context import DistributedContext
+from fss.distributed.runtime import RunConfig
 from fss.distributed.signals import interrupted
 from fss.distributed.startup import check_ranks
 from fss.errors import ConfigError
+from fss.jobs.job import config_dict, run_folder
 from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.exports import read_header, save_export
@@ -19,34 +23,52 @@ from fss.provenance import code_version, digest
 from fss.report.example_figures import draw_examples
 from fss.report.training_page import report
 from fss.tracking.identity import identity_of
-from fss.tracking.log import Log
-from fss.tracking.run_dir import RunDir
-from fss.tracking.tracker import RunInfo
-from fss.train.checkpoint import Checkpoints, State
+from fss.tracking.log import Log, LogConfig
+from fss.tracking.run_dir import RunDir, Status
+from fss.tracking.tracker import Row, RunInfo
+from fss.train.checkpoint import CheckpointConfig, Checkpoints, State
 from fss.train.loop import Trainer
-from fss.train.optim import Schedule, build_optimizer
+from fss.train.optim import OptimConfig, Schedule, build_optimizer
 from fss.train.tasks import TASKS
 
-MEASUREMENTS = 20  # over a run, where the configuration does not say how often
-PER_CLASS = "val/iou/"  # begins the names of what is measured of one class
+MEASUREMENTS = 20  # of a run, if the configuration does not set their interval
+PER_CLASS = "val/iou/"  # prefix of the keys of measurements of one class
 
 
-def fit(job, config_yaml: str) -> int:
-    """Train the method of `job` (a job of fss.config); returns the exit code, 0 or `interrupted()`.
+class TrainingJob(Protocol):
+    """What `fit` needs of a job of fss.config; its task needs more."""
 
-    Raises UserError or ShardError for what a user can mend; whatever was saved before stays.
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def method(self) -> Any: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def log(self) -> LogConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+
+
+def fit(job: TrainingJob, config_yaml: str) -> int:
+    """Train the method of `job`; returns the exit code, 0 or `interrupted()`.
+
+    config_yaml: the job as YAML, to be kept in the run directory.
+    Raises UserError or ShardError if an option, a file or the data do not fit; checkpoints and logs remain.
     """
     with (
         DistributedContext.from_config(job.run, accumulate=job.optim.accumulate) as context,
-        closing(RunDir(Path(job.run.dir))) as run,
+        closing(RunDir(run_folder(job.run))) as run,
     ):
-        return _Fit(job, config_yaml, context, run).execute()
+        return _TrainingRun(job, config_yaml, context, run).execute()
 
 
-class _Fit:
-    """The parts of one training run, put together."""
+class _TrainingRun:
+    """One training run: its parts, built in order, and its course."""
 
-    def __init__(self, job, config_yaml: str, context: DistributedContext, run: RunDir) -> None:
+    def __init__(self, job: TrainingJob, config_yaml: str, context: DistributedContext, run: RunDir) -> None:
         self.name = job.method.name
         self.job = job
         self.context = context
@@ -56,22 +78,23 @@ class _Fit:
         self.task = TASKS[type(self.method.batch_spec)](job, self.method, context)
         self.shards = self.task.shards
         manifest = digest(self.shards.manifest.content())
-        identity = identity_of(asdict(job), manifest) | self.task.identity()
-        self.ranks = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
+        self.config = config_dict(job)
+        identity = identity_of(self.config, manifest) | self.task.identity()
+        self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"))
         self.environment = context.on_main(lambda: run.record_environment(context.world_size, context.device))
         self.schedule = Schedule(config=job.optim, images=self.task.samples, batch=job.data.batch)
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, job.checkpoint, context)
         fresh = not context.on_main(self.checkpoints.steps)
-        self.notes = self.method.init_from(Path(job.run.init_from)) if job.run.init_from and fresh else []
+        self.init_messages = self.method.init_from(Path(job.run.init_from)) if job.run.init_from and fresh else []
         self.method.trainable.to(context.device)
         self.method.non_trainable.to(context.device)
         if job.run.compile:
             if type(self.method).compile is Method.compile:
                 raise ConfigError(f"run.compile is true but {self.name} has nothing to compile: leave run.compile out")
             self.method.compile()
-        torch.manual_seed(job.run.seed + 1 + context.rank)  # but draws of its own
+        torch.manual_seed(job.run.seed + 1 + context.rank)  # and random draws of its own
         self.optimizer = build_optimizer(self.method, job.optim)
         self.state = State(name=self.name, method=self.method, optimizer=self.optimizer)
         self.best = self.run_dir.folder / "best.safetensors"
@@ -80,7 +103,7 @@ class _Fit:
         """Train to the end, or to the step at which a signal asked to stop; then the export and the report."""
         about = RunInfo(
             kind=self.task.kind,
-            config=asdict(self.job),
+            config=self.config,
             environment=self.environment,
             levels=self.method.chance_levels(),
         )
@@ -92,19 +115,19 @@ class _Fit:
             total=self.schedule.steps,
             unit=self.task.unit,
         )
-        ending = "failed"
+        ending: Status = "failed"
         try:
             done = self._train(log)
             ending = "finished" if done == self.schedule.steps else "interrupted"
             if ending == "finished":
                 self._deliver(log)
             else:
-                log.say(f"saved at step {done} as asked: type the same command to go on from there")
+                log.say(f"saved at step {done} as asked: run the same command again to continue")
         finally:
-            with suppress(OSError):  # of a disk that filled the first error tells more
+            with suppress(OSError):  # on a full disk, the first error says more
                 if self.context.is_main:
                     self.run_dir.set_status(ending)
-                self.context.on_abort(lambda: None)  # what became of the run is decided; viewers may take long
+                self.context.on_abort(lambda: None)  # the status is written; trackers may take long
                 self.context.report_progress("ending the log")
                 log.close(failed=ending == "failed")
         self.context.barrier()  # the first rank to exit with a code has the launcher stop the others
@@ -126,11 +149,11 @@ class _Fit:
             save_every=job.checkpoint.every,
             check_every=job.run.check_every,
         )
-        start, notes = self.checkpoints.resume(self.state)
+        start, resume_messages = self.checkpoints.resume(self.state)
         context.on_main(lambda: self._rewind(start))
         context.on_main(lambda: self.run_dir.set_status("running"))
-        for text in (*self.ranks, *self._opening(start), *self.notes, *notes):
-            log.say(text)
+        for message in (*self.rank_messages, *self._opening(start), *self.init_messages, *resume_messages):
+            log.say(message)
         measured = context.on_main(lambda: {row["step"] for row in self.run_dir.rows() if "loss" not in row})
         if self._due(start) and start not in measured:  # a signal does not wait for it, but it must not be lost
             self._measure(log, start)
@@ -150,68 +173,72 @@ class _Fit:
         return trainer.run(iter(loader), start, lambda done: self._measure(log, done) if self._due(done) else None)
 
     def _due(self, done: int) -> bool:
-        """Is it time to measure after `done` steps?"""
+        """True if a measurement is due after `done` steps."""
         every, steps = self.task.measure_every, self.schedule.steps
         if every is None:
             every = max(1, steps // MEASUREMENTS)
         return done in (0, steps) or (every > 0 and done % every == 0)
 
     def _rewind(self, start: int) -> None:
-        """Forget what came after the checkpoint, or of a start that left none: measurements are made again."""
+        """Drop what was logged after the checkpoint, or everything if there is none; measurements are repeated."""
         self.run_dir.rewind(start or -1)
         if not start:
             self.best.unlink(missing_ok=True)
 
     def _opening(self, start: int) -> list[str]:
+        """Sentences on the run, before its first step."""
         s, job, context = self.schedule, self.job, self.context
         return [
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
-            f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on {context.world_size} x {context.device.type}, "
-            f"{job.run.precision}; run directory {self.run_dir.folder}",
+            f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on "
+            f"{context.world_size} x {context.device.type}, {job.run.precision}; run directory {self.run_dir.folder}",
             *self.task.startup_messages(),
             f"resumed at step {start}" if start else "a new run",
             *self.method.startup_messages(len(self.shards), job.data.batch),
         ]
 
     def _measure(self, log: Log, done: int) -> None:
-        """Measure, log it, draw it, and keep the weights if they are the best so far."""
+        """Measure, log the values and pictures, and save the weights if they are the best so far."""
         row = self.task.measure()
         if not row:
             return
-        score = row.get(self.task.best_metric) if self.task.best_metric else None
+        best_metric = self.task.best_metric
+        score = row.get(best_metric) if best_metric else None
 
-        def keep() -> None:
-            # The best score is read off the file itself, so that the two cannot disagree after a kill. Of equals the
-            # later is kept.
+        def save() -> None:
+            # The best score is that in the file, so that both are consistent after a kill. Of equal scores, the later
+            # one stays.
             if score is not None and (not self.best.exists() or score >= (read_header(self.best).score or 0)):
-                self._export(self.best, done, score=score, scored_by=self.task.best_metric)
+                self._export(self.best, done, score=score, scored_by=best_metric)
             if examples := self.task.examples():
                 picture = self.run_dir.folder / "validation" / f"step_{done:08d}.png"
                 log.table(done, "validation/examples", draw_examples(examples, picture))
                 log.picture(done, "validation/picture", picture)
             if classes := {name: iou for name, iou in row.items() if name.startswith(PER_CLASS)}:
-                table = [{"class": name.removeprefix(PER_CLASS), "IoU": iou} for name, iou in classes.items()]
+                table: list[Row] = [
+                    {"class": name.removeprefix(PER_CLASS), "IoU": iou} for name, iou in classes.items()
+                ]
                 log.table(done, "validation/classes", table)
 
-        self.context.on_main(keep)
+        self.context.on_main(save)
         log.row({"step": done, **row})  # last: a measurement without its row is made again
 
-    def _export(self, path: Path, done: int, **known: object) -> None:
-        """Write the weights as they stand, and all that is known of them."""
+    def _export(self, path: Path, done: int, **fields: Any) -> None:
+        """Write the weights after `done` steps, with a header on their training; `fields`: more fields of it."""
         tensors, header = self.method.export()
-        known |= {
+        fields |= {
             "data": self.shards.manifest.name,
             "images": len(self.shards),
             "steps": done,
             "epochs": self.schedule.epoch(done),
             "code": code_version(),
-            "job": asdict(self.job),
+            "job": self.config,
             **self.task.export_metadata(done * self.schedule.batch, self.run_dir.rows()),
         }
-        save_export(path, tensors, replace(header, **known))
+        save_export(path, tensors, replace(header, **fields))
 
     def _deliver(self, log: Log) -> None:
-        """The weights that other jobs start from, and the page to look at; rank 0's work."""
+        """Export the last weights and write the report, on rank 0."""
         last = self.run_dir.folder / f"{self.name}.safetensors"
 
         def deliver() -> Path:
@@ -225,8 +252,8 @@ class _Fit:
         log.export(self.schedule.steps, last)
         log.say(f"weights: {last}")
         if self.context.is_main and self.best.exists():
-            known = read_header(self.best)
-            score = f"{known.scored_by} {known.score:.4g} at step {known.steps}"
+            header = read_header(self.best)
+            score = f"{header.scored_by} {header.score:.4g} at step {header.steps}"
             log.export(self.schedule.steps, self.best)
             log.say(f"best weights: {self.best}, {score}")
         log.say(f"report: {page}")

@@ -1,9 +1,10 @@
-"""How good the masks are that GF-SAM chooses from (section A.5.2): what a better choice could gain, how points err."""
+"""The quality of the masks that GF-SAM merges (section A.5.2): the best possible choice, and the errors of points."""
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fss.evaluate.measure import predictor_for
 from fss.evaluate.predictor import EpisodePredictor
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.scoring import Scoring
-from fss.jobs.study import StudyJob, map_episodes, study
+from fss.jobs.study import StudyJob, map_episodes, open_study
 from fss.methods.base import Features, Prediction
 from fss.methods.gfsam import GFSAM
 from fss.nn.alignment import Alignment, prompts
@@ -25,7 +26,7 @@ from fss.report.tables import Table, markdown_table
 from shards.format import write_whole
 from shards.read import ShardSet
 
-WORDS = {
+MEASURES = {
     "prediction_iou": "IoU of the prediction",
     "best_iou": "IoU of the best single mask",
     "all_iou": "IoU of all masks together",
@@ -34,34 +35,36 @@ WORDS = {
     "error_iou": "IoU of the masks of points on the object with those of points off it (Fig. 7)",
     "error_rate": "share of points off the object under the masks of points on it (Fig. 8)",
 }
-"""What is measured of every episode, as a fraction; 'error_points', the number of Fig. 9, stands beside them."""
-Row = dict[str, float]
+"""Key -> description of the fractions that are measured of every episode. A row also has 'error_points', the number of
+Fig. 9."""
+Row = dict[str, Any]
 
 
 def analyse(job: StudyJob) -> int:
-    """Analyse the masks of the episodes that an evaluation of the job would have, and write it down; returns 0.
+    """Analyse the masks on the episodes of an evaluation of the job, and write the result into `job.out`; returns 0.
 
-    Raises UserError or ShardError for what a user can mend.
+    Raises UserError or ShardError if an option, a file or the data do not fit.
     """
     if job.method.name != "gfsam":
-        raise ConfigError(f"method is {job.method.name}, which chooses from no masks: give gfsam")
-    with study(job) as at:
+        raise ConfigError(f"method is {job.method.name}, which merges no masks: give gfsam")
+    with open_study(job) as study:
+        assert isinstance(study.method, GFSAM)
         rows = mask_rows(
-            at.method,
-            at.shards,
-            at.plan.episodes,
-            at.plan.scoring,
-            at.context,
+            study.method,
+            study.shards,
+            study.plan.episodes,
+            study.plan.scoring,
+            study.context,
             cache=job.eval.cache_gib,
             readers=job.data.workers,
         )
-        facts = {**at.facts(), "caveats": at.method.caveats(0)}
-        at.tell(table(rows), lambda: write(Path(job.out), rows, facts))
+        facts = {**study.statement(), "caveats": study.method.caveats(0)}
+        study.publish(table(rows), lambda: write(Path(job.out), rows, facts))
     return 0
 
 
 class _CandidateRecorder(EpisodePredictor):
-    """Keeps points and masks of the current episode, among which GF-SAM chooses."""
+    """Stores the points and the candidate masks of the current episode."""
 
     method: GFSAM
     alignment: Alignment
@@ -82,27 +85,31 @@ def mask_rows(
     cache: float = 4,
     readers: int = 2,
 ) -> list[Row]:
-    """What WORDS says of every episode, in their order, on every rank. Collective.
+    """Measure MEASURES of every episode; every rank gets all rows in the order of the episodes. Collective.
 
-    The prediction's IoU is scored as `how` says; the others in the square that the method sees, where pixels of
-    unknown class count nowhere.
+    The IoU of the prediction is scored by `scoring`, everything else in the square that the method sees, without pixels
+    of unknown class.
     """
     recorder = predictor_for(method, scoring, context, _CandidateRecorder)
 
     def row(result: EpisodeResult) -> Row:
         mask = class_mask(shards.read(shards.find(result.query)), result.class_id, scoring.labels)  # [H, W]
-        truth = Frame.fit(*mask.shape, scoring.size, scoring.resize).mask(mask)  # [S, S]
-        found = recorder.alignment
-        pixels = prompts(found.points, found.grid, scoring.size, method.config)
-        about = {"class": result.class_id, "query": result.query, "points": len(pixels)}
+        height, width = mask.shape
+        truth = Frame.fit(height, width, scoring.size, scoring.resize).mask(mask)  # [S, S]
+        alignment = recorder.alignment
+        pixels = prompts(alignment.points, alignment.grid, scoring.size, method.config)
+        row = {"class": result.class_id, "query": result.query, "points": len(pixels)}
         quality = of_masks(recorder.logits, pixels, torch.from_numpy(truth).to(recorder.logits.device))
-        return about | {"prediction_iou": result.iou} | quality
+        return row | {"prediction_iou": result.iou} | quality
 
     return map_episodes(row, recorder, shards, episodes, scoring, context, cache=cache, readers=readers)
 
 
 def of_masks(logits: Tensor, pixels: Tensor, truth: Tensor) -> Row:
-    """What masks, logits [N, s, s], of prompts at `pixels` [N, 2] (x, y) are worth for a truth uint8 [S, S]."""
+    """Measure masks against a truth uint8 [S, S] of 0, 1 and 255.
+
+    logits: [N, s, s], the masks of the prompts at `pixels` [N, 2] (x, y).
+    """
     size, known, inside = len(truth), truth != 255, truth == 1
     area = int(inside.sum())
 
@@ -134,14 +141,14 @@ def of_masks(logits: Tensor, pixels: Tensor, truth: Tensor) -> Row:
 def table(rows: Sequence[Row]) -> Table:
     """Means and medians over the episodes."""
     lines = []
-    for name, words in WORDS.items():
+    for name, words in MEASURES.items():
         values = [100 * row[name] for row in rows]
         lines.append((words, f"{statistics.fmean(values):.1f}", f"{statistics.median(values):.1f}"))
-    note = f"Per cent, over {len(rows):,} episodes, each of which counts alike."
-    return Table(title="Masks that GF-SAM chooses from", header=("", "mean", "median"), rows=lines, note=note)
+    note = f"Per cent, over {len(rows):,} episodes of equal weight."
+    return Table(title="Masks that GF-SAM merges", header=("", "mean", "median"), rows=lines, note=note)
 
 
-def write(folder: Path, rows: Sequence[Row], facts: dict) -> Path:
+def write(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> Path:
     """Write masks.json (every episode, and `facts`) and masks.md into `folder`; returns the path of the table."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "masks.json", json.dumps({**facts, "rows": list(rows)}, indent=1).encode())

@@ -1,4 +1,4 @@
-"""What every study does: opens what an evaluation of the job would have, looks at each episode, tells what it found."""
+"""The frame of a study: it opens the episodes of an evaluation, measures each, and publishes a table."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,28 +29,29 @@ Row = TypeVar("Row")
 
 
 class StudyJob(EvaluationJob, Protocol):
-    """What a study needs of a job: that of an evaluation, and a folder."""
+    """What a study needs of a job: that of an evaluation, and a folder for the result."""
 
-    out: str
+    @property
+    def out(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A method on the world's device, and the episodes that it is looked at on."""
+    """A method on the device of its rank, and the episodes of the study."""
 
     context: DistributedContext
     shards: ShardSet
     method: EpisodeMethod
     header: ExportHeader
-    """What the method's weights say of their training."""
+    """Of the method's weights; empty if it needs no training."""
     plan: EvaluationPlan
 
-    def facts(self) -> dict[str, str]:
-        """How the episodes were made."""
+    def statement(self) -> dict[str, str]:
+        """The protocol of the episodes, label -> words."""
         return self.plan.statement(self.shards.manifest, self.header)
 
-    def tell(self, table: Table, write: Callable[[], Path]) -> None:
-        """Write what was found, and show it on the console: rank 0's work. Collective."""
+    def publish(self, table: Table, write: Callable[[], Path]) -> None:
+        """Call `write` and show the table on the console, on rank 0. Collective."""
         path = self.context.on_main(write)
         if self.context.is_main:
             console = Console()
@@ -59,19 +60,22 @@ class Study:
 
 
 @contextmanager
-def study(job: StudyJob) -> Iterator[Study]:
-    """Join the ranks and open what the job names. Raises UserError or ShardError for what a user can mend."""
+def open_study(job: StudyJob) -> Iterator[Study]:
+    """Join the ranks and open shards, method and episodes.
+
+    Raises UserError or ShardError if an option, a file or the data do not fit.
+    """
     with DistributedContext.from_config(job.run, threads=1) as context:
         shards = open_shard_set(job.data, context.on_main)
         method, header, _ = load_for_evaluation(job)
         require_valid_size(method.config, job.eval.size)
-        what = plan_evaluation(job.episodes, job.eval, header, shards.manifest, method.config.size)
-        if what.split == "novel":
-            check_novel_unseen(method.seen_classes(), what.fold, shards.manifest.classes)
-        context.check_same("the episodes", digest([asdict(episode) for episode in what.episodes]))
+        plan = plan_evaluation(job.episodes, job.eval, header, shards.manifest, method.config.size)
+        if plan.split == "novel":
+            check_novel_unseen(method.seen_classes(), plan.fold, shards.manifest.classes)
+        context.check_same("the episodes", digest([asdict(episode) for episode in plan.episodes]))
         for part in (method.trainable, method.non_trainable):
             part.to(context.device)
-        yield Study(context=context, shards=shards, method=method, header=header, plan=what)
+        yield Study(context=context, shards=shards, method=method, header=header, plan=plan)
 
 
 def map_episodes(
@@ -85,12 +89,15 @@ def map_episodes(
     cache: float = 4,
     readers: int = 2,
 ) -> list[Row]:
-    """`row` of every episode, called right after `predictor` predicted it; in order, on every rank. Collective."""
+    """Compute a row of every episode; every rank gets all rows in the order of the episodes. Collective.
+
+    row: called right after `predictor` predicted the episode, on the rank that did.
+    """
     rows: dict[tuple[int, int], Row] = {}
 
     def on_result(result: EpisodeResult, left: int) -> None:
         rows[result.seed, result.number] = row(result)
 
     measure(predictor, shards, episodes, scoring, context, cache=cache, readers=readers, on_result=on_result)
-    everyone = [entry for entries in context.gather_objects(list(rows.items())) for entry in entries]
-    return [found for _, found in sorted(everyone, key=lambda entry: entry[0])]
+    gathered = [entry for entries in context.gather_objects(list(rows.items())) for entry in entries]
+    return [row for _, row in sorted(gathered, key=lambda entry: entry[0])]

@@ -29,6 +29,8 @@ from fss.errors import RunError
 from fss.provenance import environment
 from shards.format import write_whole
 
+Status = Literal["running", "interrupted", "finished", "failed"]
+
 
 class RunDir:
     """A run directory, opened by rank 0 only."""
@@ -95,7 +97,7 @@ class RunDir:
             file.write(json.dumps(facts) + "\n")
         return facts
 
-    def set_status(self, status: Literal["running", "interrupted", "finished", "failed"]) -> None:
+    def set_status(self, status: Status) -> None:
         """Write status.json."""
         write_whole(self.folder / "status.json", json.dumps({"status": status}).encode())
 

@@ -122,7 +122,7 @@ def episode_fields(folder: Path) -> dict:
 
 
 def results_fields(folder: Path) -> dict:
-    return read(FILES / "evaluation").found
+    return read(FILES / "evaluation").results
 
 
 def report_fields(folder: Path) -> dict:

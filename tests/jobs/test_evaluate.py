@@ -14,9 +14,9 @@ from fss.data.episode_lists import read_list
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.signals import INTERRUPTED
 from fss.errors import ConfigError, RunError
+from fss.evaluate import loading
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.plan import EvalConfig, FoldConfig
-from fss.evaluate import loading
 from fss.jobs import evaluate as evaluate_job
 from fss.jobs.evaluate import evaluate
 from fss.methods import METHODS
@@ -168,7 +168,7 @@ def test_asked_to_stop_it_goes_on_where_it_stopped(packed, tmp_path, monkeypatch
 
 def test_a_method_that_learns_needs_weights(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(Colour, "requires_training", True)
-    with pytest.raises(ConfigError, match="colour learns but weights names no file: train it"):
+    with pytest.raises(ConfigError, match="colour needs training but weights names no file: train it"):
         evaluate(job(packed, tmp_path), "")
 
 

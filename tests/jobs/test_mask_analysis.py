@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from fss.data.episodes import Policy, evaluation_episodes
 from fss.evaluate.scoring import Scoring
-from fss.jobs.mask_analysis import WORDS, mask_rows, of_masks, table
+from fss.jobs.mask_analysis import MEASURES, mask_rows, of_masks, table
 from launch.mask_analysis import main
 from shards.read import ShardSet
 from tests.support.contexts import joined
@@ -85,7 +85,7 @@ def test_two_ranks_find_what_one_does(packed):
     assert {row["class"] for row in alone} == {2, 3}
     for rank in on_ranks(2, analysed, packed):
         assert rank == alone
-    assert len(table(alone).rows) == len(WORDS)
+    assert len(table(alone).rows) == len(MEASURES)
 
 
 def test_the_command(packed, tmp_path, capsys):
@@ -94,7 +94,7 @@ def test_the_command(packed, tmp_path, capsys):
     words += ["--run.device", "cpu", "--out", str(tmp_path / "masks")]
     with mock.patch.multiple("fss.methods.gfsam", **STAND_INS):
         assert main(words) == 0
-    assert "Masks that GF-SAM chooses from" in capsys.readouterr().out
+    assert "Masks that GF-SAM merges" in capsys.readouterr().out
     found = json.loads((tmp_path / "masks" / "masks.json").read_text())
     assert len(found["rows"]) == 4 and found["shots"] == "1"
     assert (tmp_path / "masks" / "masks.md").read_text().count("IoU of the best single mask") == 1

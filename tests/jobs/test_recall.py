@@ -1,4 +1,4 @@
-"""Recall of region maps against loops over pixels, on any number of ranks; what is said where there is no recall."""
+"""Recall of region maps against loops over pixels, on any number of ranks; and refusals."""
 
 import json
 from dataclasses import replace
@@ -142,13 +142,13 @@ def test_objects_too_small_for_the_input_are_left_out_and_counted(packed, contex
     recall = measure_recall(Tiny(), shards, corner, Scoring(size=9), context)  # the first pixel shows (3, 3) of 48 x 64
     assert (recall.episodes, recall.lost) == (1, 1)
     assert recall.of_episodes["near"] == (1.0,) * 9 and recall.of_episodes["1 - near"] == (0.0,) * 9
-    with pytest.raises(ConfigError, match="no object of the 1 episodes has a pixel left at 9 pixels"):
+    with pytest.raises(ConfigError, match="no object of the 1 episodes has a pixel at 9 pixels"):
         measure_recall(Tiny(), shards, corner[:1], Scoring(size=9), context)
 
 
 def test_a_method_without_maps_is_refused_in_a_sentence(packed, context):
     shards = ShardSet(packed)
-    with pytest.raises(ConfigError, match=r"Colour shows no maps as it is configured.*qgnet"):
+    with pytest.raises(ConfigError, match=r"Colour has no maps as it is configured.*qgnet"):
         measure_recall(Colour(), shards, drawn(shards), SCORING, context)
 
 

@@ -61,7 +61,7 @@ def test_a_signal_ends_all_ranks_after_their_episode(tmp_path, labelled, whole):
     started.send(signal.SIGUSR1, to_ranks=True)
     code, output = started.wait()
     assert code != 0
-    assert "episodes are recorded: type the same command to go on" in output
+    assert "episodes are recorded: run the same command again to continue" in output
     assert json.loads((folder / "status.json").read_text()) == {"status": "interrupted"}
     run(2, *job(labelled, folder), launcher=LAUNCHER)
     assert scores(folder) == scores(whole)
@@ -83,7 +83,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, labelled, capsys):
     assert "min_area = 20000" in refused(capsys, *words, "--eval.min_area", "20000")
     assert "eval.size is 100: give a multiple of 8 plus 1" in refused(capsys, *words, "--eval.size", "100")
     assert "cannot be read" in refused(capsys, *words, "--weights", str(tmp_path / "none.safetensors"))
-    assert "qgnet learns" in refused(capsys, *job(labelled, tmp_path, QGNET))
+    assert "qgnet needs training" in refused(capsys, *job(labelled, tmp_path, QGNET))
     assert "run.world_size promises 2 ranks but 1 started" in refused(capsys, *words, "--run.world_size", "2")
     assert not list(tmp_path.iterdir())
 

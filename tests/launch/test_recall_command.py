@@ -56,11 +56,11 @@ def test_the_table_is_printed_and_written(tmp_path, packed, weights, capsys, mon
     record = json.loads((out / "recall.json").read_text())
     assert record["recall"]["episodes"] == 4 and record["weights"] == str(weights)
     assert set(record["recall"]["of_episodes"]) == {"guided region map", "1 - guided region map"}
-    assert "random weights" in record["caution 1"] and "fold" in record
+    assert "random weights" in record["caveat 1"] and "fold" in record
 
 
 def test_a_method_without_maps_is_one_sentence(tmp_path, packed, capsys):
     words = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "65"]
     assert main([*words, "--out", str(tmp_path / "out"), *episodes(packed)]) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert line.startswith("error: Prototype shows no maps as it is configured") and not (tmp_path / "out").exists()
+    assert line.startswith("error: Prototype has no maps as it is configured") and not (tmp_path / "out").exists()
