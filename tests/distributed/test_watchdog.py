@@ -22,7 +22,7 @@ NODE = os.uname().nodename
 
 
 class Job:
-    """Ranks as objects of one process, their watchdogs, and a clock."""
+    """Several ranks as objects of one process, their watchdogs, and a clock."""
 
     def __init__(self, world_size: int) -> None:
         store = MemoryStore()

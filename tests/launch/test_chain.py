@@ -49,11 +49,11 @@ def test_a_base_learner_bam_and_the_prototype_end_in_one_table(capsys, tmp_path)
     done(train_base.main, *recipes[0], *TRAIN, *data, *fold, "--run.dir", str(base), "--validate.fraction", "0")
     learn = [*recipes[1], *TRAIN, *data, *fold, "--run.dir", str(bam), "--episodes.min_area", "50", "--method.dim", "8"]
     learn += ["--method.base_weights", str(base / "base.safetensors")]
-    said = refusal(meta_train.main, capsys, *learn, "--episodes.fold", "0")
-    assert "also red (1) and not green (2)" in said
+    message = refusal(meta_train.main, capsys, *learn, "--episodes.fold", "0")
+    assert "also red (1) and not green (2)" in message
     done(meta_train.main, *learn)
-    told = header(bam / "bam.safetensors")
-    assert json.loads(json.loads(told["base"])["classes"]) == {"1": "red", "3": "blue", "4": "yellow"}
+    found_header = header(bam / "bam.safetensors")
+    assert json.loads(json.loads(found_header["base"])["classes"]) == {"1": "red", "3": "blue", "4": "yellow"}
 
     (base / "base.safetensors").unlink()  # BAM's export holds the base learner
     place = [*PLACE, "--data.workers", "0", *data, "--eval.episodes", "2", "--eval.min_area", "50"]

@@ -175,8 +175,12 @@ def test_runs_are_filed_by_experiment_job_fold_and_seed(run_of):
     assert [one["name"] for one in filed.values()] == names
     assert {"qgnet", "interleaved", "1-shot"} <= set(filed["meta"]["tags"])
     for job, folder in folders.items():
-        told = config(offline(folder))
-        assert told["job"] == job and told["environment"]["packages"]["torch"] and told["run"]["device"] == "cpu"
+        sent_config = config(offline(folder))
+        assert (
+            sent_config["job"] == job
+            and sent_config["environment"]["packages"]["torch"]
+            and sent_config["run"]["device"] == "cpu"
+        )
 
 
 def test_weights_link_the_runs(run_of):

@@ -73,10 +73,10 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, words, capsys):
         "mask_decoder.iou_token.weight": torch.zeros(1, 256),
     }
     torch.save(tell_tale, file)
-    said = refusal(main, capsys, *words(folder, "--method.sam_weights", str(file)))
-    assert "sam_vit_b.pth holds the weights of SAM vit_b but method.sam is vit_t: set method.sam to vit_b" in said
-    said = refusal(main, capsys, *words(folder, "--method.dino_weights", str(file)))
-    assert "holds no DINOv2" in said
+    message = refusal(main, capsys, *words(folder, "--method.sam_weights", str(file)))
+    assert "sam_vit_b.pth holds the weights of SAM vit_b but method.sam is vit_t: set method.sam to vit_b" in message
+    message = refusal(main, capsys, *words(folder, "--method.dino_weights", str(file)))
+    assert "holds no DINOv2" in message
     assert "give a multiple of 16" in refusal(main, capsys, *words(folder, "--method.size", "100"))
     assert "eval.size is 100: give a multiple of 16" in refusal(main, capsys, *words(folder, "--eval.size", "100"))
     assert not folder.exists()

@@ -103,10 +103,10 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     words = job(coloured, folder, "--validate.every", "2")
     code, out, err = launch(capsys, *words, "--log.wandb", "auto")
     assert code == 0, err
-    assert "novel: red" in out and "base classes blue" in out, "classes are told by name before the first step"
+    assert "novel: red" in out and "base classes blue" in out, "classes are named before the first step"
     trained = [row for row in rows(folder) if "loss" in row]
     assert {"loss/main", "loss/inner", "lr", "epoch"} <= trained[0].keys()
-    assert trained[-1]["epoch"] == 4 * 4 / 8, "red is novel and blue validates: 8 images hold green or yellow"
+    assert trained[-1]["epoch"] == 4 * 4 / 8, "red is novel and blue validates: 8 images show green or yellow"
     validated = {row["step"]: row["val/miou"] for row in rows(folder) if "val/miou" in row}
     assert list(validated) == [0, 2, 4]
 
@@ -211,14 +211,14 @@ def test_a_loss_that_is_not_finite_leaves_its_episodes(capsys, tmp_path, coloure
 
 
 def test_what_does_not_fit_the_data_is_refused(capsys, tmp_path, coloured):
-    def told(*words: str) -> str:
+    def message_of(*words: str) -> str:
         return refused(capsys, *job(coloured, tmp_path / "run", *words))
 
-    assert "episodes.fold is 4" in told("--episodes.fold", "4")
-    assert "20 classes of PASCAL VOC" in told("--episodes.scheme", "pascal")
-    assert "green has 4 of its 4 images" in told("--episodes.shots", "4")
-    assert "green has 0 of its 4 images" in told("--episodes.novel_in_training", "drop"), "red is in all of them"
-    assert "validate.classes is 3" in told("--validate.classes", "3")
+    assert "episodes.fold is 4" in message_of("--episodes.fold", "4")
+    assert "20 classes of PASCAL VOC" in message_of("--episodes.scheme", "pascal")
+    assert "green has 4 of its 4 images" in message_of("--episodes.shots", "4")
+    assert "green has 0 of its 4 images" in message_of("--episodes.novel_in_training", "drop"), "red is in all of them"
+    assert "validate.classes is 3" in message_of("--validate.classes", "3")
     assert not (tmp_path / "run").exists(), "nothing is written before all fits"
 
 
@@ -226,13 +226,13 @@ def test_weights_of_something_else_are_refused(capsys, tmp_path, coloured):
     other = tmp_path / "other.safetensors"
     save_file({}, other, {"method": "msanet"})
 
-    def told(*words: str) -> str:
+    def message_of(*words: str) -> str:
         return refused(capsys, *job(coloured, tmp_path / "run", *words))
 
-    assert "holds msanet, not qgnet" in told("--run.init_from", str(other))
-    assert "other.safetensors" in told("--method.prior_map", "on", "--method.prior_weights", str(other))
-    assert "pretrain" in told("--method.prior_map", "on")
-    assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
+    assert "holds msanet, not qgnet" in message_of("--run.init_from", str(other))
+    assert "other.safetensors" in message_of("--method.prior_map", "on", "--method.prior_weights", str(other))
+    assert "pretrain" in message_of("--method.prior_map", "on")
+    assert "absent.pth" in message_of("--method.backbone_weights", str(tmp_path / "absent.pth"))
 
 
 @pytest.mark.usefixtures("no_pictures")

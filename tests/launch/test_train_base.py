@@ -127,16 +127,16 @@ def test_two_ranks_train_as_one_does(capsys, tmp_path, coloured):
 
 
 def test_what_does_not_fit_is_refused(capsys, tmp_path, coloured):
-    def told(*words: str) -> str:
+    def message_of(*words: str) -> str:
         return refused(capsys, *job(coloured, tmp_path / "run", *words))
 
-    assert "episodes.fold is 4" in told("--episodes.fold", "4")
-    assert "20 classes of PASCAL VOC" in told("--episodes.scheme", "pascal")
-    assert "validate.classes is 3" in told("--validate.classes", "3")
-    assert "lower validate.fraction" in told("--validate.fraction", "0.99")
-    assert "keeps none of the 20 images" in told("--validate.fraction", "1e-9")
-    assert "absent.pth" in told("--method.backbone_weights", str(tmp_path / "absent.pth"))
-    assert "did you mean method.head_lr" in told("--method.had_lr", "3")
-    assert "unknown key episodes.shots" in told("--episodes.shots", "5")
-    assert "at least 2 images" in told("--data.batch", "1")
-    assert "method.name qgnet is not for" in told("--method", "qgnet")
+    assert "episodes.fold is 4" in message_of("--episodes.fold", "4")
+    assert "20 classes of PASCAL VOC" in message_of("--episodes.scheme", "pascal")
+    assert "validate.classes is 3" in message_of("--validate.classes", "3")
+    assert "lower validate.fraction" in message_of("--validate.fraction", "0.99")
+    assert "keeps none of the 20 images" in message_of("--validate.fraction", "1e-9")
+    assert "absent.pth" in message_of("--method.backbone_weights", str(tmp_path / "absent.pth"))
+    assert "did you mean method.head_lr" in message_of("--method.had_lr", "3")
+    assert "unknown key episodes.shots" in message_of("--episodes.shots", "5")
+    assert "at least 2 images" in message_of("--data.batch", "1")
+    assert "method.name qgnet is not for" in message_of("--method", "qgnet")

@@ -1,4 +1,4 @@
-"""MSHNet: training and evaluation agree, shots have no order, and every weight is trained."""
+"""MSHNet: training and evaluation compute the same, shots have no order, and every weight is trained."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""QGNet: training and evaluation agree, and the maps are those of the paper."""
+"""QGNet: training and evaluation compute the same, and the maps are those of the paper."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, told apart from damage, from other methods, and from a disk that is full."""
+"""Checkpoints: whole or not there, damage, other methods and a full disk are recognized."""
 
 import json
 import shutil
@@ -56,9 +56,9 @@ def test_a_save_that_was_cut_short_is_not_a_checkpoint(tmp_path, context):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
     checkpoints.save(make_state(1), 1)
     shutil.copytree(tmp_path / "step_00000001", tmp_path / ".step_00000002.tmp")
-    step, notes = checkpoints.resume(make_state())
+    step, messages = checkpoints.resume(make_state())
     assert step == 1
-    assert "cut short" in notes[0]
+    assert "cut short" in messages[0]
     assert not (tmp_path / ".step_00000002.tmp").exists()
 
 
@@ -76,9 +76,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, context, harm):
     else:
         (folder / "state.json").unlink()
     found = make_state()
-    step, notes = checkpoints.resume(found)
+    step, messages = checkpoints.resume(found)
     assert step == 1 and equal(good, found)
-    assert "step_00000002 is damaged" in notes[0]
+    assert "step_00000002 is damaged" in messages[0]
     assert folder.exists()
 
 

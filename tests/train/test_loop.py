@@ -1,4 +1,4 @@
-"""The loop with real ranks: what a checkpoint must hold, signals, accumulation, losses that are not finite."""
+"""The loop with real ranks: the content of a checkpoint, signals, accumulation, losses that are not finite."""
 
 import json
 import os
