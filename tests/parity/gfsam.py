@@ -103,7 +103,7 @@ def check_gates(golden: dict, alignment: Alignment, logits: Tensor, outcome: Out
 
 
 def check_mask(golden: dict, outcome: Outcome, logits: Tensor) -> None:
-    """The final mask: exact given their decisions, and with ours different only inside masks that rounding decides on."""
+    """The final mask: exact given their decisions; with ours it differs only inside masks that rounding decides on."""
     assert outcome.fallback == bool(golden["fallback_used"]), f"fallback: {outcome.fallback}"
     theirs = unpack(golden["final_mask_bits"])
     if not outcome.fallback:
