@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, damage, other methods and a full disk are recognized."""
+"""Checkpoints: whole or not there; damage, other methods and a full disk are recognized."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from fss.errors import RunError, WeightsError
 from fss.methods.base import StepContext
 from fss.train.checkpoint import CheckpointConfig, Checkpoints, State
 from fss.train.optim import OptimConfig, build_optimizer
+from shards.format import temporary_name
 from tests.support.toy import Toy, batches
 
 
@@ -31,7 +32,7 @@ def equal(a: State, b: State) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_was_saved_comes_back(tmp_path, context):
+def test_a_saved_state_is_restored(tmp_path, context):
     saved = make_state(3)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
     checkpoints.save(saved, 3)
@@ -52,14 +53,27 @@ def test_only_the_newest_stay(tmp_path, context):
     assert checkpoints.steps() == [2, 30]
 
 
+def test_a_damaged_checkpoint_of_a_later_step_does_not_count_as_one_that_is_kept(tmp_path, context):
+    """Else every save after the resume would delete the good ones, down to none."""
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2), context)
+    for step in (1, 2):
+        checkpoints.save(make_state(), step)
+    damaged = checkpoints.save(make_state(), 30)
+    (damaged / "state.json").unlink()
+    assert checkpoints.resume(make_state())[0] == 2
+    checkpoints.save(make_state(), 3)
+    assert checkpoints.steps() == [2, 3, 30]
+
+
 def test_a_save_that_was_cut_short_is_not_a_checkpoint(tmp_path, context):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), context)
     checkpoints.save(make_state(1), 1)
-    shutil.copytree(tmp_path / "step_00000001", tmp_path / ".step_00000002.tmp")
+    leftover = temporary_name(tmp_path / "step_00000002")
+    shutil.copytree(tmp_path / "step_00000001", leftover)
     step, messages = checkpoints.resume(make_state())
     assert step == 1
     assert "cut short" in messages[0]
-    assert not (tmp_path / ".step_00000002.tmp").exists()
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize("harm", ["half the tensors", "no facts", "one byte"])

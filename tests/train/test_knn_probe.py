@@ -1,4 +1,4 @@
-"""The probe: right on features that separate classes, like guessing on others, equal on any number of ranks."""
+"""The probe: right on features that separate classes, as good as guessing on others, equal on any number of ranks."""
 
 from functools import partial
 from pathlib import Path

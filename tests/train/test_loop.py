@@ -1,4 +1,4 @@
-"""The loop with real ranks: the content of a checkpoint, signals, accumulation, losses that are not finite."""
+"""The loop with real ranks: resuming, signals, accumulation, clipping, losses that are not finite."""
 
 import json
 import os
@@ -35,10 +35,12 @@ def train(
     poison: tuple | None = None,
     accumulate: int = 1,
     overflow: bool = False,
+    optim: dict | None = None,
 ):
     """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step.
 
-    poison: step and rank whose data are not numbers. overflow: whether gradients are too large for float32.
+    poison: step and rank whose data are not numbers. overflow: whether gradients are too large for float32. optim: more
+    options of the optimizer.
     """
     context = joined(accumulate=accumulate)
     run = RunDir(Path(folder))
@@ -48,7 +50,8 @@ def train(
     if overflow:
         method.trainable[0].weight.register_hook(lambda gradient: gradient * 1e38 * 1e38)
     torch.manual_seed(context.rank)
-    config = OptimConfig(steps=steps, lr=0.1, reference_batch_size=12, accumulate=accumulate, schedule="constant")
+    options = {"lr": 0.1, "reference_batch_size": 12, "schedule": "constant"} | (optim or {})
+    config = OptimConfig(steps=steps, accumulate=accumulate, **options)
     schedule = Schedule(config=config, images=24, batch=12)
     optimizer = build_optimizer(method, config)
     state = State(name="toy", method=method, optimizer=optimizer)
@@ -91,28 +94,65 @@ def train(
     return done, {name: t.clone() for name, t in state.tensors().items()}, rows
 
 
-@pytest.mark.parametrize("context", [1, 3])
-def test_stopping_by_signal_and_going_on_changes_nothing(tmp_path, context):
-    whole = on_ranks(context, train, str(tmp_path / "whole"), 6)
-    first = [out[0] for out in on_ranks(context, _stopping, str(tmp_path / "cut"))]
-    assert first == [3] * context, "every rank stops at the same step boundary"
-    rest = on_ranks(context, train, str(tmp_path / "cut"), 6)
-    for (_, expected, rows), (done, found, cut_rows) in zip(whole, rest, strict=True):
+ADAMW = {"optimizer": "adamw", "lr": 0.01, "clip_norm": 0.1, "betas": (0.8, 0.99)}
+
+
+@pytest.mark.parametrize(("world_size", "optim"), [(1, {}), (3, {}), (1, ADAMW), (2, ADAMW)])
+def test_stopping_by_signal_and_resuming_changes_nothing(tmp_path, world_size, optim):
+    whole = on_ranks(world_size, _training, str(tmp_path / "whole"), optim)
+    first = [out[0] for out in on_ranks(world_size, _stopping, str(tmp_path / "cut"), optim)]
+    assert first == [3] * world_size, "every rank stops at the same step boundary"
+    rest = on_ranks(world_size, _training, str(tmp_path / "cut"), optim)
+    for (_, expected, rows), (done, state, cut_rows) in zip(whole, rest, strict=True):
         assert done == 6
         assert rows == cut_rows
+        assert expected.keys() == state.keys()
         for name, tensor in expected.items():
-            assert torch.equal(tensor, found[name]), name
+            assert torch.equal(tensor, state[name]), name
+    _, state, rows = whole[0]
+    if optim:
+        assert {name.split("/")[1] for name in state if name.startswith("optimizer/")} == {
+            "exp_avg",
+            "exp_avg_sq",
+            "step",
+        }
+        assert state["optimizer/step/0.weight"] == 6
+        assert all(row["grad_norm"] > optim["clip_norm"] for row in rows), "the norm before clipping is logged"
 
 
-def _stopping(folder: str):
-    return train(folder, 6, stop_at=2)
+def _training(folder: str, optim: dict):
+    return train(folder, 6, optim=optim)
+
+
+def _stopping(folder: str, optim: dict):
+    return train(folder, 6, stop_at=2, optim=optim)
+
+
+def _first_step(folder: str, clip_norm: float | None):
+    """The momentum after one step is the gradient that the step took."""
+    return train(folder, 1, accumulate=3, optim={"clip_norm": clip_norm, "weight_decay": 0.0})
+
+
+def test_clipping_is_by_the_global_norm_of_the_averaged_gradient(tmp_path):
+    plain, clipped, wide = (
+        on_ranks(2, _first_step, str(tmp_path / str(clip_norm)), clip_norm) for clip_norm in (None, 0.1, 1e6)
+    )
+    (_, expected, [row]), (_, state, [clipped_row]) = plain[0], clipped[0]
+    momenta = [name for name in expected if name.startswith("optimizer/momentum_buffer/")]
+    norm = torch.cat([expected[name].flatten() for name in momenta]).norm()
+    assert row["grad_norm"] == clipped_row["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+    assert norm > 0.1
+    for name in momenta:
+        assert torch.allclose(state[name], expected[name] * 0.1 / norm, rtol=1e-4, atol=1e-8), name
+        assert torch.equal(clipped[1][1][name], state[name]), "equal on both ranks"
+        assert torch.equal(wide[0][1][name], expected[name]), "a smaller norm is left as it is"
 
 
 def _accumulating(folder: str, accumulate: int):
     return train(folder, 2, accumulate=accumulate)
 
 
-def test_accumulation_updates_what_stands_beside_once_a_step(tmp_path):
+def test_accumulation_calls_after_step_once_a_step(tmp_path):
     (_, state, rows), *_ = on_ranks(2, _accumulating, str(tmp_path), 3)
     assert [row["step"] for row in rows] == [1, 2]
     assert state["trained/1.num_batches_tracked"] == 6, "three forwards in each of two steps"

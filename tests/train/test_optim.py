@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fss.errors import ConfigError
-from fss.train.optim import OptimConfig, Schedule, meta_optim, set_learning_rate
+from fss.train.optim import OptimConfig, Schedule, build_optimizer, meta_optim, set_learning_rate
+from tests.support.toy import Toy
 
 
 def test_cosine_moves_once_an_epoch_and_scales_with_the_batch():
@@ -55,6 +56,23 @@ def test_steps_replace_epochs():
     assert Schedule(config=OptimConfig(epochs=4, steps=7), images=1000, batch=100).steps == 7
 
 
+def test_the_options_reach_the_optimizer():
+    sgd = build_optimizer(Toy(), OptimConfig(lr=0.5, momentum=0.8, weight_decay=0.01))
+    assert type(sgd) is torch.optim.SGD
+    assert {key: sgd.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
+        "lr": 0.5,
+        "momentum": 0.8,
+        "weight_decay": 0.01,
+    }
+    adamw = build_optimizer(Toy(), OptimConfig(optimizer="adamw", lr=0.5, betas=(0.8, 0.9), weight_decay=0.01))
+    assert type(adamw) is torch.optim.AdamW
+    assert {key: adamw.defaults[key] for key in ("lr", "betas", "weight_decay")} == {
+        "lr": 0.5,
+        "betas": (0.8, 0.9),
+        "weight_decay": 0.01,
+    }
+
+
 def test_groups_scale_their_rate():
     one, other = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([{"params": [one]}, {"params": [other], "lr_scale": 10}], lr=1)
@@ -63,7 +81,19 @@ def test_groups_scale_their_rate():
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"epochs": 0}, {"lr": -1}, {"accumulate": 0}, {"power": -1}, {"gamma": 0}, {"gamma": 1.1}]
+    "options",
+    [
+        {"steps": 0},
+        {"epochs": 0},
+        {"lr": -1},
+        {"accumulate": 0},
+        {"power": -1},
+        {"gamma": 0},
+        {"gamma": 1.1},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+        {"clip_norm": 0},
+    ],
 )
 def test_impossible_values_are_refused(options):
     (key,) = options
