@@ -129,6 +129,26 @@ def test_accumulation_and_bf16_follow_ddp(tmp_path, coloured, ddp_with, ddp, sta
     }
 
 
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+def test_adamw_with_clipping_follows_ddp_and_resumes(tmp_path, coloured, ddp_with, stage):
+    words = "--optim.optimizer adamw --optim.lr 0.001 --optim.clip_norm 0.1 --optim.accumulate 2".split()
+    folder, same = tmp_path / "run", ddp_with(*words)
+    run(2, *meta(coloured, folder, *words), launcher=META_LAUNCHER, config=stage)
+    assert losses(folder) == pytest.approx(losses(same), rel=1e-2)
+    assert norms(folder) == pytest.approx(norms(same), rel=2e-2)
+    assert min(norms(folder)) > 0.1, "the norm before clipping is logged"
+    whole, expected = state(folder), state(same)
+    assert {name: t.shape for name, t in whole.items()} == {name: t.shape for name, t in expected.items()}
+    assert {t.item() for name, t in whole.items() if name.startswith("optimizer/step/")} == {STEPS}
+    gradients = [name for name in whole if name.startswith("optimizer/exp_avg/")]
+    assert all(whole[name].allclose(expected[name], rtol=0.1, atol=1e-5) for name in gradients)
+    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+    assert "resumed at step 2" in run(2, *meta(coloured, folder, *words), launcher=META_LAUNCHER, config=stage)
+    found = state(folder)
+    assert found.keys() == whole.keys()
+    assert all(found[name].allclose(whole[name], rtol=1e-3, atol=1e-5) for name in whole if not name.startswith("rng/"))
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, packed) -> Path:
     """A pretraining of two ranks under DDP."""
