@@ -143,7 +143,7 @@ class DistributedContext:
         return self.accelerator.accumulate(forward)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of loss / accumulate."""
+        """Accumulate the gradient of loss / accumulate; loss: a scalar."""
         self._board.announce_collective()
         if self.accelerator.state.deepspeed_plugin is None:
             self.accelerator.backward(loss)
@@ -247,7 +247,7 @@ class DistributedContext:
             )
 
     def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise RunError naming the first tensor whose bytes are not the same on all ranks. Collective."""
+        """Raise RunError naming the first tensor, of any shape, whose bytes differ between ranks. Collective."""
         if self.world_size == 1:
             return
         digests = {name: fingerprint(tensor) for name, tensor in tensors}

@@ -52,7 +52,7 @@ class HeartbeatBoard:
 
     @property
     def single_process(self) -> bool:
-        """Whether there are no other ranks."""
+        """True if there are no other ranks."""
         return self._store is None
 
     def report_progress(self, activity: str) -> None:

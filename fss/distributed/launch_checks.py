@@ -13,7 +13,7 @@ SUPPORTED = {"NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED"}  # accelerate's kinds 
 
 
 def use_cpu(device: str, zero: bool) -> bool:
-    """Whether this rank computes on the CPU. device: 'auto', 'cpu' or 'cuda'; zero: whether DeepSpeed was requested.
+    """Decide if this rank computes on the CPU. device: 'auto', 'cpu' or 'cuda'; zero: whether DeepSpeed was requested.
 
     Raises RunError if the machine has not the devices that were requested.
     """

@@ -34,18 +34,18 @@ class ProcessGroupCollectives:
         return out
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum x element by element over all ranks."""
+        """Sum x, of any shape, element by element over all ranks."""
         self._on_enter()
         total = x.detach().clone()
         dist.all_reduce(total)
         return total
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by its mean over ranks, in place; computed in float32."""
+        """Replace every tensor, of any shape, by its mean over ranks, in place; computed in float32."""
         self._flat(tensors, lambda flat: dist.all_reduce(flat), 1 / self.world_size)
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by that of rank 0, in place; sent as float32."""
+        """Replace every tensor, of any shape, by that of rank 0, in place; sent as float32."""
         self._flat(tensors, lambda flat: dist.broadcast(flat, src=0), 1)
 
     def _flat(self, tensors: list[Tensor], collective: Callable[[Tensor], object], scale: float) -> None:

@@ -8,7 +8,7 @@ from fss.errors import at_least
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where a run is written and on what it runs."""
+    """The directory of a run, and the ranks and devices that it runs on."""
 
     dir: str | None = None
     """Run directory; null: runs/ and a name made from the job, its recipe or weights, and the fold. The same
@@ -30,7 +30,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RuntimeConfig):
-    """Where a training run is written, on what it runs, and from where it starts."""
+    """The options of `run` for a training run: those of every run, its seed and its initial weights."""
 
     seed: int = 0
     """Seed of weights, data order and augmentation."""

@@ -18,7 +18,7 @@ SCARCE = 10  # GiB of free space below which the table has a remark
 
 
 def check_ranks(context: DistributedContext, folder: Path, *, config: str, manifest: str) -> list[RenderableType]:
-    """What to print about the ranks: nothing in a job of one rank. Collective.
+    """Compare the ranks; returns what to print about them, nothing in a job of one rank. Collective.
 
     folder: where the run will write. config, manifest: digests. Raises RunError, naming ranks, if these or the code
     differ. The number of ranks was checked when they connected.

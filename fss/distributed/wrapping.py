@@ -1,4 +1,4 @@
-"""What DDP or DeepSpeed wraps of a method, and in which memory layout they need it."""
+"""The module that DDP or DeepSpeed wraps, and the memory layout that they need."""
 
 import hashlib
 from collections.abc import Callable
@@ -57,6 +57,6 @@ def _restride(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def fingerprint(tensor: Tensor) -> str:
-    """A digest of a tensor's bytes, independent of its memory format."""
+    """Digest of the bytes of a tensor of any shape, independent of its memory format."""
     flat = tensor.detach().contiguous().reshape(-1).cpu()
     return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

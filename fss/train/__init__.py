@@ -1,0 +1,1 @@
+"""Training: loop, optimizer, checkpoints, and the tasks and validations of each kind of method."""

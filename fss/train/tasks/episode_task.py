@@ -1,4 +1,4 @@
-"""Training runs of methods that are trained on episodes."""
+"""Training runs of methods that take episodes."""
 
 from typing import Any, Protocol
 

@@ -1,4 +1,4 @@
-"""Training runs of methods that are trained on label maps."""
+"""Training runs of methods that take label maps."""
 
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ class LabelTask(ValidatedTask):
 
 
 def require_all_classes(manifest: Manifest, images: np.ndarray, classes: dict[int, str]) -> None:
-    """Raise ShardError, naming the classes, if no training image shows one of them."""
+    """Raise ShardError, naming the classes, if no training image shows one of them. images: indices, int [n]."""
     present = {class_id for index in images for class_id in manifest.samples[index].classes}
     if missing := [name for class_id, name in classes.items() if class_id not in present]:
         raise ShardError(

@@ -54,7 +54,7 @@ class Task(abc.ABC):
         return ()
 
     def identity(self) -> dict[str, object]:
-        """What decides the result besides the configuration and the training shards."""
+        """Values that decide the result besides the configuration and the training shards, by name."""
         return {}
 
     def startup_messages(self) -> list[str]:

@@ -1,1 +1,1 @@
-"""What training runs measure from time to time: one module for each kind of method."""
+"""Measurements during training: one module for each kind of method."""
