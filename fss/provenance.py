@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,8 +34,8 @@ def code_version() -> str:
         return version("fss")
 
 
-def environment(device: torch.device) -> dict:
-    """The conditions of a run beside its configuration: versions, machine, command.
+def environment(device: torch.device) -> dict[str, Any]:
+    """The conditions of a run besides its configuration: versions, machine, command.
 
     device: where the method runs.
     """
@@ -45,7 +46,7 @@ def environment(device: torch.device) -> dict:
         "packages": {name: version(name) for name in PACKAGES},
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,  # of convolutions, where float32 is asked
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,  # of convolutions in float32
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

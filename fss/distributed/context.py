@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fss.collectives import Collectives, SingleProcess
 from fss.distributed.heartbeat import HeartbeatBoard
 from fss.distributed.launch_checks import check_deepspeed, check_launcher, check_world_size, use_cpu
-from fss.distributed.process_group import ProcessGroupCollectives, default_store, set_timeout
+from fss.distributed.process_group import ProcessGroupCollectives, default_store, gloo_group, set_timeout
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.watchdog import Watchdog
 from fss.distributed.wrapping import LossForward, fingerprint, make_contiguous, match_weight_strides
@@ -83,7 +83,7 @@ class DistributedContext:
             raise
         several = self.world_size > 1
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
-        self._control = dist.new_group(backend="gloo", timeout=timeout) if several and not cpu else None
+        self._control = gloo_group(timeout) if several and not cpu else None
         self._board = HeartbeatBoard(default_store() if several else None, self.rank, self.world_size)
         self.collectives: Collectives = SingleProcess()
         if several:

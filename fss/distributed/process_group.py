@@ -59,6 +59,13 @@ class ProcessGroupCollectives:
             tensor.copy_(part.view_as(tensor))
 
 
+def gloo_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
+    """A new group of all ranks that communicate over the CPU."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # a number on ranks that are not in it, and all are
+    return group
+
+
 def default_store() -> Store:
     """The key-value store of the default process group. Private API, present in torch 2.1 to 2.15."""
     return dist.distributed_c10d._get_default_store()

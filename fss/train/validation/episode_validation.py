@@ -11,6 +11,7 @@ from fss.errors import ConfigError, at_least
 from fss.evaluate.examples import EpisodeExample, predict_example
 from fss.evaluate.measure import measure, predictor_for
 from fss.evaluate.metrics import scores, total
+from fss.evaluate.predictor import EpisodePredictor
 from fss.evaluate.scoring import Scoring
 from fss.methods.base import EpisodeMethod
 from shards.format import Manifest, ShardError
@@ -105,7 +106,7 @@ class EpisodeValidation:
 
         Collective. Raises ShardError if a sample cannot be read, RunError if logits are not finite.
         """
-        predictor = predictor_for(method, self.scoring, self.context)
+        predictor: EpisodePredictor = predictor_for(method, self.scoring, self.context)
         results = measure(predictor, self.shards, self.episodes, self.scoring, self.context)
         totals = scores(total(((result.class_id, result.counts) for result in results), self.classes))
         names = self.shards.manifest.classes
@@ -114,7 +115,7 @@ class EpisodeValidation:
 
     def examples(self, method: EpisodeMethod) -> list[EpisodeExample]:
         """The first episodes with their predictions, the same at every validation."""
-        predictor = predictor_for(method, self.scoring, self.context)
+        predictor: EpisodePredictor = predictor_for(method, self.scoring, self.context)
         return [predict_example(predictor, self.shards, episode, self.scoring) for episode in self.episodes[:EXAMPLES]]
 
 

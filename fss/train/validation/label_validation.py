@@ -89,7 +89,7 @@ def validation_images(
 
 
 def _limited(images: np.ndarray, config: LabelValidateConfig) -> np.ndarray:
-    return np.array(spread(images, config.images or len(images)), images.dtype)
+    return np.array(spread(images.tolist(), config.images or len(images)), images.dtype)
 
 
 class LabelValidation:
@@ -144,9 +144,9 @@ class LabelValidation:
         except (ShardError, UserError) as error:
             failure = error
         gathered = self.context.gather_objects((counts, failure))
-        if error := next((failure for _, failure in gathered if failure), None):
-            raise error
-        intersections, unions = sum(counts for counts, _ in gathered)[:, 1:]
+        if first := next((failure for _, failure in gathered if failure), None):
+            raise first
+        intersections, unions = np.sum([counts for counts, _ in gathered], axis=0)[:, 1:]
         scores = dict(zip(self.names, (intersections / unions.clip(min=1)).tolist(), strict=True))
         mean = sum(scores[name] for name in self.present) / len(self.present)
         return {"val/miou": mean, **{f"val/iou/{name}": scores[name] for name in self.present}}
