@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -37,11 +38,22 @@ PRETRAIN = [
 ]
 
 
+COMPILE = """
+from deepspeed.accelerator import get_accelerator
+builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+builder is None or builder.load()
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """On CPUs DeepSpeed compiles a library at its first use, and again whenever another ninja than before is found."""
+    """Compile DeepSpeed's library for CPUs here, where it may take minutes, and not within the limits of a job.
+
+    It is compiled again whenever the path of ninja changes, so that of the environment comes first.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # that of an active environment
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        subprocess.run([sys.executable, "-c", COMPILE], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         yield
 
 
