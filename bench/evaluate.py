@@ -20,7 +20,7 @@ from ranks import on_ranks
 from fss.data.episodes import Episode, Policy, evaluation_episodes
 from fss.data.folds import fold_of
 from fss.distributed.context import DistributedContext
-from fss.evaluate.measure import measure
+from fss.evaluate.measure import measure, predictor_for
 from fss.evaluate.record import EpisodeResult
 from fss.evaluate.scoring import Scoring
 from fss.methods.prototype import Prototype, PrototypeConfig
@@ -64,11 +64,12 @@ def run(work: Work, cache: float) -> Run:
     context = DistributedContext(world_size=None, device="cpu", precision="float32", accumulate=1, timeout_minutes=60)
     torch.manual_seed(0)
     method = Prototype(PrototypeConfig(size=work.size, backbone=work.backbone))
-    how, shards = Scoring(size=work.size), ShardSet(work.shards)
-    measure(method, shards, work.episodes[:1], how, context)  # the first pass of a process is slower
+    scoring, shards = Scoring(size=work.size), ShardSet(work.shards)
+    predictor = predictor_for(method, scoring, context)
+    measure(predictor, shards, work.episodes[:1], scoring, context)  # the first pass of a process is slower
     context.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
-    results = measure(method, shards, work.episodes, how, context, cache=cache)
+    results = measure(predictor, shards, work.episodes, scoring, context, cache=cache)
     took = time.perf_counter() - wall, time.process_time() - cpu
     context.close()
     return Run(results, *took)

@@ -1,4 +1,4 @@
-"""One page for many evaluations: methods, folds and shots beside each other and beside the papers.
+"""One page for many evaluations: methods, folds and shots next to each other and to the papers.
 
 python launch/report.py runs/evaluate_* --out runs/comparison
 """

@@ -1,4 +1,4 @@
-"""From options to the episodes of an evaluation, how they are scored, and the words that say so."""
+"""The plan of an evaluation: its episodes, their scoring, and a statement of both in words."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -20,21 +20,21 @@ SELECTED_ON = {
     "base": "their score on base classes held out from training",
     "novel": "their score on the novel classes of the fold: the test",
 }
-"""`validate.split` of a training -> how its weights were chosen."""
+"""`validate.split` of a training -> the description of how its weights were chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldConfig:
-    """Which classes are novel and how many supports an episode has; null: as the weights were trained."""
+    """The novel classes and the shots of an episode; null: as the weights were trained."""
 
     scheme: SchemeName | None = None
-    """Convention of the folds; null and nothing trained: interleaved."""
+    """Convention of the folds; null without weights: interleaved."""
     fold: int | None = None
-    """Which fold is held out, from 0; null and nothing trained: 0."""
+    """The fold that is held out, from 0; null without weights: 0."""
     novel: list[str] = field(default_factory=list)
     """Names or ids of the novel classes (scheme 'list')."""
     shots: int | None = None
-    """K, the support images of an episode; null and nothing trained: 1."""
+    """K, the support images of an episode; null without weights: 1."""
 
     def __post_init__(self) -> None:
         at_least("episodes", self, fold=0, shots=1)
@@ -42,12 +42,12 @@ class FoldConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How a method is evaluated. The protocol decides; options that are not null decide instead of it."""
+    """The evaluation of a method. An option that is not null replaces the value of the protocol."""
 
     protocol: ProtocolName = "default"
-    """Whose rules: episodes, seeds, policy, resize rule and resolution as docs/protocols.md lists them."""
+    """The rules: episodes, seeds, policy, resize rule and resolution as docs/protocols.md lists them."""
     split: Literal["novel", "base"] = "novel"
-    """Which classes of the fold the episodes are of."""
+    """The classes of the fold that the episodes are of."""
     episode_list: str | None = None
     """A file of episodes (class, query, supports) to evaluate as it is, in place of drawn ones."""
     episodes: int | None = None
@@ -57,7 +57,7 @@ class EvalConfig:
     draw: Draw | None = None
     """How class and query are drawn, see episodes.draw of meta_train.py."""
     repeat_supports: bool | None = None
-    """Whether an image may be drawn twice among the supports of an episode."""
+    """true: an image may be drawn twice among the supports of an episode."""
     min_area: int | None = None
     """Pixels of an image, at original size, that a class must cover to be drawn there."""
     labels: Labels | None = None
@@ -69,9 +69,9 @@ class EvalConfig:
     resolution: Resolution | None = None
     """Where predictions meet the truth: 'original', or in a square of so many pixels a side."""
     ignore_255: bool | None = None
-    """Whether pixels of unknown class stay out of the score; otherwise they count as background."""
+    """true: pixels of unknown class are not scored; false: they count as background."""
     cache_gib: float = 4
-    """Memory of each rank, GiB on its device, for what was computed of images and supports; 0 keeps nothing."""
+    """Memory of each rank, GiB on its device, for the features of images and supports; 0: no cache."""
 
     def __post_init__(self) -> None:
         at_least("eval", self, episodes=1, min_area=0, cache_gib=0)
@@ -81,7 +81,7 @@ class EvalConfig:
             raise ConfigError(f"eval.seeds is {self.seeds}: give one seed or more, all different, 0 or above")
 
     def protocol_for(self, scheme: SchemeName) -> Protocol:
-        """The protocol on the data of `scheme`, with what the user decides instead."""
+        """The protocol on the data of `scheme`, with the values that the user set."""
         protocol = protocol_of(self.protocol, scheme)
         names = {f.name for f in fields(protocol)} & {f.name for f in fields(self)} - {"seeds"}
         own = {name: value for name in names - {"protocol"} if (value := getattr(self, name)) is not None}
@@ -94,7 +94,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What an evaluation does, decided."""
+    """Everything that an evaluation measures."""
 
     fold: Fold
     split: Literal["novel", "base"]
@@ -105,10 +105,10 @@ class EvaluationPlan:
     episodes: list[Episode]
     scoring: Scoring
     source: str | None
-    """The file that the episodes are from; None: they were drawn."""
+    """The file with the list of episodes; None: they were drawn."""
 
     def statement(self, manifest: Manifest, header: ExportHeader) -> dict[str, str]:
-        """Everything that made the score what it is: label -> words."""
+        """Everything that decides the score: label -> description."""
         protocol, fold = self.protocol, self.fold
         seeds = ", ".join(map(str, sorted({episode.seed for episode in self.episodes})))
         if self.source:
@@ -140,10 +140,10 @@ class EvaluationPlan:
 def plan_evaluation(
     config: FoldConfig, evaluation: EvalConfig, header: ExportHeader, manifest: Manifest, size: int
 ) -> EvaluationPlan:
-    """Decide what to evaluate.
+    """Plan an evaluation.
 
-    header: what the weights say of their training; empty where nothing was trained. size: the method's own input.
-    Raises ConfigError or ShardError where options, weights and shards do not fit each other.
+    header: of the weights; empty if the method needs no training. size: side of the method's own input, pixels.
+    Raises ConfigError or ShardError if options, weights and shards do not fit each other.
     """
     scheme = config.scheme or header.scheme or "interleaved"
     number = (header.fold or 0) if config.fold is None else config.fold
@@ -185,8 +185,10 @@ def plan_evaluation(
 
 
 def require_valid_size(config: Any, size: int | None, key: str = "eval.size") -> None:
-    """Raise ConfigError where a method of options `config` does not take images of `size` pixels a side; `key` is what
-    the user calls it."""
+    """Raise ConfigError if a method of options `config` does not take images of `size` pixels a side.
+
+    key: name of the option that the user typed.
+    """
     try:
         replace(config, size=size or config.size)
     except ConfigError as error:
@@ -194,7 +196,7 @@ def require_valid_size(config: Any, size: int | None, key: str = "eval.size") ->
 
 
 def _check_unseen(evaluation: EvalConfig, fold: Fold, header: ExportHeader, manifest: Manifest) -> None:
-    """Weights that learned the novel classes of this fold would be measured on what they were trained for."""
+    """Raise ConfigError if the weights were trained on novel classes of this fold."""
     if evaluation.split != "novel" or not header.learned:
         return
     if header.scheme == fold.scheme and header.fold != fold.fold:
@@ -213,11 +215,11 @@ def _check_unseen(evaluation: EvalConfig, fold: Fold, header: ExportHeader, mani
 
 
 def _training(header: ExportHeader) -> dict[str, str]:
-    """What the weights say of how they came about."""
+    """The part of the statement on the training of the weights."""
     if not header.learned:
         return {"training": "none"}
     kept = "dropped" if header.novel_in_training == "drop" else "kept as background"
-    told = {
+    statement = {
         "trained on": f"{header.data or 'unknown data'}, scheme {header.scheme}, fold {header.fold}, "
         f"{_known(header.shots)} shot(s); images with novel classes {kept}",
         "training length": f"{_known(header.steps)} steps, {_known(header.episodes_seen)} episodes",
@@ -225,10 +227,10 @@ def _training(header: ExportHeader) -> dict[str, str]:
     }
     prior = header.prior
     if prior is not None:
-        told["prior trained"] = (
+        statement["prior trained"] = (
             f"on {prior.data or 'unknown data'}, {_known(prior.epochs)} epochs, {_known(prior.images_seen)} images seen"
         )
-    return told
+    return statement
 
 
 def _known(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The record of an evaluation: what became of every episode, kept so that no finished one is ever done again."""
+"""The record of an evaluation: the result of every finished episode, so that a resumed run evaluates none again."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from typing import IO
 
 from fss.compat import EPISODE, current_fields
 
-SYNC_SECONDS = 5  # what a machine that loses its power may lose; a kill loses nothing but the episode at hand
+SYNC_SECONDS = 5  # a power failure may lose the results of so many seconds; a kill loses only the current episode
 
 Counts = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What became of one episode."""
+    """The result of one episode."""
 
     seed: int
     number: int
@@ -28,23 +28,23 @@ class EpisodeResult:
     counts: Counts
     """((background intersection, union), (foreground intersection, union)) in pixels: fss.evaluate.metrics."""
     flags: tuple[str, ...] = ()
-    """What the method found unusual about its prediction."""
+    """What was unusual about the prediction, a few words each."""
     encoded: int = field(default=0, compare=False)
-    """Images that went through the encoder for this episode; the others were still known."""
+    """Images that went through the encoder for this episode; the others were cached."""
     seconds: float = field(default=0.0, compare=False)
     """Wall time of this episode on its rank."""
 
     @property
     def iou(self) -> float:
-        """Of the foreground, in this episode alone."""
+        """Intersection over union of the foreground in this episode."""
         intersection, union = self.counts[1]
         return intersection / max(union, 1)
 
 
 class EpisodeRecord:
-    """The files of finished episodes in `folder`, one a rank; and the word by which ranks that do not meet stop.
+    """The files of finished episodes in `folder`, one a rank, and a file that tells ranks without a collective to stop.
 
-    Ranks share the folder. Any number of ranks may go on with what any other number wrote.
+    All ranks share the folder. Any number of ranks may continue the record of any other number.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -55,9 +55,9 @@ class EpisodeRecord:
         self._synced = 0.0
 
     def begin(self) -> dict[tuple[int, int], EpisodeResult]:
-        """What is finished, by (seed, number); rank 0 asks before any rank goes on.
+        """Read the finished episodes, by (seed, number), and withdraw a halt. Called on rank 0 before the others start.
 
-        A line that a kill cut short is passed over: its episode is done again.
+        A line that a kill cut short is skipped, so its episode is evaluated again.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._halt.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ class EpisodeRecord:
         return results
 
     def append(self, result: EpisodeResult) -> None:
-        """Write a finished episode down before the next one begins."""
+        """Write a finished episode to the file of this rank."""
         if self._file is None:
             self._file = open(self.path, "a+b")
             if self._file.tell() and not _ends_line(self._file):
@@ -81,16 +81,16 @@ class EpisodeRecord:
             self._synced = time.monotonic()
 
     def halt(self) -> None:
-        """Have every rank stop before its next episode."""
+        """Let every rank stop before its next episode."""
         self._halt.touch()
 
     @property
     def halted(self) -> bool:
-        """Has any rank called for a halt?"""
+        """True if any rank has called `halt`."""
         return self._halt.exists()
 
     def close(self) -> None:
-        """Everything written is on the disk."""
+        """Sync the file to the disk and close it."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()

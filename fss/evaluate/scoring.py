@@ -1,4 +1,4 @@
-"""How an episode is scored."""
+"""The scoring of an episode."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from fss.datasets.base import Labels
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What decides the score of one episode, beside the method."""
+    """Everything but the method that decides the score of one episode."""
 
     size: int
     """Side of the square that the method sees, pixels."""
     resize: Resize = "exact"
-    """How an image is fitted into that square, see fss.data.transforms.fit_image."""
+    """The rule that fits an image into the square, see fss.data.transforms.fit_image."""
     resolution: Resolution = "original"
-    """Where the prediction meets the truth: at the size of the photograph, or in a square of so many pixels."""
+    """The size at which prediction and truth are compared: that of the image, or the side of a square in pixels."""
     labels: Labels = "own"
-    """Whether a class's pixels are its own mask, or what is left of it in the flattened label map."""
+    """'own': the pixels of a class are its own mask; 'flat': those that the flat label map leaves to it."""
     ignore_255: bool = True
-    """Pixels labelled 255 count nowhere; else they are background."""
+    """True: pixels labelled 255 are not counted. False: they are background."""

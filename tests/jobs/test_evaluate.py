@@ -97,9 +97,9 @@ def test_what_a_run_leaves(packed, tmp_path, capsys):
     assert {"index.html", "report.json", "report.md"} <= {path.name for path in (tmp_path / "run/report").iterdir()}
     listed = read_list(tmp_path / "run" / "episodes.tsv", ShardSet(packed).manifest, shots=2)
     assert {(e.seed, e.number, e.class_id) for e in listed} == {(r["seed"], r["number"], r["class_id"]) for r in rows}
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in ("mean ± std", "0 of scheme interleaved", "15 of each seed (3, 4)", "original size", "not counted"):
-        assert words in said
+        assert words in printed
 
 
 @pytest.mark.usefixtures("no_page")
