@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from fss.data.class_images import ClassImages, image_class_pairs, limit_images
 from fss.data.folds import Fold
 from fss.datasets import SchemeName
 from fss.datasets.base import Draw, Labels
@@ -19,7 +20,7 @@ from fss.errors import at_least
 from shards.format import Manifest, ShardError
 
 # Purposes of random streams; the first word of their seeds (see shards/read.py).
-EPISODE, PASS, SUBSET = 21, 22, 23
+EPISODE, PASS = 21, 22
 NAMED = 5  # classes named in an error
 
 
@@ -116,16 +117,16 @@ class EpisodeSource:
         self.policy = policy
         self.shots = shots
         self.seed = seed
-        pairs = _pairs(manifest)  # [all pairs, 4]
+        pairs = image_class_pairs(manifest)  # [all pairs, 4]
         ours = np.isin(pairs[:, 1], self.classes)
         kept = ours & (pairs[:, 2] >= policy.min_area)
         if without_others:
             kept &= ~np.isin(pairs[:, 0], pairs[~ours, 0])
         eligible = pairs[kept]
         if images_per_class is not None:
-            eligible = _subset(eligible, images_per_class, seed)
+            eligible = limit_images(eligible, images_per_class, seed)
         self._image, self._class = eligible[:, 0], eligible[:, 1]  # [pairs]
-        self._images_of = {class_id: _ClassImages.of(eligible, class_id) for class_id in self.classes}
+        self._images_of = {class_id: ClassImages.of(eligible, class_id) for class_id in self.classes}
         self._require_enough(manifest, pairs[ours], without_others)
         first = np.flatnonzero(np.diff(self._image, prepend=-1))  # where each image's pairs begin
         self.images = self._image[first]
@@ -194,7 +195,7 @@ class EpisodeSource:
         if short:
             counts = [
                 f"{manifest.classes[class_id]} has {len(self._images_of[class_id])} of its "
-                f"{len(_ClassImages.of(present, class_id))} images"
+                f"{len(ClassImages.of(present, class_id))} images"
                 for class_id in short[:NAMED]
             ]
             counts += [f"{len(short) - NAMED} more classes fall short"] if len(short) > NAMED else []
@@ -204,38 +205,6 @@ class EpisodeSource:
                 f"pixels of it{apart}; in set {manifest.name} {', '.join(counts)}: lower min_area or shots, or choose "
                 f"another fold{', set or novel_in_training' if without_others else ' or set'}"
             )
-
-
-@dataclass(frozen=True)
-class _ClassImages:
-    """Images of one class: its pairs grouped by photograph, of which a part data set has several crops."""
-
-    pairs: np.ndarray
-    """[pairs of the class] rows."""
-    bounds: np.ndarray
-    """[photographs + 1] first pair of each, and the end."""
-
-    @classmethod
-    def of(cls, pairs: np.ndarray, class_id: int) -> "_ClassImages":
-        """Group the pairs of a class among rows [n, 4] as `_pairs` returns them."""
-        rows = np.flatnonzero(pairs[:, 1] == class_id)
-        return cls(rows, np.append(np.flatnonzero(np.diff(pairs[rows, 3], prepend=-1)), len(rows)))
-
-    def __len__(self) -> int:
-        """Return the number of photographs."""
-        return len(self.bounds) - 1
-
-    def place(self, pair: int) -> int:
-        """Return the number of the photograph, from 0, that `pair` belongs to."""
-        return int(np.searchsorted(self.bounds, np.searchsorted(self.pairs, pair), side="right")) - 1
-
-    def draw(self, photograph: int, rng: np.random.Generator) -> int:
-        """Draw a pair of a photograph; one that has a single pair takes nothing from `rng`."""
-        return int(self.pairs[rng.integers(self.bounds[photograph], self.bounds[photograph + 1])])
-
-    def draw_each(self, photographs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw a pair of each photograph [n]: [n]."""
-        return self.pairs[rng.integers(self.bounds[photographs], self.bounds[photographs + 1])]
 
 
 def training_source(
@@ -274,31 +243,6 @@ def evaluation_episodes(
     source = EpisodeSource(manifest, classes, policy, shots, seed=0)
     count = episodes if passes is None else min(episodes, passes * len(source))
     return [source.draw(number) for source in map(source.reseeded, seeds) for number in range(count)]
-
-
-def _pairs(manifest: Manifest) -> np.ndarray:
-    """Return every (image, class) pair as a row [n, 4]: image, class id, area, photograph.
-
-    The order is that of the images' keys; the crops of a photograph are together, at the position of its key.
-    """
-    samples = manifest.samples
-    photograph = [sample.crop_of or sample.key for sample in samples]
-    numbers = {name: number for number, name in enumerate(sorted(set(photograph)))}
-    rows = [
-        (index, class_id, area, numbers[photograph[index]])
-        for index in sorted(range(len(samples)), key=lambda index: (photograph[index], samples[index].key))
-        for class_id, area in sorted(samples[index].classes.items())
-    ]
-    return np.array(rows, np.int64).reshape(-1, 4)
-
-
-def _subset(pairs: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Choose at most `most` rows of each class of `pairs` [n, 4], in their order."""
-    kept = np.zeros(len(pairs), bool)
-    for class_id in np.unique(pairs[:, 1]):
-        rows = np.flatnonzero(pairs[:, 1] == class_id)
-        kept[np.random.default_rng([SUBSET, seed, class_id]).permutation(rows)[:most]] = True
-    return pairs[kept]
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,7 @@ AREA = 5000  # pixels of a class, if a test needs no particular value
 
 
 def manifest(classes_of: Sequence[dict[int, int] | set[int]], names: dict[int, str] | None = None) -> Manifest:
-    """Make a manifest: sample i has key 'sNNNN' and classes_of[i]: class id -> area, or ids of classes of AREA pixels."""
+    """Make a manifest: sample i has key 'sNNNN' and classes_of[i], class id -> area or ids for AREA pixels."""
     samples = [
         SampleEntry(
             key=f"s{index:04d}",
