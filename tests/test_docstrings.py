@@ -88,13 +88,20 @@ def documented(path: Path) -> Iterator[Documented]:
     assert isinstance(module, ast.Module)
     yield Documented(path, module)
     for node in module.body:
-        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_") and not is_declaration(node):
             yield Documented(path, node)
             if isinstance(node, ast.ClassDef):
                 for method in node.body:
                     if isinstance(method, Function) and (method.name[0] != "_" or method.name == "__init__"):
-                        if not {"overload", "setter"} & {ast.unparse(d).split(".")[-1] for d in method.decorator_list}:
+                        if not is_declaration(method, node):
                             yield Documented(path, method, node)
+
+
+def is_declaration(node: Function | ast.ClassDef, owner: ast.ClassDef | None = None) -> bool:
+    """Whether this is an overload, a setter, or a property without a body in a protocol: the form of a field."""
+    decorators = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
+    field = owner is not None and "Protocol" in contracts(owner) and ast.unparse(node.body) == "..."
+    return bool({"overload", "setter"} & decorators) or ("property" in decorators and field)
 
 
 def missing(thing: Documented) -> bool:
