@@ -22,6 +22,7 @@ class AnalysisJob(EvalJob):
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     return analyse(parse(AnalysisJob, argv, prog="launch/mask_analysis.py", default="evaluate/gfsam.yaml"))
 
 

@@ -40,6 +40,7 @@ class PageJob(Schema):
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     job = parse(PageJob, argv, prog="launch/page.py")
     from fss.inference.web_page import serve  # gradio is an extra that --help does not need
 

@@ -45,6 +45,7 @@ REPEATED = ("--support", "--mask", "--name", "--query")
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the words `argv` (None: those of the process); returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
     words = [f"{word}+" if word in REPEATED else word for word in words]  # jsonargparse appends to a list by this
     job = parse(PredictJob, words, prog="launch/predict.py")
