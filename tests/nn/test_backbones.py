@@ -211,7 +211,7 @@ def test_a_vgg_has_no_stems():
 
 
 def auc(positive: list[float], negative: list[float]) -> float:
-    """How often a positive lies above a negative."""
+    """The probability that a positive lies above a negative."""
     return float(np.mean(np.array(positive)[:, None] > np.array(negative)))
 
 

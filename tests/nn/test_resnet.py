@@ -52,7 +52,7 @@ def operations(layer: torch.nn.Module) -> set[str]:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
 def test_pointwise_convolutions_take_onednn_on_one_thread():
-    """Where a Conv2d takes neither way, and the backward pass chooses for itself."""
+    """A plain Conv2d uses oneDNN in neither pass there, a PointwiseConv2d in both."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

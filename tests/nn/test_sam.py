@@ -14,7 +14,7 @@ SIZE = 128  # pixels; 8 x 8 cells
 
 @pytest.fixture(scope="module")
 def network() -> Sam:
-    """Random weights, large enough that tokens and cells listen to each other."""
+    """Random weights, large enough that tokens and cells influence each other."""
     torch.manual_seed(1)
     network = Sam("vit_t")
     for parameter in network.mask_decoder.parameters():
@@ -26,7 +26,7 @@ def network() -> Sam:
 
 
 def packages(network: Sam, embedding: Tensor, points: Tensor) -> Tensor:
-    """What segment_anything makes of it, all points at once."""
+    """The masks of segment_anything, all points at once."""
     encoder, cells = network.prompt_encoder, embedding.shape[-1]
     encoder.image_embedding_size, encoder.input_image_size = (cells, cells), (16 * cells, 16 * cells)
     sparse, dense = encoder((points[:, None].float(), torch.ones(len(points), 1)), None, None)
@@ -68,7 +68,7 @@ def test_bf16_moves_logits_little(network):
 
 @torch.inference_mode()
 def test_what_sam_sees_is_what_the_package_hands_its_encoder(network):
-    """A standardised image needs no second standardisation."""
+    """A normalized image needs no second normalization."""
     whole = PackagesSam(network.image_encoder, network.prompt_encoder, network.mask_decoder)
     whole.image_encoder.img_size = SIZE
     pixels = torch.randint(0, 256, (3, SIZE, SIZE)).float()

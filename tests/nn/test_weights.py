@@ -8,7 +8,7 @@ from fss.errors import WeightsError
 from fss.nn.backbones import make_backbone
 from fss.nn.exports import ExportHeader, load_export, save_export
 from fss.nn.resnet import ENCODERS
-from fss.nn.weights import load_backbone, load_prior, load_start
+from fss.nn.weights import load_backbone, load_base, load_prior, load_start
 from tests.support.places import shared
 
 
@@ -169,6 +169,14 @@ def test_files_of_other_methods_are_refused_in_a_sentence(tmp_path):
     torch.save({"state_dict": deep}, tmp_path / "deep.pth.tar")
     with pytest.raises(WeightsError, match="deep stem, but a prior extractor is a ResNet with a 7x7 stem"):
         load_prior(tmp_path / "deep.pth.tar")
+
+
+@pytest.mark.parametrize(("backbone", "stem"), [("resnet34", "deep"), ("vgg16", "deep"), (None, None)])
+def test_base_learners_of_unknown_networks_are_refused_in_a_sentence(tmp_path, backbone, stem):
+    header = ExportHeader(method="base", backbone=backbone, stem=stem, classes={"1": "dog"})
+    save_export(tmp_path / "base.safetensors", {"x": torch.zeros(1)}, header)
+    with pytest.raises(WeightsError, match=f"the backbone {backbone} and the stem {stem}, which this version does not"):
+        load_base(tmp_path / "base.safetensors")
 
 
 def test_original_weights_as_they_are_passed_around():
