@@ -1,4 +1,4 @@
-"""What one episode costs in arithmetic, counted while it is computed."""
+"""The arithmetic of one episode, counted while it is computed."""
 
 from torch.utils.flop_counter import FlopCounterMode
 

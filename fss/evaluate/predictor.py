@@ -85,7 +85,7 @@ class EpisodePredictor:
         return features | self.query_extras(square)
 
     def query_extras(self, square: Tensor) -> Features:
-        """What the method needs of an image [1, 3, S, S] only as the query; empty if it needs no more."""
+        """The features that the method needs of an image [1, 3, S, S] only as the query; empty if there are none."""
         if not self.method.needs_query_encoding:
             return {}
         with self._running():

@@ -192,7 +192,7 @@ def load(
 
 
 class MethodJob(Protocol):
-    """What `load_segmenter` needs of a job; the fields are described in launch/predict.py."""
+    """The options of a job that `load_segmenter` reads; the fields are described in launch/predict.py."""
 
     @property
     def size(self) -> int | None: ...
@@ -216,7 +216,7 @@ def load_segmenter(job: MethodJob) -> tuple[Segmenter, list[str]]:
 
 
 class PredictJob(MethodJob, Protocol):
-    """What `segment_files` needs of a job; its fields are described in launch/predict.py."""
+    """The options of a job that `segment_files` reads; its fields are described in launch/predict.py."""
 
     @property
     def support(self) -> list[str]: ...

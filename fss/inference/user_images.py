@@ -31,7 +31,7 @@ def read_photograph(picture: Picture) -> np.ndarray:
 
 
 def read_mask(picture: Picture) -> np.ndarray:
-    """uint8 [H, W]: 1 the class, 0 not, 255 unknown.
+    """Read a mask to uint8 [H, W]: 1 the class, 0 not, 255 unknown. Raises UserError if it is unreadable or no mask.
 
     In colour every pixel that is neither black nor transparent is the class, of an index or grey map every value but 0.
     Beside others, an index of 255 is unknown, as in PASCAL VOC; in a grey map only where these are below 128, for

@@ -41,7 +41,7 @@ PROGRESS_SECONDS = 30  # between lines on the progress of an evaluation
 
 
 class EvaluationJob(Protocol):
-    """What `evaluate` needs of a job of fss.config."""
+    """The options of a job of fss.config that `evaluate` reads."""
 
     @property
     def run(self) -> RuntimeConfig: ...

@@ -36,7 +36,7 @@ PER_CLASS = "val/iou/"  # prefix of the keys of measurements of one class
 
 
 class TrainingJob(Protocol):
-    """What `fit` needs of a job of fss.config; its task needs more."""
+    """The options of a job of fss.config that `fit` reads; its task reads more."""
 
     @property
     def run(self) -> RunConfig: ...

@@ -1,4 +1,4 @@
-"""What all jobs read of their configuration in the same way."""
+"""Readings of a configuration that all jobs share."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -29,7 +29,7 @@ Row = TypeVar("Row")
 
 
 class StudyJob(EvaluationJob, Protocol):
-    """What a study needs of a job: that of an evaluation, and a folder for the result."""
+    """The options of a job that a study reads: those of an evaluation, and a folder for the result."""
 
     @property
     def out(self) -> str: ...

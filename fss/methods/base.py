@@ -251,7 +251,8 @@ class EpisodeMethod(Method[EpisodeConfigT]):
     def encode_query(self, image: Tensor) -> Features:
         """Compute what is needed of an image only as the query; `predict` gets it together with `encode`'s.
 
-        image: as for `encode`. Cached likewise. Called only if `needs_query_encoding`.
+        image: float32 [1, 3, S, S], as for `encode`. Cached likewise. Called only if `needs_query_encoding`. Raises
+        TypeError if the method has no more features of a query.
         """
         raise TypeError(f"{type(self).__name__} needs no more of a query than of a support")
 

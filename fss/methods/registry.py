@@ -88,7 +88,7 @@ def _load(name: str, points: list[EntryPoint]) -> type[Method]:
         )
     try:
         method = point.load()
-    except Exception as error:  # anything can go wrong while somebody else's module is imported
+    except Exception as error:  # the import of somebody else's module may raise anything
         raise ConfigError(
             f"{_origin(point)} cannot be imported ({type(error).__name__}: {error}): mend or uninstall the package"
         ) from error

@@ -26,7 +26,7 @@ EPISODE = Episode(seed=0, number=0, class_id=1, query=0, supports=(1,))
 
 
 class Observed(Colour):
-    """The toy, which notes the mode and the precision of every call of its networks."""
+    """The toy, which records the mode and the precision of every call of its networks."""
 
     def __init__(self) -> None:
         super().__init__()

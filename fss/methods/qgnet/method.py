@@ -1,9 +1,9 @@
 """QGNet: few-shot segmentation guided by the query's own prior (QGNet, sections IV-B and V-A).
 
 Two frozen networks encode the images: a backbone F queries and supports, the pretrained prior extractor F_p queries
-only. Positions of a query at which both agree rarely show an object (the prior region map); positions that are similar
-to the object in a support probably show it (the guided region map). PFENet's decoder joins both maps with the query's
-features and the supports' prototype.
+only. Positions of a query with similar features in both rarely show an object (the prior region map); positions that
+are similar to the object in a support probably show it (the guided region map). PFENet's decoder joins both maps with
+the query's features and the supports' prototype.
 
 Training and evaluation compute the same function in two orders: `loss` encodes queries and supports as one batch;
 `encode`, `encode_support` and `predict` work image by image, so that an evaluation can cache the features of an image.
