@@ -115,9 +115,9 @@ class Shipped:
         self.optimizer = torch.optim.SGD(self.method.trainable.parameters(), fused=True, **SGD)
         self.count = 0
         embed = self.method._embed
-        self.method._embed = lambda towers, *rest: self.stages.timed(
-            "q forward" if towers is self.method.trainable else "k forward", embed
-        )(towers, *rest)
+        self.method._embed = lambda tower, *rest: self.stages.timed(
+            "q forward" if tower is self.method._query else "k forward", embed
+        )(tower, *rest)
         self.method._contrast = self.stages.timed("logits, loss", self.method._contrast)
 
     def prepare(self, batch: ViewBatch) -> ViewBatch:

@@ -54,10 +54,8 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
         base, self.base_header = load_base_learner(c, header)
         self.classes = self.base_header.class_names
         self._normalize, self._backbone, self._base_head = Normalize(), base.backbone, base.head
-        self.non_trainable = nn.ModuleDict(
-            {"normalize": self._normalize, "backbone": self._backbone, "base": self._base_head}
-        )
-        self.non_trainable.eval()
+        frozen = {"normalize": self._normalize, "backbone": self._backbone, "base": self._base_head}
+        self.non_trainable = nn.ModuleDict(frozen).eval()
         width = base.backbone.channels[2] + base.backbone.channels[3]
         self._reduce_query = self._reduce_support = reduction(width, c.dim, c.reduction_dropout)
         if c.reduction == "shared":

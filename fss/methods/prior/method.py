@@ -14,10 +14,9 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fss.collectives import Collectives, SingleProcess
@@ -27,24 +26,12 @@ from fss.methods.base import Report, StepContext, ViewMethod
 from fss.methods.prior.config import PAPER_QUEUE, PriorConfig
 from fss.methods.prior.queue_monitor import QueueMonitor
 from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle
+from fss.methods.prior.tower import Tower
 from fss.nn.contrast import Queue, info_nce, momentum_update
 from fss.nn.exports import ExportHeader
 from fss.nn.norm import Normalize, has_batch_norm, running_statistics, synchronise
 from fss.nn.resnet import ENCODERS, HEAD, Encoder
 from fss.nn.weights import load_start
-
-
-class Tower(NamedTuple):
-    """One of the two networks, trained or by momentum."""
-
-    encoder: Encoder
-    local_head: nn.Module | None
-    """The projection head of local contrast; None: the encoder's own."""
-
-    def as_modules(self) -> nn.ModuleDict:
-        """Return the modules by their names in checkpoints."""
-        heads = {} if self.local_head is None else {"local_head": self.local_head}
-        return nn.ModuleDict({"encoder": self.encoder, **heads})
 
 
 class PriorExtractor(ViewMethod[PriorConfig]):
@@ -179,32 +166,13 @@ class PriorExtractor(ViewMethod[PriorConfig]):
 
     def _embed(self, tower: Tower, view: dict[str, Tensor], split: int) -> dict[str, Tensor]:
         """Compute unit embeddings [n, R, D] for each contrast, float32, with batch statistics of `split` groups."""
-        groups = zip(*(x.tensor_split(split) for x in view.values()), strict=True)
-        parts = [self._embed_group(tower, dict(zip(view, group, strict=True))) for group in groups]
-        return {name: F.normalize(torch.cat([p[name] for p in parts]).float(), dim=-1) for name in parts[0]}
+        return tower.embed(view, self._prepare, split, whole_images=self.config.global_loss)
 
-    def _embed_group(self, tower: Tower, view: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute embeddings [n, R, D] for each contrast, not normalized, with batch statistics of all n images."""
-        encoder = tower.encoder
-        local_head = encoder.project if tower.local_head is None else tower.local_head
-        out = {}
-        if "image" in view:
-            maps = self._features(encoder, view["image"])  # [n, C, h, w]
-            if self.config.global_loss:
-                out["global"] = encoder.project(maps.mean((2, 3)))[:, None]  # [n, 1, D]
-            if "regions" in view:
-                pooled = torch.einsum("nchw,nrhw->nrc", maps, view["regions"].to(maps.dtype))  # sums to 1 a region
-                out["local"] = local_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])  # [n, R, D]
-        # Patches last: freed first in the backward pass, their memory serves the views' gradients; the other way round
-        # a CPU step spends a fifth of its time on page faults.
-        if "patch" in view:
-            out["local"] = local_head(self._features(encoder, view["patch"]).mean((2, 3)))[:, None]  # [n, 1, D]
-        return out
-
-    def _features(self, encoder: Encoder, image: Tensor) -> Tensor:
+    def _prepare(self, image: Tensor) -> Tensor:
+        """Normalize uint8 images [B, 3, H, W], in the memory format of the encoders."""
         if self.config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return encoder.features(self._normalize(image))
+        return self._normalize(image)
 
     def _contrast(
         self, name: str, query: Tensor, key: Tensor, weight: Tensor | None, image: Tensor
@@ -276,7 +244,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         training = encoder.training
         encoder.eval()
         try:
-            return self._features(encoder, image).float()
+            return encoder.features(self._prepare(image)).float()
         finally:
             encoder.train(training)
 
