@@ -2,12 +2,12 @@
 
 import os
 
-# DDP warns on every rank that a flag we set on purpose is set (see fss.distributed.context); torch reads this at import.
+# DDP warns on every rank about a flag that is set on purpose (see fss.distributed.context); torch reads this at import.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def load(weights=None, **options):
-    """A `fss.inference.segmenter.Segmenter` of the method in an export, or of one that needs no training, by its options.
+    """Load a `fss.inference.segmenter.Segmenter` from an export, or of a method that needs no training, by its options.
 
     fss.load("runs/demo/qgnet/best.safetensors"), fss.load(method="gfsam", dino_weights=FILE, sam_weights=FILE).
     """
