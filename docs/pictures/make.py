@@ -1,9 +1,10 @@
-"""Make the pictures of README.md and docs/ from what `make demo` left, all of it synthetic data.
+"""Make the pictures of README.md and docs/ from the runs of `make demo`, on synthetic data alone.
 
     make demo && python docs/pictures/make.py
 
-Writes beside this file: the example that docs/quickstart.md segments (example/), its contact sheet, the median of some
-episodes of novel classes, the classes' scores under QGNet and under the baseline, and the curves of the pretraining.
+Writes into the folder of this file: the example that docs/quickstart.md segments (example/), its contact sheet, the
+episodes of median score of novel classes, the scores of the classes under QGNet and under the baseline, and the curves
+of the pretraining.
 """
 
 import argparse
@@ -20,27 +21,27 @@ from shards.synthetic import CLASSES, SyntheticItem
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SEED = 1  # other images than the demo's, whose seed is 0
+SEED = 1  # the demo has seed 0, and so other images
 CLASS = 1  # novel in the demo's fold
-AREA = 1500  # pixels, the least that the demo trains on
-NOTHING = np.zeros(0)
+AREA = 1500  # pixels of the smallest object that the demo trains on
+EMPTY = np.zeros(0)
 QUERIES = 6
 WIDTH = 900  # pixels of a picture on a page
-COLOURS = 64  # enough for drawings
-QUALITY = 82  # of what shows images
+COLOURS = 64  # of the palette of a drawing
+QUALITY = 82  # JPEG quality of photographs
 EPISODES = ["--eval.episodes", "60", "--eval.seeds", "[0]", "--log.wandb", "off"]
 
 
 def example(folder: Path) -> None:
-    """A support image with its mask, and queries with an object of its class."""
+    """Write a support image with its mask, and queries with an object of its class, into `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "photos").mkdir(parents=True)
-    shown = (item for item in map(drawn, range(10_000)) if item[1].get(CLASS, NOTHING).sum() >= AREA)
-    image, masks = next(shown)
+    items = (item for item in map(drawn, range(10_000)) if item[1].get(CLASS, EMPTY).sum() >= AREA)
+    image, masks = next(items)
     cv2.imwrite(str(folder / "support.jpg"), image)
     cv2.imwrite(str(folder / "mask.png"), 255 * masks[CLASS].astype(np.uint8))
     for number in range(QUERIES):
-        cv2.imwrite(str(folder / "photos" / f"{number}.jpg"), next(shown)[0])
+        cv2.imwrite(str(folder / "photos" / f"{number}.jpg"), next(items)[0])
 
 
 def drawn(index: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -61,7 +62,7 @@ def fit(source: Path, name: str) -> None:
 
 
 def launch(*words: object) -> None:
-    """Run a launcher of this checkout."""
+    """Run a launcher of this checkout with its options."""
     subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
 
 

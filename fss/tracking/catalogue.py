@@ -63,12 +63,7 @@ METRICS = (  # panels come in this order
     Metric(key="grad_norm", panel="gradient norm", axis="from_zero"),
     Metric(key="lr", panel="learning rate", axis="from_zero"),
     Metric(key="epoch"),
-    Metric(
-        key="speed/images_per_s",
-        panel="{unit} / s, all ranks",
-        axis="from_zero",
-        summary="{unit} / s, all ranks",
-    ),
+    Metric(key="speed/images_per_s", panel="{unit} / s, all ranks", axis="from_zero", summary="{unit} / s, all ranks"),
     Metric(key="speed/step_s", summary="optimizer step, ms", factor=1000, decimals=0),
     Metric(
         key="speed/data_wait",
@@ -137,11 +132,7 @@ def _pattern(key: str) -> str:
 
 
 OPTIMISATION = [
-    Chart(
-        title="Gradient norm",
-        keys=("grad_norm",),
-        look="spikes before a loss that jumps: lower `optim.lr`",
-    ),
+    Chart(title="Gradient norm", keys=("grad_norm",), look="spikes before a loss that jumps: lower `optim.lr`"),
     Chart(title="Learning rate", keys=("lr",), look="warm-up and decay as planned"),
     Chart(title="Epochs", keys=("epoch",), look="how often the data was seen"),
 ]
@@ -157,9 +148,7 @@ SPEED = [
         look="share of rank 0's time; above 0.1 the data is too slow: raise `data.workers`, or use a local disk",
     ),
     Chart(
-        title="Seconds a step",
-        keys=("speed/step_s",),
-        look="a jump without data wait: a rank or the network slowed",
+        title="Seconds a step", keys=("speed/step_s",), look="a jump without data wait: a rank or the network slowed"
     ),
     Chart(
         title="Peak memory",
@@ -178,7 +167,7 @@ VALIDATION_PICTURES = [
         keys=("validation/picture", "report/curves"),
         drawn="pictures",
         look="the whole sheet of a validation; the slider goes through the steps",
-    ),
+    )
 ]
 PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {  # kind of a job -> section -> charts
     "pretrain": {
@@ -241,7 +230,7 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {  # kind of a job -> sect
                 title="kNN on held-out crops",
                 keys=("knn/top1", "knn/chance_level"),
                 look="must rise above the level of guessing, the share of the commonest class",
-            ),
+            )
         ],
         "Optimisation": OPTIMISATION,
         "Speed": SPEED,
@@ -251,7 +240,7 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {  # kind of a job -> sect
                 keys=("report/curves", "report/dense", "report/views"),
                 drawn="pictures",
                 look="the two views must still show the same object",
-            ),
+            )
         ],
     },
     "base": {
@@ -331,7 +320,7 @@ PAGES: Mapping[Kind, Mapping[str, Sequence[Chart]]] = {  # kind of a job -> sect
                 drawn="pictures",
                 keys=("report/best", "report/median", "report/worst", "report/classes"),
                 look="what the worst have in common",
-            ),
+            )
         ],
     },
 }
