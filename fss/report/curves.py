@@ -41,7 +41,7 @@ def curves(
         rows: lines of metrics.jsonl. Panels without a value are left out.
         baselines: key of a metric -> its value for a baseline, drawn dashed in the metric's colour.
         baseline_name: legend of the dashed lines.
-        unit: what a batch is counted in.
+        unit: the plural noun for the samples of a batch.
         filling: step up to which a queue still contains random keys; that span is shaded. 0 for none.
     """
     names = sorted({name for row in rows for name in _flat(row)})

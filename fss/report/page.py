@@ -33,7 +33,7 @@ class Picture:
     """Its name in the report folder."""
     caption: str
     wide: bool = False
-    """Whether it scrolls on a narrow screen instead of shrinking until it cannot be read."""
+    """True if it scrolls on a narrow screen instead of shrinking until it cannot be read."""
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ class Page:
     figures: Mapping[str, object] = field(default_factory=dict)
     """Values for programs, in report.json alone."""
     unit: str = "images"
-    """What a training batch is counted in."""
+    """The plural noun for the samples of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def write_page(folder: Path, page: Page, rows: Sequence[dict] = ()) -> Path:
 def speed_table(rows: Sequence[dict], unit: str = "images") -> list[dict[str, str]]:
     """Median and 10th to 90th percentile of every speed metric, without the first row, which is a warm-up.
 
-    rows: the lines of metrics.jsonl. unit: what a batch is counted in.
+    rows: the lines of metrics.jsonl. unit: the plural noun for the samples of a batch.
     """
     table = []
     for metric in METRICS:

@@ -24,7 +24,7 @@ class Table:
     note: str = ""
     """A sentence below it."""
     folded: bool = False
-    """Whether the page shows it only on demand, because it is long."""
+    """True if the page shows it only on demand, because it is long."""
 
 
 def markdown_table(table: Table) -> str:

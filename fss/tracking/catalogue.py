@@ -28,11 +28,11 @@ class Metric:
     key: str
     """Shell pattern on the key, with 'speed/' before the keys that metrics.jsonl nests under 'speed'."""
     panel: str | None = None
-    """Title of its panel in the curves of a training, with {unit} for what a batch is counted in; None: no panel."""
+    """Title of its panel in the curves of a training, with {unit} for the samples of a batch; None: no panel."""
     axis: Axis = "free"
     """Of that panel."""
     console: bool = False
-    """Whether a console line shows it."""
+    """True if a console line shows it."""
     summary: str | None = None
     """Label in the speed table of a page, with {unit} as above; None: not in the table."""
     factor: float = 1
