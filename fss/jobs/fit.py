@@ -105,7 +105,7 @@ class _TrainingRun:
             kind=self.task.kind,
             config=self.config,
             environment=self.environment,
-            levels=self.method.chance_levels(),
+            chance_levels=self.method.chance_levels(),
         )
         log = Log(
             self.run_dir,

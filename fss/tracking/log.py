@@ -59,7 +59,7 @@ class Log:
         self._active = active
         self._total = total
         self._unit = unit
-        self._levels = about.levels
+        self._chance_levels = about.chance_levels
         self._trackers: list[tuple[Tracker, SentLog]] = []
         if not active:
             return
@@ -104,7 +104,7 @@ class Log:
         self.say(self._line(row))
         flat = {name: value for name, value in row.items() if name not in ("step", "speed")}
         flat |= {f"speed/{name}": value for name, value in row.get("speed", {}).items()}
-        flat |= {f"{CHANCE_LEVEL}{name}": level for name, level in self._levels.items() if name in flat}
+        flat |= {f"{CHANCE_LEVEL}{name}": level for name, level in self._chance_levels.items() if name in flat}
         self.scalars(row["step"], flat)
 
     def _line(self, row: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ class RunInfo:
     config: Mapping[str, Any]
     """The job, nested."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    levels: Mapping[str, float] = field(default_factory=dict)
+    chance_levels: Mapping[str, float] = field(default_factory=dict)
     """Key of a logged value -> the value that guessing gives."""
 
 

@@ -19,7 +19,7 @@ from tests.support.wandb_file import artifacts, config, history, kinds
 
 ABOUT = RunInfo(
     kind="meta",
-    levels={"loss": 0.5},
+    chance_levels={"loss": 0.5},
     config={"run": {"seed": 0}, "method": {"name": "toy"}, "episodes": {"scheme": "coco", "fold": 2, "shots": 5}},
 )
 
