@@ -274,7 +274,7 @@ class DistributedContext:
 
     @staticmethod
     def _destroy_process_group(wait: bool = True) -> None:
-        """Leave the group and reset accelerate's state, of which it keeps one per process. Private API, 1.0 to 1.15."""
+        """Leave the group and reset accelerate's state, one per process. Private API, present up to accelerate 1.15."""
         if wait and dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

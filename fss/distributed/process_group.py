@@ -67,10 +67,13 @@ def gloo_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
 
 
 def default_store() -> Store:
-    """The key-value store of the default process group. Private API, present in torch 2.1 to 2.15."""
+    """The key-value store of the default process group. Private API, present up to torch 2.15, the newest tried."""
     return dist.distributed_c10d._get_default_store()
 
 
 def set_timeout(group: dist.ProcessGroup, device: torch.device, timeout: datetime.timedelta) -> None:
-    """Set the time limit of later collectives of `group` on `device`. Private API, present in torch 2.4 to 2.15."""
+    """Set the time limit of later collectives of `group`. Private API, present up to torch 2.15, the newest tried.
+
+    device: on which the collectives are.
+    """
     group._get_backend(device)._set_default_timeout(timeout)

@@ -86,9 +86,17 @@ class WholeState:
                         state[name] = value.clone()
                     elif name not in state:
                         state[name] = torch.zeros_like(slices)
-        self._zero._lazy_init_hp_params_optimizer_state()  # as its first step does: ties the slices to the parameters
+        tie_slices(self._zero)
         sliced = cast(Any, parameter)
         for name, value in tensors.items():
             if name != COUNTER:
                 sliced.set_full_hp_param(value, name)
         sliced.set_full_hp_param(parameter.data)  # the engine steps a copy of its own
+
+
+def tie_slices(zero: Any) -> None:
+    """Tie the optimizer state of the slices to the parameters, as the first step of DeepSpeed's optimizer does.
+
+    Private API, present up to DeepSpeed 0.19, the newest version tried.
+    """
+    zero._lazy_init_hp_params_optimizer_state()
