@@ -84,7 +84,7 @@ def evaluate(method: QGNet, size: int) -> dict[str, float]:
     kept = sum(t.untyped_storage().nbytes() for t in features.values()) / (1 << 20)
     return {
         "encode": encode,
-        "describe": encode_support,
+        "encode_support": encode_support,
         "predict": predict,
         "predict, 5 shots": predict5,
         "kept, MiB": kept,

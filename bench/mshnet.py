@@ -156,7 +156,7 @@ def evaluation(size: int, shots: int, repeats: int) -> str:
     supports = [method.encode_support(seen, mask)] * shots
     actions = {
         "encode": lambda: method.encode(image),
-        "describe": lambda: method.encode_support(seen, mask),
+        "encode_support": lambda: method.encode_support(seen, mask),
         "predict": lambda: method.predict(seen, supports),
     }
     kept = [sum(t.nbytes for t in tensors.values()) / (1 << 20) for tensors in (seen, supports[0])]
