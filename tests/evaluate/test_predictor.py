@@ -32,20 +32,20 @@ class Observed(Colour):
         super().__init__()
         self.calls: list[tuple[bool, bool, bool]] = []
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         training = any(module.training for module in self.non_trainable.modules())
         self.calls.append((training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
 
     def encode(self, image: torch.Tensor) -> Features:
-        self._note()
+        self._record()
         return super().encode(image)
 
     def encode_support(self, features: Features, mask: torch.Tensor) -> Features:
-        self._note()
+        self._record()
         return super().encode_support(features, mask)
 
     def predict(self, query: Features, supports: list[Features]) -> Prediction:
-        self._note()
+        self._record()
         return super().predict(query, supports)
 
 
