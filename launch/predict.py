@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fss.command import command
 from fss.config import EPISODIC, Schema, parse
-from fss.inference.segmenter import segment_files
+from fss.inference.segment_files import segment_files
 
 
 @dataclass(frozen=True, kw_only=True)

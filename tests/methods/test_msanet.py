@@ -1,4 +1,4 @@
-"""MSANet and BAM: training and evaluation compute the same, every weight is trained, and the ensemble does what it should."""
+"""MSANet and BAM: training and evaluation compute the same, every weight is trained, the ensemble corrects."""
 
 from dataclasses import replace
 
