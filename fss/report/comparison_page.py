@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fss.compat import CELL, REPORT, RESULTS, current_fields
+from fss.compat import CELL, REPORT, RESULTS, current_fields, current_options
 from fss.errors import RunError
 from fss.report import class_charts as charts
 from fss.report.compute_hours import evaluation_hours, training_hours
@@ -92,9 +92,9 @@ def read(folder: Path) -> Entry:
     try:
         results = current_fields(json.loads((folder / "results.json").read_text()), RESULTS)
         report = current_fields(json.loads((folder / "report" / "report.json").read_text()), REPORT)
-        run = json.loads((folder / "run.json").read_text())
+        run = current_options(json.loads((folder / "run.json").read_text()))
         cell, episodes_digest = Cell(**current_fields(report["figures"]["cell"], CELL)), run["episodes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{folder} holds no finished evaluation ({error}): give run directories of launch/evaluate.py"
         ) from None

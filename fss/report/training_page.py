@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fss.compat import current_options
 from fss.methods.base import Method
 from fss.report import episode_section, label_section, view_section
 from fss.report.curves import curves
@@ -21,7 +22,7 @@ def report(run: RunDir, method: Method, task: Task, device: torch.device) -> Pat
     device: of the method. Returns the path of the HTML. Samples that cannot be read are left out of the pictures.
     """
     rows = run.rows()
-    options = json.loads((run.folder / "run.json").read_text())
+    options = current_options(json.loads((run.folder / "run.json").read_text()))
     environment = last_environment(run.folder)
     steps = max((row["step"] for row in rows), default=0)
     samples_seen = steps * options["data.batch"]
