@@ -9,7 +9,7 @@ from typing import Self
 INTERRUPTED = 75  # exit code (EX_TEMPFAIL): saved after SIGTERM or SIGUSR1; the same command continues the run
 
 
-def interrupted() -> int:
+def interrupted_exit_code() -> int:
     """The exit code of a rank that has saved and stops on request.
 
     Under a launcher that restarts ranks which fail (`--max_restarts`) it is 0: it would restart on any other code.

@@ -16,7 +16,7 @@ from fss.data.episode_lists import write_list
 from fss.data.shard_sets import open_shard_set
 from fss.distributed.context import DistributedContext
 from fss.distributed.runtime import RuntimeConfig
-from fss.distributed.signals import StopRequest, interrupted
+from fss.distributed.signals import StopRequest, interrupted_exit_code
 from fss.distributed.startup import check_ranks
 from fss.distributed.wrapping import fingerprint
 from fss.evaluate.cost import episode_flops
@@ -60,7 +60,7 @@ class EvaluationJob(Protocol):
 
 
 def evaluate(job: EvaluationJob, config_yaml: str) -> int:
-    """Evaluate the method of `job`; returns the exit code, 0 or `interrupted()`.
+    """Evaluate the method of `job`; returns the exit code, 0 or `interrupted_exit_code()`.
 
     config_yaml: the job as YAML, to be kept in the run directory.
     Raises UserError or ShardError if an option, a file or the data do not fit; finished episodes stay recorded.
@@ -157,7 +157,7 @@ class _EvaluationRun:
                 self.context.report_progress("ending the log")
                 log.close(failed=ending == "failed")
         self.context.barrier()  # the first rank to exit with a code has the launcher stop the others
-        return 0 if ending == "finished" else interrupted()
+        return 0 if ending == "finished" else interrupted_exit_code()
 
     def _resolved_config(self) -> dict[str, Any]:
         """The options of the job with what the weights and the protocol decide."""

@@ -12,7 +12,7 @@ from fss.data.dataset import DataConfig
 from fss.data.loader import BadSamples, load
 from fss.distributed.context import DistributedContext
 from fss.distributed.runtime import RunConfig
-from fss.distributed.signals import interrupted
+from fss.distributed.signals import interrupted_exit_code
 from fss.distributed.startup import check_ranks
 from fss.errors import ConfigError
 from fss.jobs.job import config_dict, run_folder
@@ -53,7 +53,7 @@ class TrainingJob(Protocol):
 
 
 def fit(job: TrainingJob, config_yaml: str) -> int:
-    """Train the method of `job`; returns the exit code, 0 or `interrupted()`.
+    """Train the method of `job`; returns the exit code, 0 or `interrupted_exit_code()`.
 
     config_yaml: the job as YAML, to be kept in the run directory.
     Raises UserError or ShardError if an option, a file or the data do not fit; checkpoints and logs remain.
@@ -131,7 +131,7 @@ class _TrainingRun:
                 self.context.report_progress("ending the log")
                 log.close(failed=ending == "failed")
         self.context.barrier()  # the first rank to exit with a code has the launcher stop the others
-        return 0 if ending == "finished" else interrupted()
+        return 0 if ending == "finished" else interrupted_exit_code()
 
     def _train(self, log: Log) -> int:
         job, context = self.job, self.context
