@@ -1,8 +1,7 @@
 """Partition of episodes over ranks, and their order: chosen such that an image is encoded about once.
 
-Episodes and images form a graph: an episode needs its images. A walk along it that finishes the images in use before
-it takes others has few features in use at any moment, and so also at the places where the walk is cut into one block a
-rank.
+Episodes and images form a graph: an episode needs its images. An order that finishes the images in use before it
+takes others has few features in use at any moment, and so also at the places where it is split into one block a rank.
 """
 
 import heapq
@@ -18,19 +17,25 @@ ENCODING = 5  # predictions that take as long as one pass of the encoder: about 
 def partition(episodes: Sequence[Episode], world_size: int) -> list[list[Episode]]:
     """Partition episodes into `world_size` blocks of about equal work, each in the order of evaluation.
 
-    Of two walks, one through all episodes and one through class after class, the one with less work in its largest
-    block is taken. If images are in few episodes (a large set), blocks share hardly any. If every image is in many
+    Of two orders, one over all episodes and one class by class, the one with less work in its largest block is taken. If images are in few episodes (a large set), blocks share hardly any. If every image is in many
     (5000 episodes over 350 images), blocks of one class must share images, and few classes on a rank cost least.
     """
     images = [sorted({episode.query, *episode.supports}) for episode in episodes]
-    walks = [walk(images, groups) for groups in ([0] * len(episodes), [episode.class_id for episode in episodes])]
-    cuts = [cut([images[episode] for episode in order], world_size) for order in walks]
-    (_, ends), order = min(zip(cuts, walks, strict=True))
+    orders = [
+        order_for_locality(images, groups)
+        for groups in ([0] * len(episodes), [episode.class_id for episode in episodes])
+    ]
+    splits = [split_balanced([images[episode] for episode in order], world_size) for order in orders]
+    (_, ends), order = min(zip(splits, orders, strict=True))
     return [[episodes[episode] for episode in order[start:stop]] for start, stop in pairwise(ends)]
 
 
-def cut(images: Sequence[Sequence[int]], world_size: int) -> tuple[int, list[int]]:
-    """Cut a walk into `world_size` blocks of the least largest work; returns that work and world_size + 1 ends."""
+def split_balanced(images: Sequence[Sequence[int]], world_size: int) -> tuple[int, list[int]]:
+    """Split episodes in order into `world_size` blocks so that the largest block is as little work as possible.
+
+    images: for each episode the distinct images it needs. Returns the work of the largest block and the world_size + 1
+    ends of the blocks.
+    """
     least, most = 0, sum(1 + ENCODING * len(needed) for needed in images)
     while least < most:  # the smallest bound under which the blocks are few enough lies between
         bound = (least + most) // 2
@@ -57,7 +62,7 @@ def _ends(images: Sequence[Sequence[int]], bound: int) -> list[int]:
     return [*ends, len(images)]
 
 
-def walk(images: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
+def order_for_locality(images: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
     """Order the episodes, group after group, such that few images are in use at any moment.
 
     images: for each episode the distinct images it needs. The next episode is that with the fewest new images minus

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fss.data.episodes import Episode
-from fss.evaluate.partition import ENCODING, cut, partition, walk
+from fss.evaluate.partition import ENCODING, order_for_locality, partition, split_balanced
 
 
 def drawn(episodes: int) -> list[Episode]:
@@ -51,7 +51,7 @@ def test_no_other_cuts_leave_less_work_to_the_busiest_rank(world_size):
             for start, stop in pairwise(ends)
         )
 
-    work, ends = cut(images, world_size)
+    work, ends = split_balanced(images, world_size)
     assert most(ends) == work
     assert work == min(most((0, *inner, 12)) for inner in combinations(range(1, 12), world_size - 1))
 
@@ -65,5 +65,5 @@ def test_blocks_share_few_images():
 
 def test_a_walk_finishes_with_an_image_before_it_takes_up_others():
     chains = [[0, 1], [10, 11], [1, 2], [11, 12], [2, 3], [12, 13]]
-    order = walk(chains, [0] * len(chains))
+    order = order_for_locality(chains, [0] * len(chains))
     assert [chains[episode][0] // 10 for episode in order] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
