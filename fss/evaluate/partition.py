@@ -17,8 +17,9 @@ ENCODING = 5  # predictions that take as long as one pass of the encoder: about 
 def partition(episodes: Sequence[Episode], world_size: int) -> list[list[Episode]]:
     """Partition episodes into `world_size` blocks of about equal work, each in the order of evaluation.
 
-    Of two orders, one over all episodes and one class by class, the one with less work in its largest block is taken. If images are in few episodes (a large set), blocks share hardly any. If every image is in many
-    (5000 episodes over 350 images), blocks of one class must share images, and few classes on a rank cost least.
+    Two orders are tried, one over all episodes and one class by class, and the one with less work in its largest block
+    is taken. If images are in few episodes (a large set), blocks share hardly any. If every image is in many (5000
+    episodes over 350 images), blocks of one class must share images, and few classes on a rank cost least.
     """
     images = [sorted({episode.query, *episode.supports}) for episode in episodes]
     orders = [
