@@ -53,7 +53,7 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
         "0.3",
     )
     assert code == 0, err
-    assert load_base(tmp_path / "run" / "base.safetensors")[1]["stem"] == stem
+    assert load_base(tmp_path / "run" / "base.safetensors")[1].stem == stem
 
 
 def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
@@ -71,12 +71,12 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
     assert trained[-1]["loss"] < trained[0]["loss"] / 2
 
     for name in ("base", "best"):
-        tensors, facts = load_base(folder / f"{name}.safetensors")
-        assert json.loads(facts["classes"]) == {"2": "green", "4": "yellow"}
-        assert (facts["scheme"], facts["fold"], facts["backbone"]) == ("interleaved", "0", "resnet18")
-        assert json.loads(facts["novel"]) == [1] and json.loads(facts["held_out"]) == [3]
+        tensors, header = load_base(folder / f"{name}.safetensors")
+        assert header.classes == {"2": "green", "4": "yellow"}
+        assert (header.scheme, header.fold, header.backbone) == ("interleaved", 0, "resnet18")
+        assert header.novel == [1] and header.held_out == [3]
         assert tensors["head.classify.weight"].shape == (3, 512, 1, 1)
-    assert facts["steps"] in map(str, validated) and float(facts["score"]) == max(validated.values())
+    assert header.steps in validated and header.score == max(validated.values())
     with safe_open(folder / "base.safetensors", framework="pt") as weights:
         known = weights.metadata()
     assert (known["steps"], known["images_seen"]) == ("10", "40")
