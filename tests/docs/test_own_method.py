@@ -89,12 +89,7 @@ def test_a_method_written_by_the_page(checkout, inside):
         if launcher in FASTER:
             options += [
                 *FASTER[launcher],
-                "--data.shards",
-                "shards_of_test",
-                "--data.workers",
-                "0",
-                "--log.wandb",
-                "off",
+                *"--data.shards shards_of_test --data.workers 0 --log.wandb off".split(),
             ]
         options = [word for word in options if word != "runs/demo/evaluation"]  # no demo was run here
         inside.submit(forked, ranks, launched, (launcher, options), 240).result()

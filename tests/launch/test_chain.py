@@ -13,18 +13,8 @@ from tests.support.launching import PLACE, called, refusal
 
 TRAIN = [
     *PLACE,
-    "--data.workers",
-    "0",
-    "--data.batch",
-    "4",
-    "--method.size",
-    "33",
-    "--method.backbone",
-    "resnet18",
-    "--optim.steps",
-    "2",
-    "--validate.split",
-    "none",
+    *"--data.workers 0 --data.batch 4 --method.size 33 --method.backbone resnet18".split(),
+    *"--optim.steps 2 --validate.split none".split(),
 ]
 
 

@@ -14,16 +14,8 @@ from tests.support.launching import Launched, refusal, run
 
 EPISODES = 8
 METHOD = [
-    "--method",
-    "gfsam",
-    "--method.sam",
-    "vit_t",
-    "--method.size",
-    "128",
-    "--method.dino",
-    "vits14",
-    "--method.dino_size",
-    "70",
+    *"--method gfsam --method.sam vit_t --method.size 128 --method.dino vits14".split(),
+    *"--method.dino_size 70".split(),
 ]
 
 
@@ -38,10 +30,7 @@ def words(tmp_path_factory):
         "gfsam",
         "--eval.episodes",
         str(EPISODES),
-        "--eval.min_area",
-        "0",
-        "--eval.resolution",
-        "128",
+        *"--eval.min_area 0 --eval.resolution 128".split(),
         *more,
     ]
 

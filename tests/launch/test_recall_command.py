@@ -26,14 +26,7 @@ def episodes(packed: Path) -> list[str]:
         "list",
         "--episodes.novel",
         novel,
-        "--eval.episodes",
-        "4",
-        "--eval.seeds",
-        "[0]",
-        "--run.device",
-        "cpu",
-        "--data.workers",
-        "0",
+        *"--eval.episodes 4 --eval.seeds [0] --run.device cpu --data.workers 0".split(),
     ]
 
 

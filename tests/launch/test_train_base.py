@@ -37,20 +37,8 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
         "--config",
         str(recipe),
         *launching.job(PLACE, coloured, tmp_path / "run"),
-        "--optim.steps",
-        "1",
-        "--episodes.scheme",
-        "interleaved",
-        "--method.size",
-        "33",
-        "--method.backbone",
-        "resnet18",
-        "--data.workers",
-        "0",
-        "--data.batch",
-        "2",
-        "--validate.fraction",
-        "0.3",
+        *"--optim.steps 1 --episodes.scheme interleaved --method.size 33".split(),
+        *"--method.backbone resnet18 --data.workers 0 --data.batch 2 --validate.fraction 0.3".split(),
     )
     assert code == 0, err
     assert load_base(tmp_path / "run" / "base.safetensors")[1].stem == stem
@@ -98,12 +86,9 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
         str(started),
         "--run.init_from",
         weights,
-        "--optim.steps",
-        "1",
-        "--episodes.fold",
-        "1",
+        *"--optim.steps 1 --episodes.fold 1".split(),
     )
-    assert code == 0 and "which has learned other classes" in out, err
+    assert code == 0 and "which was trained on other classes" in out, err
 
 
 def test_without_validation_it_learns_from_all_images_and_there_is_no_best(capsys, tmp_path, coloured):

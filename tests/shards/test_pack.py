@@ -123,12 +123,7 @@ def test_the_script_runs_from_anywhere(tmp_path):
         sys.executable,
         ROOT / "launch" / "pack.py",
         "synthetic",
-        "--count",
-        "3",
-        "--processes",
-        "2",
-        "--out",
-        "set",
+        *"--count 3 --processes 2 --out set".split(),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

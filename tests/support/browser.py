@@ -11,12 +11,8 @@ import pytest
 from selenium import webdriver
 
 OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
+    *"--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split(),
+    *"--disable-component-update".split(),
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
