@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from fss.collectives import SingleProcess
 from fss.data.batch import EpisodeBatch
+from fss.methods.base import StepContext
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
 from fss.nn.exports import ExportHeader
@@ -66,7 +66,7 @@ def train(method: QGNet, size: int, shots: int) -> dict[str, float]:
         replaced=[],
     )
     for _ in range(2):
-        forward, (loss, _) = timed(method.loss, batch, SingleProcess(), 0)
+        forward, (loss, _) = timed(method.loss, batch, StepContext())
         backward, _ = timed(loss.backward)
         method.trainable.zero_grad()
     return {"forward": forward, "backward": backward}

@@ -5,7 +5,7 @@
 One thread, CPU time of this process, so a busy machine disturbs little; the two take turns, and medians are reported.
 The plain formulation goes about it as PFENet and its descendants do: JPEG and PNG read from files, np.unique over the
 label map to choose a class, a path drawn from the class's list again and again until it is a new one, every step of the
-augmentation on float32, crops cut out until one keeps enough, and batches of standardised float32. Without --voc: 48
+augmentation on float32, crops cut out until one keeps enough, and batches of normalized float32. Without --voc: 48
 pictures of blurred noise with blobs of four classes, 500 x 375; with it, a folder with JPEGImages and
 SegmentationClass, all of whose maps are used.
 """

@@ -77,9 +77,9 @@ def normalised(tokens: Tensor) -> Tensor:
 def maps(unit: Tensor, references: Tensor, ref_masks: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
     """S+ mean, S- mean and S p [g g]."""
     if not (ref_masks == 1).any():
-        blocks_2_3 = slice(ref_masks.shape[1] // 2 - 7, ref_masks.shape[1] // 2 + 7)
+        centre = slice(ref_masks.shape[1] // 2 - 7, ref_masks.shape[1] // 2 + 7)
         ref_masks = ref_masks.clone()
-        ref_masks[:, blocks_2_3, blocks_2_3] = 1
+        ref_masks[:, centre, centre] = 1
     rows = []
     for tokens, mask in zip(references, ref_masks, strict=True):
         full = (mask == 1).float()[None, None]

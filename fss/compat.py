@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from fss.errors import ConfigError
 
 OPTIONS = {
@@ -83,7 +85,7 @@ def current_arguments(words: Sequence[str]) -> list[str]:
         renamed.append(word)
     for old, new in OPTIONS.items():
         earlier, today = values(words, f"--{old}"), values(words, f"--{new}")
-        if earlier and today and earlier[-1] != today[-1]:
+        if earlier and today and _parsed(earlier[-1]) != _parsed(today[-1]):
             raise _both(old, new, earlier[-1], today[-1])
     return renamed
 
@@ -98,6 +100,11 @@ def current_configuration(tree: Any) -> Any:
         return tree
     renamed = {group: dict(options) if isinstance(options, dict) else options for group, options in tree.items()}
     for old, new in OPTIONS.items():
+        if old in renamed:  # written flat, `group.option: value`
+            _report(old, new)
+            value = renamed.pop(old)
+            if renamed.setdefault(new, value) != value:
+                raise _both(old, new, value, renamed[new])
         group, _, name = old.partition(".")
         current_name = new.partition(".")[2]
         options = renamed.get(group)
@@ -114,6 +121,14 @@ def values(words: Sequence[str], option: str) -> list[str]:
     """All values of `option` on a command line, in order, given as `option value` or `option=value`."""
     pairs = ((word.partition("="), after) for word, after in zip(words, [*words[1:], ""], strict=False))
     return [value if equals else after for (name, equals, value), after in pairs if name == option]
+
+
+def _parsed(value: str) -> Any:
+    """The value of a word of a command line; the word itself if it is not YAML."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _report(old: str, new: str) -> None:

@@ -22,7 +22,7 @@ from jsonargparse import (  # type: ignore[attr-defined]  # one is exported by a
     set_parsing_settings,
 )
 
-from fss.compat import current_arguments, current_configuration, values
+from fss.compat import OPTIONS, current_arguments, current_configuration, values
 from fss.data.dataset import DataConfig
 from fss.data.episodes import EpisodeConfig, SplitConfig
 from fss.data.paired_transforms import AugmentConfig
@@ -260,6 +260,8 @@ def _sentence(message: str, keys: list[str]) -> str:
         unknown = match[1]
     else:
         return f"{message} (see --help)"
+    if unknown in OPTIONS:  # inside the value of a whole group
+        return f"unknown key {unknown}: it is now called {OPTIONS[unknown]}"
     leaves = {key.rpartition(".")[2]: key for key in keys}
     near = difflib.get_close_matches(unknown, keys, n=1, cutoff=0.8) or [
         leaves[leaf] for leaf in difflib.get_close_matches(unknown.rpartition(".")[2], leaves, n=1)

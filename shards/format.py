@@ -22,7 +22,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -184,7 +184,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)  # a folder takes no other's place
         sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        with suppress(OSError):  # some file systems cannot sync a folder; the file is in place already
+            sync(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -62,7 +62,8 @@ def check_launcher(state: Any, device: torch.device, *, bf16: bool) -> None:
         )
     if (compiler := state.dynamo_plugin.backend.value) != "NO":
         raise RunError(
-            f"the launcher asks to compile with dynamo's {compiler.lower()}: leave it out; use run.compile instead"
+            f"the launcher asks to compile with dynamo's {compiler.lower()}: leave it out, and use the "
+            "job's own option: run.compile of a training, method.compile of gfsam"
         )
     if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RunError(

@@ -132,7 +132,11 @@ class Segmenter:
         """Encode the supports and segment a single query. Raises UserError as both do."""
         return self.segment(query, self.encode_supports(supports))
 
-    learn, find = encode_supports, segment  # earlier names
+    learn = encode_supports  # its earlier name
+
+    def find(self, query: Picture, known: EncodedSupports) -> SegmentedImage:
+        """`segment` under its earlier name."""
+        return self.segment(query, known)
 
     def _encode_support(self, photograph: Picture, mask: Picture) -> Features:
         square, frame = self._predictor.fit(read_photograph(photograph))

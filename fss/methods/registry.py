@@ -1,6 +1,7 @@
 """The table of methods: those of this package and, through entry points, those of other installed packages."""
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
@@ -73,8 +74,8 @@ class MethodRegistry(MutableMapping[str, type[Method]]):
         return self._found
 
     def _report(self, sentence: str) -> None:
-        """Log a sentence once."""
-        if sentence not in self._reported:
+        """Log a sentence once, on rank 0 alone."""
+        if sentence not in self._reported and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
             self._reported.add(sentence)
             _log.warning(sentence)
 

@@ -84,11 +84,16 @@ class ExportHeader:
     """The whole configuration of the run."""
 
     @classmethod
-    def parse(cls, metadata: Mapping[str, str], source: str = "the header of the weights") -> Self:
+    def parse(
+        cls, metadata: Mapping[str, str], source: str = "the header of the weights", *, ours: bool = False
+    ) -> Self:
         """Read the typed form of a file's table of strings; entries that this version does not know are left out.
 
-        source: what the table is from, for the error. Raises WeightsError if an entry is not of its type.
+        source: what the table is from, for the error. ours: the table was written by this program, as every one that
+        names a method. Of another program's table, entries that are not of their type are left out, too.
+        Raises WeightsError if an entry of ours is not of its type.
         """
+        ours = ours or "method" in metadata
         values: dict[str, Any] = {}
         for name, kind in _types().items():
             if name not in metadata:
@@ -100,9 +105,11 @@ class ExportHeader:
             try:
                 value = json.loads(text)
                 values[name] = _parsed(value, kind, f"{source}, {name},")
-            except WeightsError:
-                raise  # of a nested header, which names the entry
-            except (ValueError, TypeError) as error:
+            except (WeightsError, ValueError, TypeError) as error:
+                if not ours:
+                    continue
+                if isinstance(error, WeightsError):
+                    raise  # of a nested header, which names the entry
                 raise WeightsError(f"{source} has a damaged entry {name} ({error}): give another file") from None
         return cls(**values)
 
@@ -152,7 +159,7 @@ def _parsed(value: Any, kind: Any, source: str) -> Any:
         return None
     if outer is ExportHeader:
         table = _parsed(value, dict, source)
-        return ExportHeader.parse(table, source) if table else None
+        return ExportHeader.parse(table, source, ours=True) if table else None
     if outer is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, outer) or (outer is int and isinstance(value, bool)):

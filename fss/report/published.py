@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from fss.compat import CELL, current_fields
+
 PUBLISHED = Path(__file__).resolve().parents[2] / "configs" / "published.yaml"
 METRICS = {"miou": "mIoU", "fb_iou": "FB-IoU"}
 
@@ -85,7 +87,8 @@ def published_recall() -> PublishedRecall:
 @cache
 def _table() -> tuple[list[Published], PublishedRecall]:
     raw = yaml.safe_load(PUBLISHED.read_text())
-    cells = [Published(**{**row, "folds": tuple(row.get("folds", ()))}) for row in raw["cells"]]
+    rows = [current_fields(row, CELL) for row in raw["cells"]]
+    cells = [Published(**{**row, "folds": tuple(row.get("folds", ()))}) for row in rows]
     recall = raw["recall"]
     maps = {name: tuple(values) for name, values in recall["maps"].items()}
     return cells, PublishedRecall(source=recall["source"], thresholds=tuple(recall["thresholds"]), maps=maps)

@@ -111,7 +111,7 @@ class Log:
         words = [f"step {row['step']}/{self._total}"]
         if "epoch" in row:
             words.append(f"epoch {row['epoch']:.2f}")
-        words += [f"{name} {value:.4g}" for name, value in row.items() if (known := metric_of(name)) and known.console]
+        words += [f"{name} {value:.4g}" for name, value in row.items() if _on_console(name)]
         if "speed" in row:
             speed = row["speed"]
             left = timedelta(seconds=round((self._total - row["step"]) * speed["step_s"]))
@@ -187,3 +187,9 @@ def _forget(folder: Path) -> None:
     for name in ("wandb.id", "wandb.sent", "tensorboard.sent"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
+def _on_console(name: str) -> bool:
+    """True for the metrics of the catalogue that say so, and for scores and losses of methods that it does not know."""
+    metric = metric_of(name)
+    return metric.console if metric else bool({"loss", "top1", "miou"} & set(name.split("/")))

@@ -78,6 +78,27 @@ def test_both_names_with_different_values_are_refused(old, new):
     assert current_configuration({group: {key: 2, name: 2}}) == {group: {name: 2}}
 
 
+def test_values_of_both_names_are_compared_as_values():
+    words = ["--validate.share=0.30", "--validate.fraction=0.3"]
+    assert current_arguments(words) == ["--validate.fraction=0.30", "--validate.fraction=0.3"]
+    with pytest.raises(ConfigError, match="given twice"):
+        current_arguments(["--run.start_from=a: b: c", "--run.init_from=a: b"])  # no YAML
+
+
+def test_an_earlier_name_written_flat_in_a_file(tmp_path):
+    file = tmp_path / "flat.yaml"
+    file.write_text("run.world: 2\noptim.lr_batch: 8\n")
+    job = parse(PretrainJob, ["--config", str(file)], prog="test")
+    assert (job.run.world_size, job.optim.reference_batch_size) == (2, 8)
+    with pytest.raises(ConfigError, match=r"run\.world_size is given twice"):
+        current_configuration({"run.world": 2, "run.world_size": 3})
+
+
+def test_an_earlier_name_in_the_value_of_a_group_is_refused_with_its_name_of_today():
+    with pytest.raises(ConfigError, match=r"optim\.lr_batch: it is now called optim\.reference_batch_size"):
+        parse(PretrainJob, ["--optim", "{lr_batch: 8}"], prog="test")
+
+
 def test_both_names_in_a_file_are_refused_by_the_parser(tmp_path):
     file = tmp_path / "both.yaml"
     file.write_text("run: {world: 2, world_size: 3}")

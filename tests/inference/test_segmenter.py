@@ -68,7 +68,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_picture(monkeypa
 def test_earlier_names_of_the_calls():
     segmenter = Segmenter(Colour(), device="cpu")
     supports = segmenter.learn([(scene((LEFT, RED)), marked(LEFT))])
-    segmented = segmenter.find(scene((RIGHT, RED)), supports)
+    segmented = segmenter.find(scene((RIGHT, RED)), known=supports)
     assert segmented.sure == segmented.confidence and alike(segmented.mask(), marked(RIGHT) > 0)
 
 

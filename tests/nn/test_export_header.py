@@ -179,3 +179,12 @@ def test_unseen_classes():
     assert FULL.unseen_classes == {1, 2, 7} and FULL.learned
     assert ExportHeader(novel=[4]).unseen_classes == {4}
     assert ExportHeader().unseen_classes is None and not ExportHeader().learned
+
+
+@pytest.mark.parametrize(
+    "entries", [{"config": "resnet50.yaml"}, {"epochs": "300 epochs", "stem": "deep"}, {"prior": "uniform"}]
+)
+def test_entries_of_another_program_are_not_ours(tmp_path, entries):
+    path = tmp_path / "theirs.safetensors"
+    save_file(TENSORS, path, {"format": "pt", **entries})
+    assert read_header(path) == ExportHeader(format="pt", stem=entries.get("stem"))

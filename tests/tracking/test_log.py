@@ -131,6 +131,14 @@ def test_nothing_is_measured_without_a_tracker(run):
     assert not list(run.folder.glob("*.sent"))
 
 
+def test_the_console_shows_losses_and_scores_of_methods_that_the_catalogue_does_not_know(run, capsys):
+    log = started(run, wandb="off")
+    log.row({"step": 1, "aux/loss": 0.25, "own/top1": 0.5, "own/other": 0.75})
+    log.close()
+    printed = capsys.readouterr().out
+    assert "aux/loss 0.25" in printed and "own/top1 0.5" in printed and "own/other" not in printed
+
+
 def test_tensorboard_that_is_not_installed_is_reported_before_anything_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"log\.tensorboard is true but TensorBoard is not installed: pip install"):
