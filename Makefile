@@ -50,7 +50,8 @@ test: setup    ## All that takes seconds.
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-slow: setup-slow    ## Kills, DeepSpeed, two nodes, SLURM if its daemons are there. Three at a time: many wait for a limit of time.
-	$(BIN)/pytest -n 3 --dist loadgroup -m "slow or gpu"
+	$(BIN)/pytest -n 3 -m "slow or gpu" --ignore tests/slurm
+	$(BIN)/pytest -m slow tests/slurm
 
 test-all: test test-slow
 

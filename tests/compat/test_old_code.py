@@ -13,7 +13,7 @@ from fss.tracking.run_dir import RunDir
 from launch import meta_train, pretrain_prior, train_base
 from tests.support.places import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("old_code")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 COMMIT = "9a44d42"
 FILES = Path(__file__).resolve().parent / "files"
 STEPS = 4

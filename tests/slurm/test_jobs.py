@@ -12,7 +12,7 @@ from shards.synthetic import synthetic
 from shards.write import pack
 from tests.support.slurm_site import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 QUIET = "--log.wandb off --log.every 1 --run.check_every 2".split()
 META = [
     *QUIET,
