@@ -83,7 +83,8 @@ def single_in_a_launch() -> str:
     """A process that does not see the other of the launch: what accelerate makes on CPU of a GPU configuration."""
     import accelerate
 
-    accelerate.Accelerator(cpu=True)  # the launcher's own state, set before the number of ranks is checked
+    # The launcher's own state, set before the number of ranks is checked. No rank leaves before both are connected.
+    accelerate.Accelerator(cpu=True).wait_for_everyone()
     import os
 
     os.environ["WORLD_SIZE"] = "5"
