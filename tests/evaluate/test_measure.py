@@ -214,15 +214,10 @@ def test_cut_off_at_a_random_episode_and_gone_on_with_by_other_ranks(packed, tmp
         measured(packed, episodes, tmp_path / "cut", on_result=cut)
     before = len(read_lines(tmp_path / "cut"))
     assert 0 < before < len(episodes)
-    for fresh, resumed in on_ranks(3, fresh_and_resumed, packed, episodes, tmp_path / "cut"):
-        assert fresh == resumed == expected
+    # Two launches: ranks that join twice on one port may meet the store that the first job is closing.
+    assert on_ranks(3, measured, packed, episodes) == [expected] * 3
+    assert on_ranks(3, measured, packed, episodes, tmp_path / "cut") == [expected] * 3
     assert len(read_lines(tmp_path / "cut")) == len(episodes)
-
-
-def fresh_and_resumed(
-    packed: Path, episodes: list[Episode], record: Path
-) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
-    return measured(packed, episodes), measured(packed, episodes, record)
 
 
 def test_a_rank_that_is_asked_to_stop_stops_all(packed, tmp_path):
