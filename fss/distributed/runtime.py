@@ -23,6 +23,9 @@ class RuntimeConfig:
     """CPU threads of torch in each rank; null leaves what the launcher set."""
     timeout_minutes: float = 30
     """Minutes that a rank, or one that it waits for, may make no progress before the job ends; 0 for no limit."""
+    report: bool = True
+    """Write the page of the finished run. false saves its time, some seconds; the same command with --run.report true
+    writes the page later."""
 
     def __post_init__(self) -> None:
         at_least("run", self, world_size=1, threads=1, timeout_minutes=0)

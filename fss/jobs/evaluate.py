@@ -27,7 +27,6 @@ from fss.evaluate.record import EpisodeRecord, EpisodeResult
 from fss.evaluate.summary import scalars, summarize, tables
 from fss.jobs.job import config_dict, run_folder
 from fss.provenance import code_version, digest
-from fss.report.evaluation_page import report
 from fss.tracking.identity import identity_of
 from fss.tracking.log import Log, LogConfig
 from fss.tracking.meter import peak_memory_mb
@@ -219,7 +218,7 @@ class _EvaluationRun:
         summary = summarize(results, self.plan.classes, self.manifest.classes)
         statement = self.plan.statement(self.manifest, self.header)
 
-        def deliver() -> Path:
+        def deliver() -> Path | None:
             parts = {"trained": self.method.trainable, "frozen": self.method.non_trainable}
             facts = {
                 "protocol": statement,
@@ -231,6 +230,10 @@ class _EvaluationRun:
             }
             write_whole(self.run_dir.results, json.dumps(facts, indent=1).encode())
             self.run_dir.rewind(-1)  # the log of the same command again has no second line
+            if not self.job.run.report:
+                return None
+            from fss.report.evaluation_page import report  # here: matplotlib takes a while to import, on every rank
+
             return report(self.run_dir, self.predictor, self.shards, results, self.plan, self.header)
 
         self.context.report_progress("writing the report")
@@ -260,4 +263,5 @@ class _EvaluationRun:
         for path in sorted(self.run_dir.report.glob("*.png")):
             log.picture(len(results), f"report/{path.stem}", path)
         log.export(len(results), self.run_dir.results)
-        log.say(f"report: {page}")
+        if page:
+            log.say(f"report: {page}")

@@ -20,8 +20,6 @@ from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.exports import read_header, save_export
 from fss.provenance import code_version, digest
-from fss.report.example_figures import draw_examples
-from fss.report.training_page import report
 from fss.tracking.identity import identity_of
 from fss.tracking.log import Log, LogConfig
 from fss.tracking.run_dir import RunDir, Status
@@ -211,6 +209,8 @@ class _TrainingRun:
             if score is not None and (not self.best.exists() or score >= (read_header(self.best).score or 0)):
                 self._export(self.best, done, score=score, scored_by=best_metric)
             if examples := self.task.examples():
+                from fss.report.example_figures import draw_examples
+
                 picture = self.run_dir.folder / "validation" / f"step_{done:08d}.png"
                 log.table(done, "validation/examples", draw_examples(examples, picture))
                 log.picture(done, "validation/picture", picture)
@@ -241,8 +241,12 @@ class _TrainingRun:
         """Export the last weights and write the report, on rank 0."""
         last = self.run_dir.folder / f"{self.name}.safetensors"
 
-        def deliver() -> Path:
+        def deliver() -> Path | None:
             self._export(last, self.schedule.steps)
+            if not self.job.run.report:
+                return None
+            from fss.report.training_page import report  # here: matplotlib takes a while to import, on every rank
+
             return report(self.run_dir, self.method, self.task, self.context.device)
 
         self.context.report_progress("writing the report")
@@ -256,4 +260,5 @@ class _TrainingRun:
             score = f"{header.scored_by} {header.score:.4g} at step {header.steps}"
             log.export(self.schedule.steps, self.best)
             log.say(f"best weights: {self.best}, {score}")
-        log.say(f"report: {page}")
+        if page:
+            log.say(f"report: {page}")

@@ -88,7 +88,9 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
 
 
 def read(folder: Path) -> Entry:
-    """Read the evaluation in `folder`. Raises RunError if there is none or it is not finished."""
+    """Read the evaluation in `folder`. Raises RunError if there is none, it is not finished or its page is missing."""
+    if (folder / "results.json").exists() and not (folder / "report" / "report.json").exists():
+        raise RunError(f"{folder} has no page: run its evaluation again with --run.report true, which writes it")
     try:
         results = current_fields(json.loads((folder / "results.json").read_text()), RESULTS)
         report = current_fields(json.loads((folder / "report" / "report.json").read_text()), REPORT)

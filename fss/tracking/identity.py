@@ -14,6 +14,7 @@ OPERATIONAL = (
     "run.timeout_minutes",
     "run.check_every",
     "run.threads",
+    "run.report",
     "data.shards",
     "data.bad_fraction",
     "data.workers",

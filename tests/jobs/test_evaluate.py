@@ -17,10 +17,10 @@ from fss.errors import ConfigError, RunError
 from fss.evaluate import loading
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.plan import EvalConfig, FoldConfig
-from fss.jobs import evaluate as evaluate_job
 from fss.jobs.evaluate import evaluate
 from fss.methods import METHODS
 from fss.nn.exports import ExportHeader
+from fss.report.comparison_page import compare
 from fss.tracking.log import LogConfig
 from shards.read import ShardSet
 from shards.synthetic import synthetic
@@ -53,14 +53,9 @@ def colour(monkeypatch):
     monkeypatch.setitem(METHODS, "colour", Colour)
 
 
-@pytest.fixture
-def no_page(monkeypatch):
-    """Drawing takes longer than all else here."""
-    monkeypatch.setattr(evaluate_job, "report", lambda run, *_: run.report / "index.html")
-
-
-def job(packed: Path, folder: Path, **changes) -> Job:
-    run = RuntimeConfig(dir=str(folder), device="cpu", threads=1)
+def job(packed: Path, folder: Path, *, report: bool = False, **changes) -> Job:
+    """Drawing the page takes longer than all else here."""
+    run = RuntimeConfig(dir=str(folder), device="cpu", threads=1, report=report)
     return Job(run=run, data=DataConfig(shards=str(packed), workers=1), **changes)
 
 
@@ -75,7 +70,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def test_what_a_run_leaves(packed, tmp_path, capsys):
-    results = finished(job(packed, tmp_path / "run"))
+    results = finished(job(packed, tmp_path / "run", report=True))
     rows = lines(tmp_path / "run")
     assert len(rows) == results["episodes"] == 30
     per_seed = {}
@@ -102,7 +97,6 @@ def test_what_a_run_leaves(packed, tmp_path, capsys):
         assert words in printed
 
 
-@pytest.mark.usefixtures("no_page")
 def test_the_same_command_again_tells_the_same_without_work(packed, tmp_path, monkeypatch):
     first = finished(job(packed, tmp_path))
     monkeypatch.setattr(Colour, "encode", None)
@@ -111,7 +105,16 @@ def test_the_same_command_again_tells_the_same_without_work(packed, tmp_path, mo
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.usefixtures("no_page")
+def test_a_page_that_was_left_out_is_written_by_the_same_command(packed, tmp_path):
+    run, page = tmp_path / "run", tmp_path / "run" / "report" / "index.html"
+    first = finished(job(packed, run))
+    assert not page.exists()
+    with pytest.raises(RunError, match=f"{run} has no page: .* with --run.report true"):
+        compare([run], tmp_path / "comparison")
+    assert finished(job(packed, run, report=True)) == first
+    assert page.exists() and compare([run], tmp_path / "comparison").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -130,7 +133,6 @@ def test_another_evaluation_does_not_mix_with_this_one(packed, tmp_path, changes
         evaluate(replace(before, **changes), "")
 
 
-@pytest.mark.usefixtures("no_page")
 def test_other_weights_are_refused(packed, tmp_path, monkeypatch):
     finished(job(packed, tmp_path))
 
@@ -144,7 +146,6 @@ def test_other_weights_are_refused(packed, tmp_path, monkeypatch):
         evaluate(job(packed, tmp_path), "")
 
 
-@pytest.mark.usefixtures("no_page")
 def test_asked_to_stop_it_goes_on_where_it_stopped(packed, tmp_path, monkeypatch):
     whole = finished(job(packed, tmp_path / "whole"))
     shipped = Colour.encode

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from fss.jobs import fit
 from fss.train.tasks.task import ValidatedTask
 from tests.support.labelled import rectangles
 from tests.support.launching import pack_unlabelled
@@ -24,6 +23,5 @@ def coloured(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
-    """Without the pictures that a training in this process draws: they take longer than a few steps."""
-    monkeypatch.setattr(fit, "report", lambda run, *_: run.report / "index.html")
+    """Without the pictures that a validation in this process draws: they take longer than a few steps."""
     monkeypatch.setattr(ValidatedTask, "examples", lambda *_: ())

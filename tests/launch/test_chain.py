@@ -54,7 +54,7 @@ def test_a_base_learner_bam_and_the_prototype_end_in_one_table(capsys, tmp_path)
     results = {}
     prototype = ["--method", "prototype", "--method.backbone", "resnet18", "--method.size", "33"]
     for name, words in (("bam", seen), ("prototype", [*place, *prototype, *fold])):
-        done(evaluate.main, *words, "--run.dir", str(tmp_path / f"evaluate_{name}"))
+        done(evaluate.main, *words, "--run.dir", str(tmp_path / f"evaluate_{name}"), "--run.report", "true")
         results[name] = json.loads((tmp_path / f"evaluate_{name}" / "results.json").read_text())
         assert list(results[name]["classes"]) == ["green"]
 

@@ -44,7 +44,7 @@ def run_of(packed, tmp_path_factory) -> Callable[[str], Path]:
                 *SMALL,
                 "--data.shards",
                 str(packed),
-                *"--method.backbone resnet18 --optim.steps 2 --run.seed 5".split(),
+                *"--method.backbone resnet18 --optim.steps 2 --run.seed 5 --run.report true".split(),
             ],
         ),
         "base": (

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from fss.jobs import evaluate as evaluate_job
 from launch.evaluate import main
 from shards.synthetic import synthetic
 from shards.write import pack
@@ -36,11 +35,8 @@ def words(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words, monkeypatch):
+def test_killed_on_two_ranks_and_gone_on_with_by_two(tmp_path, words):
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    monkeypatch.setattr(
-        evaluate_job, "report", lambda run, *_: run.report / "index.html"
-    )  # that of the other run is drawn
     assert main(words(whole)) == 0
     started = Launched(2, *words(folder), *SLOWLY, launcher=LAUNCHER)
     until(started, folder, 2)

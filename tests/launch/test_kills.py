@@ -69,16 +69,19 @@ def same_counts(one: Path, other: Path) -> None:
 
 
 EPISODES = 40
-SMALL = f"--method.size 65 --eval.episodes {EPISODES}".split()
+PAGE = ["--run.report", "true"]
+SMALL = [*f"--method.size 65 --eval.episodes {EPISODES}".split(), *PAGE]
 
 
 def evaluation(shards: Path, folder: Path) -> list[str]:
     return [*evaluating.job(shards, folder), *evaluating.SLOWLY, *SMALL]
 
 
-EVERY = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3"]
+EVERY = ["--optim.steps", str(STEPS), "--checkpoint.every", "2", "--validate.every", "3", *PAGE]
 KINDS = {
-    "pretrain": Kind(pretrain_prior.main, launching.LAUNCHER, lambda *at: job(LONG, *at), steps, STEPS, same_run),
+    "pretrain": Kind(
+        pretrain_prior.main, launching.LAUNCHER, lambda *at: job(LONG, *at, *PAGE), steps, STEPS, same_run
+    ),
     "meta": Kind(
         meta_train.main,
         launching.META_LAUNCHER,

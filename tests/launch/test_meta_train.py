@@ -89,7 +89,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # no account, as on a new machine
     folder = tmp_path / "run"
     words = job(coloured, folder, "--validate.every", "2")
-    code, out, err = launch(capsys, *words, "--log.wandb", "auto")
+    code, out, err = launch(capsys, *words, "--log.wandb", "auto", "--run.report", "true")
     assert code == 0, err
     assert "novel: red" in out and "base classes blue" in out, "classes are named before the first step"
     trained = [row for row in rows(folder) if "loss" in row]

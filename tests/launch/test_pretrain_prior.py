@@ -42,7 +42,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, packed, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # no account, as on a new machine
     folder = tmp_path / "run"
     words = job(packed, tmp_path / "run", "--optim.steps", "3")
-    code, out, err = launch(capsys, *words, "--log.wandb", "auto")
+    code, out, err = launch(capsys, *words, "--log.wandb", "auto", "--run.report", "true")
     assert code == 0, err
     logged = rows(folder)
     assert [row["step"] for row in logged] == [0, 1, 2, 3, 3]

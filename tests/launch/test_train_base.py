@@ -47,7 +47,7 @@ def test_every_recipe_takes_a_step(capsys, tmp_path, coloured, recipe):
 def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
     folder = tmp_path / "run"
     words = job(coloured, folder, "--validate.every", "5", "--optim.steps", "10")
-    code, out, err = launch(capsys, *words)
+    code, out, err = launch(capsys, *words, "--run.report", "true")
     assert code == 0, err
     assert "novel, and background here: red" in out and "holds them out: blue" in out
     logged = rows(folder)
@@ -93,7 +93,7 @@ def test_what_a_run_leaves_behind(capsys, tmp_path, coloured):
 
 def test_without_validation_it_learns_from_all_images_and_there_is_no_best(capsys, tmp_path, coloured):
     folder = tmp_path / "run"
-    words = ["--validate.fraction", "0", "--validate.split", "novel", "--optim.steps", "1"]
+    words = ["--validate.fraction", "0", "--validate.split", "novel", "--optim.steps", "1", "--run.report", "true"]
     code, out, err = launch(capsys, *job(coloured, folder, *words))
     assert code == 0, err
     assert "3 base classes to learn on 20 images" in out

@@ -107,14 +107,16 @@ def test_different_episodes_and_missing_folds_are_caveats(tmp_path):
     assert "qgnet: short." in caveats
 
 
-@pytest.mark.parametrize("missing", ["results.json", "report/report.json"])
-def test_a_folder_without_a_finished_evaluation_is_refused(tmp_path, missing, capsys):
+@pytest.mark.parametrize(
+    ("missing", "message"), [("results.json", "holds no finished evaluation"), ("report/report.json", "has no page")]
+)
+def test_a_folder_without_a_finished_evaluation_is_refused(tmp_path, missing, message, capsys):
     folder = evaluated(tmp_path / "a", "qgnet", {"cat": 0.5})
     (folder / missing).unlink()
-    with pytest.raises(RunError, match="holds no finished evaluation"):
+    with pytest.raises(RunError, match=message):
         compare([folder], tmp_path / "out")
     assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {folder} holds no finished evaluation")
+    assert capsys.readouterr().err.startswith(f"error: {folder} {message}")
 
 
 def test_equal_caveats_appear_once(tmp_path):

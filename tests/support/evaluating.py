@@ -18,7 +18,7 @@ def job(labelled: Path, folder: Path, method: list[str] = METHOD) -> list[str]:
     return [
         *method,
         *("--data.shards", str(labelled), "--run.dir", str(folder), "--eval.episodes", str(EPISODES)),
-        *"--run.device cpu --data.workers 1 --eval.seeds [7] --log.wandb off".split(),
+        *"--run.device cpu --data.workers 1 --eval.seeds [7] --log.wandb off --run.report false".split(),
     ]
 
 

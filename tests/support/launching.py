@@ -23,7 +23,8 @@ LAUNCHER = ROOT / "launch" / "pretrain_prior.py"
 META_LAUNCHER = ROOT / "launch" / "meta_train.py"
 BASE_LAUNCHER = ROOT / "launch" / "train_base.py"
 
-PLACE = "--run.device cpu --run.threads 1 --log.wandb off".split()
+PLACE = "--run.device cpu --run.threads 1 --run.report false --log.wandb off".split()
+"""Options of every job. The page takes longer than a few steps: tests of it ask for it."""
 SMALL = [
     *PLACE,
     *"--data.batch 6 --data.workers 1 --data.window 1 --method.view_size 32 --method.patch_size 32".split(),
