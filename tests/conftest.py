@@ -40,3 +40,12 @@ def context():
     one = joined()
     yield one
     one.close()
+
+
+@pytest.fixture
+def counted():
+    """A second device that counts kernels and waits of the host: the class `Count` of tests.support.counted_device."""
+    from tests.support.counted_device import counting
+
+    with counting() as count:
+        yield count

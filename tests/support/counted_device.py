@@ -1,0 +1,304 @@
+"""A second device without hardware: it counts the kernels that a program launches and the times that its host waits.
+
+Its tensors name the device `counted` and keep their values in ordinary memory, so that results can be compared. Like
+CUDA it refuses to mix its tensors with those of the CPU. What it counts holds on CUDA, too:
+
+* A wait: reading a value, a selection whose size depends on values (`nonzero`, indexing by bool), a blocking copy.
+* A kernel: every operation that is neither a view nor an allocation; an operation on a list of tensors is one.
+
+Use it through the fixture `counted` (tests/conftest.py), which lets through what wrapped tensors cannot do.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+NAME = "counted"
+READS_SIZE = {
+    f"aten.{name}.default"
+    for name in (
+        *("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "bincount"),
+        *("_unique2", "unique_consecutive", "unique_dim"),
+    )
+}
+"""Operations for which the host waits until a value, or the size of the result, is known."""
+NO_KERNEL = tuple(
+    f"{name}"
+    for name in (
+        *("aten.detach", "aten.empty", "aten.new_empty", "aten.alias", "aten._unsafe_view", "aten.lift_fresh"),
+        *("aten.is_pinned", "aten._has_compatible", "aten.sym_", "prim.device"),
+    )
+)
+INDEXING = ("aten.index.", "aten.index_put", "aten._index_put_impl_", "aten._unsafe_index")
+
+
+class _Backend(_DummyBackendModule):
+    """The module `torch.counted`."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        torch.set_rng_state(state)
+
+
+_setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
+DEVICE = torch.device(NAME, 0)
+
+
+class CountedTensor(torch.Tensor):
+    """A tensor of the device; `values` holds its contents on the CPU."""
+
+    values: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> "CountedTensor":
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            values.size(),
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            layout=values.layout,
+            device=DEVICE,
+        )
+        made.values = values
+        return made
+
+    def __init__(self, values: Tensor) -> None: ...
+
+    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+        return f"CountedTensor({self.values!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _dispatch(func, args, kwargs or {}, Count.current)
+
+
+class Count(TorchDispatchMode):
+    """Counts what happens inside its `with` block. Operations that make new tensors on the device need one around."""
+
+    current: "Count | None" = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        """'KIND at FILE:LINE' -> the number of waits."""
+        self.kernels: Counter[str] = Counter()
+        """Operation, as 'aten.add.Tensor' -> the number of launches."""
+
+    def __enter__(self) -> "Count":
+        self._outer, Count.current = Count.current, self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        Count.current = self._outer
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _dispatch(func, args, kwargs or {}, self)
+
+    def wait(self, kind: str) -> None:
+        """Count a wait of the host, with the innermost place in fss."""
+        place = next(
+            (f"{frame.filename}:{frame.lineno}" for frame in reversed(traceback.extract_stack()) if _ours(frame)), "?"
+        )
+        self.waits[f"{kind} at {place}"] += 1
+
+    def launch(self, func: Any) -> None:
+        """Count a kernel, unless the operation needs none."""
+        name = str(func)
+        if not name.startswith(NO_KERNEL) and not _is_view(func):
+            self.kernels[name] += 1
+
+
+def _ours(frame: traceback.FrameSummary) -> bool:
+    return "/fss/" in frame.filename
+
+
+def _is_view(func: Any) -> bool:
+    if str(func).startswith("aten._to_copy"):
+        return False
+    returned = func._schema.returns
+    return any(value.alias_info is not None and not value.alias_info.is_write for value in returned)
+
+
+def _on_device(x: object) -> bool:
+    return isinstance(x, CountedTensor)
+
+
+def _values(x: Any) -> Any:
+    return x.values if isinstance(x, CountedTensor) else x
+
+
+def _dispatch(func: Any, args: Any, kwargs: Any, count: Count | None) -> Any:
+    """Carry out an operation on the values, and count it in `count`."""
+    name = str(func)
+    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    ours = [x for x in tensors if _on_device(x)]
+    target = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
+    if not ours and target != NAME:
+        return func(*args, **kwargs)
+    count = count or Count()  # nobody looks
+    if name == "aten._to_copy.default":
+        return _copied(func, args[0], kwargs, target, count)
+    if name.startswith("aten.copy_."):
+        return _copied_into(func, *args, count=count, **kwargs)
+    _refuse_mixed(name, [x for x in tensors if not _on_device(x) and x.dim() > 0] if ours else [], count)
+    mask = any(x.dtype in (torch.bool, torch.uint8) for x in _indices(name, args))
+    if name in READS_SIZE or mask or (name == "aten.repeat_interleave.Tensor" and kwargs.get("output_size") is None):
+        count.wait("indexing by bool" if mask else name.split(".")[1])
+    count.launch(func)
+    inner = dict(kwargs)
+    if target == NAME:
+        inner["device"] = torch.device("cpu")
+    if "pin_memory" in inner:
+        inner["pin_memory"] = False
+    plain_args, plain_kwargs = pytree.tree_map(_values, (args, inner))
+    result = CUDA_ONLY.get(name, func)(*plain_args, **plain_kwargs)
+    wrapped = pytree.tree_map(lambda x: CountedTensor(x) if type(x) is Tensor else x, result)
+    if result is None or not ours or name in CUDA_ONLY:
+        return wrapped
+    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _indices(name: str, args: Any) -> list[Tensor]:
+    return [x for x in args[1] if isinstance(x, Tensor)] if name.startswith(INDEXING) else []
+
+
+def _copied(func: Any, source: Tensor, kwargs: Any, target: str | None, count: Count) -> Tensor:
+    plain = {name: value for name, value in kwargs.items() if name not in ("device", "pin_memory")}
+    values = func(_values(source), **plain)
+    blocking = not kwargs.get("non_blocking")
+    if _on_device(source) and target == "cpu":
+        if blocking:
+            count.wait("copy to the host")
+        return values
+    if not _on_device(source):
+        if blocking:
+            count.wait("blocking copy to the device")
+        return CountedTensor(values)
+    count.launch(func)
+    return CountedTensor(values)
+
+
+def _copied_into(func: Any, target: Tensor, source: Tensor, non_blocking: bool = False, *, count: Count) -> Tensor:
+    func(_values(target), _values(source))
+    if _on_device(target) == _on_device(source):
+        count.launch(func)
+    elif not non_blocking:
+        count.wait("blocking copy")
+    return target
+
+
+def _refuse_mixed(name: str, of_cpu: list[Tensor], count: Count) -> None:
+    if not of_cpu:
+        return
+    if name.startswith(INDEXING):
+        count.wait("index from the host")
+        return
+    raise RuntimeError(f"{name}: all tensors must be on one device, found {NAME} and cpu {tuple(of_cpu[0].shape)}")
+
+
+def _channels(x: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x.dim()))
+
+
+def _column(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    var, mean = torch.var_mean(x.float(), _channels(x), correction=0)
+    return mean, (var + eps).rsqrt()
+
+
+def _batch_norm_gather_stats_with_counts(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    counts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    share = (counts.double() / counts.double().sum())[:, None]
+    whole = (share * mean.double()).sum(0)
+    var = (share * (invstd.double() ** -2 - eps + (mean.double() - whole) ** 2)).sum(0)
+    n = counts.double().sum()
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(whole.float(), momentum)
+        running_var.lerp_((var * n / (n - 1)).float(), momentum)
+    return whole.float(), (var + eps).rsqrt().float()
+
+
+def _batch_norm_elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Tensor:
+    scaled = (x.float() - _column(mean, x)) * _column(invstd * weight, x) + _column(bias, x)
+    return scaled.to(x.dtype)
+
+
+def _batch_norm_backward_reduce(
+    grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor, input_g: bool, weight_g: bool, bias_g: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = grad.float()
+    sum_dy = g.sum(_channels(x))
+    sum_dy_xmu = (g * (x.float() - _column(mean, x))).sum(_channels(x))
+    return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy.clone()
+
+
+def _batch_norm_backward_elemt(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor,
+    sum_dy: Tensor,
+    sum_dy_xmu: Tensor,
+    count: Tensor,
+) -> Tensor:
+    n = count.sum()
+    centred = (x.float() - _column(mean, x)) * _column(invstd**2 * sum_dy_xmu / n, x)
+    out = (grad.float() - _column(sum_dy / n, x) - centred) * _column(invstd * weight, x)
+    return out.to(x.dtype)
+
+
+CUDA_ONLY: dict[str, Callable[..., Any]] = {
+    f"aten.{function.__name__.removeprefix('_')}.default": function
+    for function in (
+        _batch_norm_stats,
+        _batch_norm_gather_stats_with_counts,
+        _batch_norm_elemt,
+        _batch_norm_backward_reduce,
+        _batch_norm_backward_elemt,
+    )
+}
+"""What torch has for CUDA alone, from its definition."""
+
+
+@contextmanager
+def counting() -> Iterator[type[Count]]:
+    """The device, while inside: `torch.tensor` and `torch.inference_mode` act as they would on CUDA."""
+    with pytest.MonkeyPatch.context() as patch:
+        make = torch.tensor
+
+        def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+            made = make(data, *args, **kwargs)  # its copy to the device is hidden from dispatch
+            return made if device is None or torch.device(device).type != NAME else made.to(DEVICE)
+
+        patch.setattr(torch, "tensor", tensor)
+        patch.setattr(torch, "inference_mode", torch.no_grad)  # wrapped tensors know no inference tensors
+        yield Count
