@@ -9,6 +9,7 @@ control words. The input of a rank to a collective does not depend on the number
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -67,6 +68,9 @@ class CallLog:
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         self.calls.append(Call("shuffled images", "all_to_all", x.nbytes, rows=len(x)))
         return x.new_empty((sum(receive), *x.shape[1:]))
+
+    def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
+        return partial(self.all_to_all, x, send, receive)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         self.calls.append(Call("sums in the loss", "all_reduce", x.nbytes))

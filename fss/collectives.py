@@ -4,6 +4,7 @@ Methods and layers receive an object with this interface. They never import `tor
 on one process and on many. `fss.distributed.process_group` implements the interface over a process group.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -21,6 +22,10 @@ class Collectives(Protocol):
 
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Send the first send[0] rows of x [sum(send), ...] to rank 0 and so on; returns [sum(receive), ...]."""
+        ...
+
+    def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
+        """Start `all_to_all`; the function that is returned waits for it and returns its result. Call it once."""
         ...
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -47,6 +52,9 @@ class SingleProcess:
 
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         return x
+
+    def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
+        return lambda: x
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x.detach().clone()

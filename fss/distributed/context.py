@@ -119,9 +119,9 @@ class DistributedContext:
     ) -> tuple[nn.Module, SteppedOptimizer]:
         """Wrap a method and its optimizer for training on all ranks.
 
-        Returns the module to call, `module(batch, step)`, instead of the method's loss, and the optimizer to step and
-        to save. total_steps: optimizer steps of the whole run. clip_norm: the largest global gradient norm, as for
-        `clip_gradients`, which must be called too.
+        Returns the module to call, `module(batch, step, logged)`, instead of the method's loss, and the optimizer to
+        step and to save. total_steps: optimizer steps of the whole run. clip_norm: the largest global gradient norm, as
+        for `clip_gradients`, which must be called too.
         """
         forward = LossForward(method, self.collectives, self.autocast, total_steps)
         plugin = self.accelerator.state.deepspeed_plugin

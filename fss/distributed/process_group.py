@@ -28,10 +28,21 @@ class ProcessGroupCollectives:
 
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Send the first send[0] rows of x to rank 0 and so on; returns [sum(receive), ...]."""
+        return self.start_all_to_all(x, send, receive)()
+
+    def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
+        """Start `all_to_all`; the function that is returned waits for it: on CUDA the device waits, not the host."""
         self._on_enter()
+        x = x.detach().contiguous()
         out = x.new_empty((sum(receive), *x.shape[1:]))
-        dist.all_to_all_single(out, x.detach().contiguous(), receive, send)
-        return out
+        work = dist.all_to_all_single(out, x, receive, send, async_op=True)
+        assert work is not None  # so it is for a rank outside the group, and every rank is in the default one
+
+        def finish() -> Tensor:
+            work.wait()
+            return out
+
+        return finish
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum x, of any shape, element by element over all ranks."""
@@ -54,9 +65,8 @@ class ProcessGroupCollectives:
         self._on_enter()
         flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
         collective(flat)
-        flat = flat * scale
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        parts = (flat * scale).split([t.numel() for t in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
 def gloo_group(timeout: datetime.timedelta) -> dist.ProcessGroup:

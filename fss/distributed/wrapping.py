@@ -27,12 +27,12 @@ class LossForward(nn.Module):
         self.trainable = method.trainable
         self._autocast = autocast
         # A closure, so that `non_trainable` is not registered as a submodule.
-        self._loss = lambda batch, step: method.loss(batch, StepContext(collectives, step, total_steps))
+        self._loss = lambda batch, step, logged: method.loss(batch, StepContext(collectives, step, total_steps, logged))
 
-    def forward(self, batch: Any, step: int) -> tuple[Tensor, Report]:
+    def forward(self, batch: Any, step: int, logged: bool = True) -> tuple[Tensor, Report]:
         """The loss of a micro-batch and the scalars to log, in the precision of the job."""
         with self._autocast():
-            return self._loss(batch, step)
+            return self._loss(batch, step, logged)
 
 
 def make_contiguous(module: nn.Module) -> None:

@@ -44,6 +44,8 @@ class StepContext:
     """The optimizer step, from 0."""
     total_steps: int = 1
     """Optimizer steps of the whole run."""
+    logged: bool = True
+    """Whether the step is logged. If not, a report may leave out what costs more than it already has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,8 @@ class Method(abc.ABC, Generic[ConfigT]):
     def loss(self, batch: Any, context: StepContext) -> tuple[Tensor, Report]:
         """Compute the scalar loss of one (micro-)batch, with gradient to `trainable`, and the scalars to log.
 
-        batch: of the type that belongs to `batch_spec`. Collective. Raises TypeError if there is nothing to train.
+        Nothing in it reads a value of a tensor on another device than a CPU: the host would wait for the device. batch:
+        of the type that belongs to `batch_spec`. Collective. Raises TypeError if there is nothing to train.
         """
 
     def after_step(self, context: StepContext) -> None:

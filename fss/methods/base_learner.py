@@ -19,7 +19,7 @@ from fss.methods.base import LabelMethod, MethodConfig, Report, StepContext
 from fss.nn.backbones import BackboneName, Stem, check_backbone, check_size
 from fss.nn.exports import ExportHeader
 from fss.nn.fem import segmentation_loss
-from fss.nn.norm import Normalize, synchronise
+from fss.nn.norm import Normalize, count_batches, synchronise
 from fss.nn.pspnet import PSPNet
 from fss.nn.region import IGNORE, resize
 from fss.nn.weights import load_backbone, load_base
@@ -101,12 +101,15 @@ class BaseLearner(LabelMethod[BaseLearnerConfig]):
                 "data.batch gives a micro-batch of 1 image, too few for the batch statistics of pyramid pooling: give "
                 "at least 2 images for every micro-batch"
             )
+        count_batches(self._network)
         logits = self.segment(self._normalize(batch.image))
         logits = resize(logits.float(), batch.labels.shape[1:])  # [B, 1 + n, S, S]
         known = batch.labels != IGNORE  # [B, S, S]
         with torch.no_grad():
             pixels = context.collectives.all_reduce(known.sum()).clamp(min=1) / context.collectives.world_size
-            report = {"accuracy": (logits.argmax(1) == batch.labels).sum() / pixels}  # no class is 255
+            report = {}
+            if context.logged:
+                report["accuracy"] = (logits.argmax(1) == batch.labels).sum() / pixels  # no class is 255
         return segmentation_loss(logits, batch.labels, pixels), report
 
     def segment(self, image: Tensor) -> Tensor:

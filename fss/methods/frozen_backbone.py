@@ -10,10 +10,9 @@ from typing import Any, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fss.collectives import Collectives
 from fss.data.batch import EpisodeSpec
 from fss.errors import WeightsError, at_least
-from fss.methods.base import EpisodeMethod, EpisodeMethodConfig
+from fss.methods.base import EpisodeMethod, EpisodeMethodConfig, Report, StepContext
 from fss.nn.backbones import Backbone, BackboneName, BatchNorm, Stem, check_backbone, check_size, make_backbone
 from fss.nn.exports import ExportHeader, load_export
 from fss.nn.region import IGNORE, resize
@@ -154,17 +153,19 @@ def pretrained_backbone(
 
 
 @torch.no_grad()
-def known_pixels_and_iou(logits: Tensor, mask: Tensor, collectives: Collectives) -> tuple[Tensor, Tensor]:
+def known_pixels_and_iou(logits: Tensor, mask: Tensor, context: StepContext) -> tuple[Tensor, Report]:
     """Count the known pixels of a rank's part of the batch, as the mean over ranks, and compute the IoU of the class.
 
-    logits: [B, 2, h, w]; mask: uint8 [B, S, S] of 0, 1 and 255. Returns two scalars. A loss that sums over known pixels
-    and is divided by their number weighs every known pixel of the batch of all ranks alike: the mean over ranks of loss
-    and gradient is that of one rank with all episodes. The IoU is a rank's share of it: the mean over ranks is the IoU
-    of the batch. Collective.
+    logits: [B, 2, h, w]; mask: uint8 [B, S, S] of 0, 1 and 255. Returns a scalar, and in a step that is logged the
+    report {"iou": scalar}. A loss that sums over known pixels and is divided by their number weighs every known pixel
+    of the batch of all ranks alike: the mean over ranks of loss and gradient is that of one rank with all episodes. The
+    IoU is a rank's share of it: the mean over ranks is the IoU of the batch. Collective.
     """
-    truth, known = mask == 1, mask != IGNORE
+    truth, known, collectives = mask == 1, mask != IGNORE, context.collectives
+    if not context.logged:
+        return collectives.all_reduce(known.sum()).clamp(min=1) / collectives.world_size, {}
     predicted = (resize(logits.float(), mask.shape[1:]).argmax(1) == 1) & known  # [B, S, S]
     intersection, union = (predicted & truth).sum(), (predicted | truth).sum()
     totals = collectives.all_reduce(torch.stack([known.sum(), union]))
     mean_pixels, mean_union = totals.clamp(min=1) / collectives.world_size
-    return mean_pixels, intersection / mean_union
+    return mean_pixels, {"iou": intersection / mean_union}

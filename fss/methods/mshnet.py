@@ -32,9 +32,9 @@ from fss.nn.exports import ExportHeader
 from fss.nn.fem import inner_loss, segmentation_loss
 from fss.nn.hyperrelation import GenerativeSimilarity, ObjectPixels, object_pixels, object_positions, relate
 from fss.nn.merging import InvertedPyramid
-from fss.nn.norm import Normalize, synchronise
+from fss.nn.norm import Normalize, count_batches, synchronise
 from fss.nn.region import flatten_normalize, min_max, resize
-from fss.nn.similarity import averages, relu_cosine_mean
+from fss.nn.similarity import averages, mean_weights, relu_cosine_mean, true_indices
 
 Similarity = Literal["prototype", "cosine"]
 
@@ -119,41 +119,46 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
         self._collectives = context.collectives
         mask = batch.query_mask
         logits, inner = self.forward(batch)
-        pixels, iou = known_pixels_and_iou(logits, mask, context.collectives)
+        pixels, iou = known_pixels_and_iou(logits, mask, context)
         main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
-        return main + levels, {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
+        return main + levels, {"loss/main": main.detach(), "loss/inner": levels.detach(), **iou}
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
         """Compute logits [B, 2, h, w] of the queries and those of the levels, fine to coarse."""
+        count_batches(self._pyramid)
         return self._pyramid(self.similarities(batch))
 
     def similarities(self, batch: EpisodeBatch) -> list[Similarities]:
         """Compute the similarity maps of each block's layers for a batch; W of Eq. 4 has a gradient."""
-        names = self.config.names
-        query = self._layers(batch.query)
-        # Shot by shot, so that there is never more than one of them beside the pixels of their objects.
-        supports = zip(batch.support.unbind(1), batch.support_mask.unbind(1), strict=True)
-        shots = [self._objects(*support) for support in supports]
+        names, shots = self.config.names, batch.support.shape[1]
+        images = [batch.query, *batch.support.unbind(1)]
+        if batch.query.device.type == "cpu":  # one by one, so that there is one map beside the pixels of the objects
+            maps = (self._layers(image) for image in images)
+        else:  # together, which launches fewer kernels
+            whole = {n: [x.chunk(1 + shots) for x in block] for n, block in self._layers(torch.cat(images)).items()}
+            maps = ({n: [parts[i] for parts in block] for n, block in whole.items()} for i in range(1 + shots))
+        query = next(maps)
+        masks = batch.support_mask.unbind(1)
+        objects = [self._objects(support, mask) for support, mask in zip(maps, masks, strict=True)]
         similarities = []
         for i, block in enumerate(BLOCKS):
-            relation = relate(query[block], [shot.pop(block) for shot in shots], cosine="cosine" in names)
-            maps = {}
+            relation = relate(query[block], [shot.pop(block) for shot in objects], cosine="cosine" in names)
+            found = {}
             if "prototype" in names:
                 generative = self._generative[i]
                 queries = generative.of_queries(query[block])  # [B, L, h, w]
-                maps["prototype"] = generative(generative.of_prototypes(relation.prototypes), queries)
+                found["prototype"] = generative(generative.of_prototypes(relation.prototypes), queries)
             if relation.cosine is not None:
-                maps["cosine"] = relation.cosine
-            similarities.append(maps)
+                found["cosine"] = relation.cosine
+            similarities.append(found)
         return similarities
 
     def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
         """Compute the L layers of each block for images [B, 3, S, S], before their ReLU: [B, C, h, w] each."""
         return self._backbone.layers(self._normalize(image)).inner
 
-    def _objects(self, support: Tensor, mask: Tensor) -> dict[int, ObjectPixels]:
-        """Select the object's pixels in the layers of each block, for supports [B, 3, S, S] with masks [B, S, S]."""
-        layers = self._layers(support)
+    def _objects(self, layers: dict[int, list[Tensor]], mask: Tensor) -> dict[int, list[ObjectPixels]]:
+        """Select the object's pixels in the `_layers` of supports, by masks [B, S, S]."""
         return {block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()}
 
     def encode(self, image: Tensor) -> Features:
@@ -183,15 +188,16 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
         mask: uint8 [1, S, S].
         """
         description = {}
-        for block in BLOCKS:
+        kind = "pixels" if "cosine" in self.config.names else "support"
+        sizes = [features[f"{kind} {block}"].shape[2:4] for block in BLOCKS]
+        positions = [object_positions(mask, size) for size in sizes]  # [1, h w] each
+        for block, inside in zip(BLOCKS, positions, strict=True):
             if "prototype" in self.config.names:
-                projected = features[f"support {block}"]  # [1, L, h, w]
-                index = object_positions(mask, projected.shape[2:])[0].nonzero()[:, 0]  # [n]
-                share = averages([len(index)], index.device)[0]  # [n]
-                description[f"prototype {block}"] = projected.flatten(2)[:, :, index] @ share  # [1, L]
-            if "cosine" in self.config.names:
+                projected = features[f"support {block}"].flatten(2)  # [1, L, h w]
+                description[f"prototype {block}"] = projected @ mean_weights(inside)[0]  # [1, L]
+        if "cosine" in self.config.names:
+            for block, index in zip(BLOCKS, true_indices([inside[0] for inside in positions]), strict=True):
                 pixels = features[f"pixels {block}"]  # [1, L, h, w, C]
-                index = object_positions(mask, pixels.shape[2:4])[0].nonzero()[:, 0]
                 description[f"columns {block}"] = pixels.flatten(2, 3)[:, :, index]  # [1, L, n, C]
         return description
 

@@ -65,7 +65,8 @@ class Queue(nn.Module):
             rows = rows[skipped:]
             before_end = min(len(self) - start, len(rows))
             slots[start : start + before_end] = rows[:before_end]
-            slots[: len(rows) - before_end] = rows[before_end:]
+            if before_end < len(rows):
+                slots[: len(rows) - before_end] = rows[before_end:]
         self.total += len(keys)
         self.written.fill_(self.total)
 
@@ -78,16 +79,33 @@ class Queue(nn.Module):
 
 
 class Contrast(NamedTuple):
-    """InfoNCE and statistics of N queries; only `loss` has a gradient."""
+    """InfoNCE of N queries, and statistics that are computed when they are asked for; only `loss` has a gradient."""
 
     loss: Tensor
     """[N] InfoNCE in nats."""
-    positive: Tensor
-    """[N] cosine similarity to the own key."""
-    negative: Tensor
-    """[N] mean cosine similarity to the queue."""
-    hit: Tensor
-    """[N] 1 if the own key is nearer than every key of the queue, else 0."""
+    own: Tensor
+    """[N] logit of the own key."""
+    queue: Tensor
+    """[N, K] logits of the queue."""
+    negatives: Tensor
+    """The same, minus infinity for keys that are no negatives."""
+    temperature: float
+    """By which a cosine is divided to give a logit."""
+
+    @property
+    def positive(self) -> Tensor:
+        """[N] cosine similarity to the own key."""
+        return self.own * self.temperature
+
+    @property
+    def negative(self) -> Tensor:
+        """[N] mean cosine similarity to the queue."""
+        return self.queue.mean(1) * self.temperature
+
+    @property
+    def hit(self) -> Tensor:
+        """[N] 1 if the own key is nearer than every negative, else 0."""
+        return (self.own > self.negatives.amax(1)).float()
 
 
 def logits(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -108,12 +126,11 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, excl
     computed from the log-sum-exp of the negatives, which saves a concatenation. Gradients flow to `query` only.
     """
     positive, negative = logits(query, key.detach(), queue, temperature)
-    similarity = negative.detach().mean(1) * temperature
+    all_keys = negative.detach()
     if exclude is not None:
         negative = negative.masked_fill(exclude, float("-inf"))
-    loss = torch.logaddexp(negative.logsumexp(1), positive) - positive
-    hit = (positive > negative.amax(1)).float()
-    return Contrast(loss, positive.detach() * temperature, similarity, hit)
+    loss = F.softplus(negative.logsumexp(1) - positive)
+    return Contrast(loss, positive.detach(), all_keys, negative.detach(), temperature)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss.nn.region import positions_first
-from fss.nn.similarity import averages, relu_cosine_mean
+from fss.nn.similarity import block_diagonal, mean_weights, relu_cosine_mean, select
 
 ROUNDING = 1e-6  # the mean of equal shares may lie this much above them
 SHORTEST = 1e-12  # lengths are at least this, as in torch's normalize
@@ -31,15 +31,33 @@ def object_positions(mask: Tensor, size: Sequence[int]) -> Tensor:
     return (share > 0) & (share >= least)
 
 
-ObjectPixels = list[list[Tensor]]
-"""For B supports and L layers, the features of the object's n pixels, float32 [n, C] (Eq. 2)."""
+class ObjectPixels(NamedTuple):
+    """The objects in the supports of b episodes, of one shot (Eq. 2)."""
+
+    layers: Tensor
+    """Features of L layers, float32 [b, L, n, C]."""
+    weights: Tensor
+    """[b, n], which average the features to a prototype; 0 for pixels outside the object."""
+
+
+def stack_layers(layers: Sequence[Tensor]) -> Tensor:
+    """Stack L maps [B, C, h, w] to [B, L, h w, C]: one kernel then works on all of them."""
+    return torch.stack([positions_first(layer) for layer in layers], 1)
 
 
 @torch.no_grad()
-def object_pixels(support: Sequence[Tensor], positions: Tensor) -> ObjectPixels:
-    """The features of L layers [B, C, h, w] at `object_positions`, bool [B, h w]."""
-    places = [chosen.nonzero()[:, 0] for chosen in positions]  # B of [n]
-    return [[positions_first(x)[row, index].float() for x in support] for row, index in enumerate(places)]
+def object_pixels(support: Sequence[Tensor], positions: Tensor) -> list[ObjectPixels]:
+    """The features of L layers [B, C, h, w] at `object_positions`, bool [B, h w].
+
+    On a CPU for each of B episodes, with the pixels of the object only; elsewhere for all B together, with all pixels
+    (see fss.nn.similarity).
+    """
+    group = 1 if positions.device.type == "cpu" else len(positions)
+    selected = []
+    for rows, inside in zip(stack_layers(support).split(group), positions.split(group), strict=True):
+        inside, pixels = select(inside, rows.transpose(1, 2))  # [b, n], [b, n, L, C]
+        selected.append(ObjectPixels(pixels.transpose(1, 2).float(), mean_weights(inside)))
+    return selected
 
 
 class Relation(NamedTuple):
@@ -52,27 +70,32 @@ class Relation(NamedTuple):
 
 
 @torch.no_grad()
-def relate(query: Sequence[Tensor], shots: Sequence[ObjectPixels], *, cosine: bool = True) -> Relation:
+def relate(query: Sequence[Tensor], shots: Sequence[list[ObjectPixels]], *, cosine: bool = True) -> Relation:
     """Compute prototypes (Eq. 3) and, if wanted, cosine similarity (Eq. 5); both are 0 for a shot without an object.
 
     query: L layers [B, C, h, w]; shots: for each of K shots the `object_pixels` of B supports. All shots of an episode
     are compared with its query at once.
     """
-    b, channels, h, w = query[0].shape
-    shape = b, len(shots), len(query)
-    prototypes = query[0].new_empty(*shape, channels, dtype=torch.float32)
-    similarity = query[0].new_empty(*shape, h * w, dtype=torch.float32) if cosine else None
-    for e in range(b):
-        share = averages([len(shot[e][0]) for shot in shots], query[0].device)  # [K, n]
-        for i, layer in enumerate(query):
-            columns = torch.cat([shot[e][i] for shot in shots])  # [n, C]
-            with torch.autocast(layer.device.type, enabled=False):
-                prototypes[e, :, i] = share @ columns
-            if similarity is not None:
-                rows = positions_first(layer[e : e + 1])[0].float()  # [h w, C]
-                products = relu_cosine_mean(rows.mT, F.normalize(columns, dim=1), share)  # [K, h w]
-                similarity[e, :, i] = products / rows.norm(dim=1).clamp(min=SHORTEST)
-    return Relation(prototypes, None if similarity is None else similarity.unflatten(-1, (h, w)))
+    group = len(query[0]) // len(shots[0])  # episodes of an ObjectPixels
+    queries = stack_layers(query).split(group)
+    relations = [_relate(rows, pixels, cosine) for rows, *pixels in zip(queries, *shots, strict=True)]
+    prototypes = torch.cat([relation.prototypes for relation in relations])
+    maps = [relation.cosine for relation in relations if relation.cosine is not None]
+    return Relation(prototypes, torch.cat(maps).unflatten(-1, query[0].shape[2:]) if maps else None)
+
+
+def _relate(query: Tensor, shots: Sequence[ObjectPixels], cosine: bool) -> Relation:
+    """As `relate`, for b episodes: queries [b, L, N, C] -> prototypes [b, K, L, C] and cosines [b, K, L, N]."""
+    weights = block_diagonal([shot.weights for shot in shots])[:, None]  # [b, 1, K, n], n pixels of all shots
+    columns = torch.cat([shot.layers for shot in shots], 2)  # [b, L, n, C]
+    with torch.autocast(query.device.type, enabled=False):
+        prototypes = (weights @ columns).transpose(1, 2)
+    if not cosine:
+        return Relation(prototypes, None)
+    query = query.float()
+    products = relu_cosine_mean(query.mT, F.normalize(columns, dim=3), weights)  # [b, L, K, N]
+    similarity = products / query.norm(dim=3).clamp(min=SHORTEST)[:, :, None]
+    return Relation(prototypes, similarity.transpose(1, 2))
 
 
 class GenerativeSimilarity(nn.Module):
@@ -100,9 +123,9 @@ class GenerativeSimilarity(nn.Module):
         return self._project(layers, 1)
 
     def _project(self, layers: Sequence[Tensor], half: int) -> Tensor:
-        weights = self.weight[:, half]
-        products = [x.permute(0, 2, 3, 1) @ w.to(x.dtype) for x, w in zip(layers, weights, strict=True)]  # [B, h, w]
-        return torch.stack(products, 1).float()
+        rows = stack_layers(layers)  # [B, L, h w, C]
+        products = rows @ self.weight[:, half, :, None].to(rows.dtype)  # [B, L, h w, 1]
+        return products.float().view(*products.shape[:2], *layers[0].shape[2:])
 
     def forward(self, prototype: Tensor, query: Tensor) -> Tensor:
         """Halves [B, K, L] and [B, L, h, w] -> [B, K, L, h, w] in 0..1."""

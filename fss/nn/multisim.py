@@ -5,6 +5,7 @@ separately for each layer of the backbone: 4 + 6 + 3 maps with a ResNet-50, 30 w
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -15,7 +16,7 @@ from fss.collectives import Collectives
 from fss.nn.backbones import BACKBONES, Backbone, BackboneName, Step
 from fss.nn.norm import synchronise
 from fss.nn.region import positions_first, resize
-from fss.nn.similarity import averages, relu_cosine_mean
+from fss.nn.similarity import averages, by_episode, mean_weights, relu_cosine_mean, select
 
 EPSILON = 1e-5  # added to the length of every vector
 WIDTH = 64  # channels that the maps are embedded in, alpha in the paper
@@ -54,18 +55,16 @@ def class_share(mask: Tensor, name: BackboneName) -> Tensor:
 
 
 def squeezed(means: Tensor | None, share: Tensor) -> Tensor:
-    """Select the pixels of a support that count, bool [N], by the share of the class [N]; none without the class.
+    """Select the pixels of supports that count, bool [..., N], by the share of the class [..., N]; none without it.
 
-    means: the features' means over channels [N], for the rule 'feature'; None for 'mask'.
+    means: the features' means over channels [..., N], for the rule 'feature'; None for 'mask'.
     """
     inside = share > 0
-    if not inside.any():
-        return inside
     if means is not None:
         value = means * share
-        return inside & (value > value.mean())
-    mean = share[inside].mean()
-    return inside & (share >= mean.clamp(max=share.max()))  # the mean of equal numbers may round up
+        return inside & (value > value.mean(-1, keepdim=True))
+    mean = share.sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp(min=1)
+    return inside & (share >= mean.clamp(max=share.amax(-1, keepdim=True)))  # the mean of equal numbers may round up
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -74,17 +73,11 @@ def unit(rows: Tensor) -> Tensor:
     return rows / (rows.norm(dim=-1, keepdim=True) + EPSILON)
 
 
-def object_pixels(rows: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
-    """Reduce a support's layer [N, C], by the share of the class [N], to the pixels that are compared: [n, C], unit."""
-    kept = squeezed(rows.float().mean(1) if rule == "feature" else None, share)
-    return unit(rows[kept].float() * share[kept, None])
-
-
 def mean_similarity(query: Tensor, shots: Sequence[Tensor]) -> Tensor:
-    """The mean positive cosine of query positions [N, C] with `object_pixels` [n, C], averaged over shots (Eq. 5): [N].
+    """The mean positive cosine of query positions [N, C] with object pixels, unit rows [n, C] a shot (Eq. 5): [N].
 
-    The result scales with the length of the query's vectors, so a caller may divide either by that length. A shot
-    without pixels counts as zeros.
+    The mean is over the pixels of a shot, and then over shots. The result scales with the length of the query's
+    vectors, so a caller may divide either by that length. A shot without pixels counts as zeros.
     """
     weights = averages([len(columns) for columns in shots], query.device).mean(0, keepdim=True)  # [1, all n]
     return relu_cosine_mean(query.mT, torch.cat([columns.float() for columns in shots]), weights)[0]
@@ -96,13 +89,25 @@ def layer_similarity(layer: Tensor, share: Tensor, rule: Squeeze, skip: int = 0)
     layer: [(1 + K) B, C, h, w], queries first, then the supports shot by shot; share: `class_share` [K B, 1, s, s].
     """
     b, size = len(layer) - len(share), layer.shape[2:]
+    shots = len(share) // b
+
+    def by_shot(x: Tensor) -> Tensor:
+        return x.unflatten(0, (shots, b))[skip:].transpose(0, 1)  # [K B, ...] -> [B, K, ...]
+
     rows, share = positions_first(layer), resize(share, size).flatten(1)  # [(1 + K) B, N, C], [K B, N]
-    maps = []
-    for episode in range(b):
-        columns = [object_pixels(rows[b + i], share[i], rule) for i in range(skip * b + episode, len(share), b)]
-        query = rows[episode].float()
-        maps.append(mean_similarity(query, columns) / (query.norm(dim=1) + EPSILON))
-    return torch.stack(maps).view(b, 1, *size)
+    similarity = by_episode(partial(_object_similarity, rule=rule), rows[:b], by_shot(rows[b:]), by_shot(share))
+    return similarity.view(b, 1, *size)
+
+
+def _object_similarity(query: Tensor, support: Tensor, share: Tensor, rule: Squeeze) -> Tensor:
+    """The similarity [B, N] of queries [B, N, C] with the objects in supports [B, K, N, C], by share [B, K, N]."""
+    kept = squeezed(support.float().mean(3) if rule == "feature" else None, share)  # [B, K, N]
+    weights = mean_weights(kept) / kept.shape[1]
+    flat = (x.flatten(1, 2) for x in (kept, support, share, weights))  # [B, K N, ...]
+    _, columns, share, weights = select(*flat)
+    columns = unit(columns.float() * share[..., None])  # [B, n, C]
+    query = query.float()
+    return relu_cosine_mean(query.mT, columns, weights[:, None])[:, 0] / (query.norm(dim=2) + EPSILON)
 
 
 class SimilarityEmbedding(nn.Module):

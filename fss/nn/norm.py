@@ -1,11 +1,13 @@
 """Batch normalisation over the batches of all ranks, on any device; running statistics; normalization of images."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fss.collectives import Collectives
@@ -48,11 +50,87 @@ def _channel(vector: Tensor) -> Tensor:
     return vector[None, :, None, None]  # [C] -> [1, C, 1, 1]
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+class _FusedBatchNormFunction(torch.autograd.Function):
+    """The same with the kernels of torch's SyncBatchNorm, which exist on CUDA alone; updates the running statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.BatchNorm2d, ranks: Collectives) -> Tensor:
+        assert layer.momentum is not None
+        x = _dense(x)
+        mean, inverse = torch.batch_norm_stats(x, layer.eps)  # [C] each: mean, 1 / sqrt(var + eps)
+        here = torch.cat([mean, inverse, _count(x.numel() // x.shape[1], x.device)])
+        mean_all, inverse_all, counts, bits = ranks.all_gather(here[None]).split([len(mean), len(mean), 1, 1], dim=1)
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x,
+            mean_all,
+            inverse_all,
+            layer.running_mean,
+            layer.running_var,
+            layer.momentum,
+            layer.eps,
+            counts.flatten(),
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, bits.view(torch.int32).flatten())
+        ctx.ranks = ranks
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, layer.eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        grad = _dense(grad)
+        sum_g, sum_gx, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
+            grad, x, mean, inverse, weight, True, True, True
+        )
+        sum_g, sum_gx = ctx.ranks.all_reduce(torch.cat([sum_g, sum_gx])).split(len(sum_g))  # of all ranks
+        grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, sum_g, sum_gx, counts)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+@cache
+def _count(count: int, device: torch.device) -> Tensor:
+    """A number as the two kernels read it: in float32, and the bits of an int32."""
+    as_bits = torch.tensor([count], dtype=torch.int32).view(torch.float32)
+    return torch.cat([torch.tensor([float(count)]), as_bits]).to(device)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Give x [N, C, H, W] one of the two memory formats that the fused kernels read."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's layer, except that the batches are counted by `count_batches`, for all layers of a network at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, momentum = self.running_mean, self.running_var, self.momentum
+        assert momentum is not None, "a cumulative average needs the count of each layer"
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+
+
+def count_together(module: nn.Module) -> None:
+    """Make every nn.BatchNorm2d inside `module` a `BatchNorm2d` in place; its tensors do not change.
+
+    The network then calls `count_batches` in its forward pass.
+    """
+    for layer in module.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = BatchNorm2d
+
+
+def count_batches(module: nn.Module) -> None:
+    """Count a batch in every `BatchNorm2d` inside `module` that is in training mode, with one kernel."""
+    layers = (layer for layer in module.modules() if isinstance(layer, BatchNorm2d) and layer.training)
+    counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
+
+
+class SyncBatchNorm2d(BatchNorm2d):
     """BatchNorm2d of [N, C, H, W] with the statistics of the batches of all ranks together, forward and backward.
 
-    Like torch's SyncBatchNorm, but on every device on which `collectives` sum (torch's refuses CPUs); on a single
-    process it is torch's plain layer. The gradients of weight and bias are this rank's share; DDP averages them. The
+    Like torch's SyncBatchNorm, whose kernels it launches on CUDA, but on CPUs, too; on a single process it is torch's
+    plain layer. The gradients of weight and bias are this rank's share; DDP averages them. The
     ranks may have batches of different sizes.
     """
 
@@ -62,6 +140,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or (collectives := self.collectives()).world_size == 1:
             return super().forward(x)
+        if x.device.type not in ("cpu", "meta"):  # meta: has no such kernels
+            return _FusedBatchNormFunction.apply(x, self.weight, self.bias, self, collectives)
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)  # [C] each
         var, mean = var.double(), mean.double()  # moments about zero cancel in float32
         here = var.new_full((1,), x.numel() / x.shape[1])
@@ -71,9 +151,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean = first / count
         var = second / count - mean**2
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.momentum is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.float(), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
         return _BatchNormFunction.apply(
@@ -82,9 +161,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> None:
-    """Replace every BatchNorm2d inside `module` by a SyncBatchNorm2d over `collectives` with the same state."""
+    """Replace every BatchNorm2d inside `module` by a SyncBatchNorm2d over `collectives` with the same state.
+
+    The method calls `count_batches` once for each pass through `module`.
+    """
     for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
+        if type(child) in (nn.BatchNorm2d, BatchNorm2d):
+            assert isinstance(child, nn.BatchNorm2d)
             sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             sync.load_state_dict(child.state_dict())
             sync.collectives = collectives

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss.nn.similarity import by_episode, select, true_indices
 from shards.format import IGNORE_LABEL
 
 EPSILON = 1e-7  # Eq. 12
@@ -56,17 +57,17 @@ def prior_region_map(query: Tensor, prior: Tensor) -> Tensor:
 
 def foreground_vectors(support: Tensor, mask: Tensor) -> Tensor:
     """Unit vectors [n, C] of the positions of one support map [1, C, h, w] at which its mask [1, 1, h, w] is not 0."""
-    return flatten_normalize(support)[0, mask.flatten() > 0]
+    return flatten_normalize(support)[0, true_indices([mask.flatten() > 0])[0]]
 
 
 def guided_similarity(query: Tensor, columns: Tensor) -> Tensor:
-    """The guided region map [1, N] of one query, unit rows [1, N, C], by `foreground_vectors` [n, C] of one support.
+    """The guided region map [B, N] of queries, unit rows [B, N, C], by `foreground_vectors` [n, C] or [B, n, C].
 
     The support has N positions, too. Those outside the mask count with cosine 0, that of an empty vector, so no query
     position is below it.
     """
     similarity = max_cosine(query, columns)
-    if len(columns) < query.shape[1]:
+    if columns.shape[-2] < query.shape[1]:
         similarity = similarity.clamp(min=0)
     return min_max(similarity)
 
@@ -78,11 +79,12 @@ def guided_region_map(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
     query and support are block-4 features [B, C, h, w], the latter of masked block-3 features; mask [B, 1, h, w] is at
     least 0.
     """
-    rows = [
-        guided_similarity(flatten_normalize(q), foreground_vectors(s, m))
-        for q, s, m in zip(query.split(1), support.split(1), mask.split(1), strict=True)
-    ]
-    return torch.cat(rows).unflatten(1, query.shape[2:])[:, None]
+
+    def similarity(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+        inside, rows = select(mask.flatten(1) > 0, flatten_normalize(support))
+        return guided_similarity(flatten_normalize(query), rows * inside[..., None])  # empty vectors outside
+
+    return by_episode(similarity, query, support, mask).unflatten(1, query.shape[2:])[:, None]
 
 
 def downsample_mask(mask: Tensor, size: Sequence[int]) -> Tensor:

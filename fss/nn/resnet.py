@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from fss.nn.norm import count_batches, count_together
+
 HEAD = "fc."
 """Beginning of the names of the projection head's tensors, as in the official MoCo checkpoints."""
 
@@ -74,9 +76,11 @@ class ContrastiveResNet(ResNet, Encoder):
         super().__init__(block, layers)
         self.fc = mlp_head(512 * block.expansion, dim)
         speed_up_pointwise(self)
+        count_together(self)
 
     def features(self, image: Tensor) -> Tensor:
         """Compute the last map of float images, [B, 3, H, W] -> [B, C, H/32, W/32]."""
+        count_batches(self)
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))  # [B, 64, H/4, W/4]
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [B, C, H/32, W/32]
 

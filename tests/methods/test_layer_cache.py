@@ -16,10 +16,12 @@ def test_kept_layers_compare_as_the_layers_do(squeeze):
     share[share < 0.4] = 0
     share[1] *= 1e-3  # an object smaller than a pixel
     query = layer_cache.image_layers(3, [layer[:1]], squeeze)
-    shots = [
-        layer_cache.object_vectors(layer_cache.image_layers(3, [x], squeeze), s, squeeze)
-        for x, s in zip(layer[1:].split(1), share.split(1), strict=True)
-    ]
+
+    def described(support: torch.Tensor, share: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = layer_cache.image_layers(3, [support], squeeze)
+        return layer_cache.object_vectors(features, layer_cache.object_masks(features, share, squeeze))
+
+    shots = [described(x, s) for x, s in zip(layer[1:].split(1), share.split(1), strict=True)]
     found = layer_cache.similarity_maps(query, shots, (9, 9), lambda block: 0)
     torch.testing.assert_close(found, layer_similarity(layer, share, squeeze), rtol=1e-3, atol=2e-4)
     last = layer_cache.similarity_maps(query, shots, (9, 9), lambda block: int(block == 3))

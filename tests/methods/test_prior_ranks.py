@@ -91,9 +91,9 @@ def test_every_row_is_back_beside_its_query_after_the_shuffle(world_size):
     assert (permutation != range(world_size * n)).any()
 
     def rank(collectives):
-        shuffle = Shuffle(permutation, collectives)
+        shuffle = Shuffle(permutation, collectives, torch.device("cpu"))
         mine = slice(collectives.rank * n, (collectives.rank + 1) * n)
-        there = shuffle.scatter(rows[mine])
+        there = shuffle.scatter(rows[mine])()
         assert there[:, 0].tolist() == permutation[mine].tolist()
         return shuffle.collect(there)
 

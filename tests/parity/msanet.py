@@ -15,9 +15,9 @@ from fss.nn.multisim import (
     Attention,
     SimilarityEmbedding,
     layer_similarity,
-    object_pixels,
+    squeezed,
 )
-from fss.nn.region import downsample_mask, guided_region_map, masked_average, positions_first, resize
+from fss.nn.region import downsample_mask, guided_region_map, masked_average, resize
 
 OURS = {
     "init_merge.0": "decoder.merge",
@@ -160,8 +160,7 @@ def check_msanet(recorded: Recorded, learner: MetaLearner, cues: Cues, training:
     close(resize(scores, golden["final_out"].shape[2:]), golden["final_out"], "scores")
     share = recorded.share()
     for number, layer in enumerate(recorded.layers(), start=1):
-        rows, shares = positions_first(layer[recorded.b :]), resize(share, layer.shape[2:]).flatten(1)
-        counts = [len(object_pixels(r, s, "mask")) for r, s in zip(rows, shares, strict=True)]
+        counts = squeezed(None, resize(share, layer.shape[2:]).flatten(1)).sum(1).tolist()
         expected = golden["support_pixels_used"][:, number].flatten().tolist()
         assert counts == expected, f"support pixels of layer {number}: {counts} for {expected}"
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ class ThreadCollectives:
         parts = [rows[self.rank] for rows in self.table.swap(self.rank, x.detach().clone().split(send))]
         assert [len(part) for part in parts] == receive
         return torch.cat(parts)
+
+    def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
+        return partial(self.all_to_all, x, send, receive)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return torch.stack(self.table.swap(self.rank, x.detach().clone())).sum(0)

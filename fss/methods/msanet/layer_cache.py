@@ -5,7 +5,7 @@ the object.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from fss.methods.base import Features
 from fss.nn.multisim import Squeeze, mean_similarity, squeezed, unit
 from fss.nn.region import positions_first, resize
+from fss.nn.similarity import true_indices
 
 CACHE_DTYPE = torch.float16  # a mean cosine moves in the fifth digit
 
@@ -39,18 +40,23 @@ def block_number(name: str) -> int:
     return int(name.removeprefix("layer ").split(".")[0])
 
 
-def object_vectors(features: Features, share: Tensor, squeeze: Squeeze) -> Features:
-    """Select the compared vectors of the object, [1, n, C], of every layer in the `features` from `image_layers`.
+def object_masks(features: Features, share: Tensor, squeeze: Squeeze) -> dict[str, Tensor]:
+    """Compute which vectors of each layer in the `features` from `image_layers` are compared, bool [N] by name.
 
     share: of the class in the support, `class_share` [1, 1, s, s].
     """
-    vectors = {}
+    masks = {}
     for name in layer_names(features):
-        rows = features[name]  # [1, N, C]
-        side = math.isqrt(rows.shape[1])
+        side = math.isqrt(features[name].shape[1])
         means = features[f"mean of {name}"][0] if squeeze == "feature" else None
-        vectors[name] = rows[:, squeezed(means, resize(share, (side, side)).flatten())]
-    return vectors
+        masks[name] = squeezed(means, resize(share, (side, side)).flatten())
+    return masks
+
+
+def object_vectors(features: Features, masks: Mapping[str, Tensor]) -> Features:
+    """Select of named features [1, N, C] the vectors at which their masks, bool [N], are true: [1, n, C] by name."""
+    indices = true_indices(list(masks.values()))
+    return {name: features[name][:, index] for name, index in zip(masks, indices, strict=True)}
 
 
 def similarity_maps(
@@ -58,8 +64,8 @@ def similarity_maps(
 ) -> Tensor:
     """Compute the similarity map of every layer, resized and concatenated, [1, layers, *size].
 
-    query: from `image_layers`; supports: from `object_vectors`; skipped: number of a block -> how many of the first
-    supports do not count.
+    query: from `image_layers`; supports: vectors of such features, from `object_vectors`; skipped: number of a block ->
+    how many of the first supports do not count.
     """
     maps = []
     for name in layer_names(query):

@@ -29,7 +29,7 @@ from fss.nn.exports import ExportHeader, read_header
 from fss.nn.fem import concat_middle_blocks, reduction, segmentation_loss
 from fss.nn.meta_learner import Cues, MetaLearner
 from fss.nn.multisim import Attention, class_share, compared_layers, layer_similarity
-from fss.nn.norm import Normalize
+from fss.nn.norm import Normalize, count_batches
 from fss.nn.region import (
     downsample_mask,
     flatten_normalize,
@@ -56,6 +56,7 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
         self._normalize, self._backbone, self._base_head = Normalize(), base.backbone, base.head
         frozen = {"normalize": self._normalize, "backbone": self._backbone, "base": self._base_head}
         self.non_trainable = nn.ModuleDict(frozen).eval()
+        self.non_trainable.register_buffer("class_ids", torch.tensor(list(self.classes), dtype=torch.int64), False)
         width = base.backbone.channels[2] + base.backbone.channels[3]
         self._reduce_query = self._reduce_support = reduction(width, c.dim, c.reduction_dropout)
         if c.reduction == "shared":
@@ -91,9 +92,9 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
         self._collectives = context.collectives
         mask = batch.query_mask
         logits, meta = self.forward(batch)
-        pixels, iou = known_pixels_and_iou(logits, mask, context.collectives)
+        pixels, iou = known_pixels_and_iou(logits, mask, context)
         own = segmentation_loss(meta, mask, pixels)
-        report = {"loss/meta": own.detach(), "iou": iou}
+        report = {"loss/meta": own.detach(), **iou}
         if self.config.output == "meta":
             return own, report
         main = segmentation_loss(logits, mask, pixels)
@@ -101,6 +102,7 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """Compute logits [B, 2, h, w]: those that `output` names, and those of the meta learner."""
+        count_batches(self._learner)
         return self._logits(self._cues(batch))
 
     def _cues(self, batch: EpisodeBatch) -> Cues:
@@ -127,8 +129,9 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
         grams = cosine_gram(block2)
         dissimilarity = torch.stack([psi(grams[:b], shot) for shot in grams[b:].split(b)], 1)  # [B, K]
         with torch.no_grad():
-            seen_classes = torch.tensor(list(self.classes), device=query4.device)  # [n]
-            base = base_map(self._base_head(query4), excluded=batch.class_id[:, None] == seen_classes)
+            base = base_map(
+                self._base_head(query4), excluded=batch.class_id[:, None] == self.non_trainable.get_buffer("class_ids")
+            )
         blocks_2_3 = concat_middle_blocks(block2, block3)
         query, support = self._reduce_query(blocks_2_3[:b]), self._reduce_support(blocks_2_3[b:])
         prototype = masked_average(support, small).unflatten(0, (k, b)).transpose(0, 1)  # [B, K, D]
@@ -211,13 +214,15 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
             if c.prior_mask == "masked":
                 block4 = self._backbone.block4(features["block3"] * small)
                 description["columns"] = foreground_vectors(block4, small)[None]  # [1, n, C4]
-            elif c.prior_mask == "unmasked":
-                description["columns"] = features["rows"][:, small.flatten() > 0]
             if self._attention is not None:
                 description["attention"] = self._attention(features["support"], mask)  # [1, D, h, w]
+            masks = {"rows": small.flatten() > 0} if c.prior_mask == "unmasked" else {}
             if c.multi_similarity:
-                description |= layer_cache.object_vectors(features, class_share(mask, c.backbone), c.squeeze)
-            return description
+                masks |= layer_cache.object_masks(features, class_share(mask, c.backbone), c.squeeze)
+            vectors = layer_cache.object_vectors(features, masks)  # [1, n, C] each
+            if "rows" in vectors:
+                description["columns"] = vectors.pop("rows")
+            return description | vectors
 
     def predict(self, query: Features, supports: list[Features]) -> Prediction:
         with self._evaluation():

@@ -25,7 +25,7 @@ from fss.errors import ConfigError
 from fss.methods.base import Report, StepContext, ViewMethod
 from fss.methods.prior.config import PAPER_QUEUE, PriorConfig
 from fss.methods.prior.queue_monitor import QueueMonitor
-from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle
+from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle, on_device
 from fss.methods.prior.tower import Tower
 from fss.nn.contrast import Queue, info_nce, momentum_update
 from fss.nn.exports import ExportHeader
@@ -104,15 +104,16 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         if collectives.world_size == 1 and self.config.bn == "shuffle":
             split = max(1, min(self.config.bn_split, n // 2))  # groups of at least 2
 
+        view = self._view(batch.key, batch.patch_key, batch.region_key)
+        exchanged, collect = {}, collectives.all_gather
+        if self.config.bn == "shuffle":  # while the images are exchanged, the queries are computed
+            permutation = self._permute(step, micro, collectives.world_size * n)
+            shuffle = Shuffle(permutation, collectives, batch.key.device)
+            exchanged = {name: shuffle.scatter(x) for name, x in view.items()}
+            collect = shuffle.collect
         queries = self._embed(self._query, self._view(batch.query, batch.patch_query, batch.region_query), split)
         with torch.no_grad():
-            view = self._view(batch.key, batch.patch_key, batch.region_key)
-            if self.config.bn == "shuffle":
-                shuffle = Shuffle(self._permute(step, micro, collectives.world_size * n), collectives)
-                view = {name: shuffle.scatter(x) for name, x in view.items()}
-                collect = shuffle.collect
-            else:
-                collect = collectives.all_gather
+            view |= {name: finish() for name, finish in exchanged.items()}
             keys = {name: collect(k) for name, k in self._embed(self._momentum, view, split).items()}  # [W n, R, D]
 
         images = collectives.all_gather(batch.image) if self.config.mask_same_image else None  # [W n]
@@ -121,7 +122,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         for name, query in queries.items():
             key = keys[name][collectives.rank * n : (collectives.rank + 1) * n]  # [n, R, D]
             weight = batch.region_weight if name == "local" and self.config.local == "region" else None
-            loss, measures = self._contrast(name, query, key, weight, batch.image)
+            loss, measures = self._contrast(name, query, key, weight, batch.image, context.logged)
             losses.append(loss)
             report |= measures
         self._pending.append({name: self._to_enqueue(key, images, step, micro) for name, key in keys.items()})
@@ -175,9 +176,12 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         return self._normalize(image)
 
     def _contrast(
-        self, name: str, query: Tensor, key: Tensor, weight: Tensor | None, image: Tensor
+        self, name: str, query: Tensor, key: Tensor, weight: Tensor | None, image: Tensor, logged: bool
     ) -> tuple[Tensor, Report]:
-        """Compute InfoNCE of [n, R, D] against the queue, averaged over R by weight and over images, and its report."""
+        """Compute InfoNCE of [n, R, D] against the queue, averaged over R by weight and over images, and its report.
+
+        logged: whether the report has more than the loss.
+        """
         n, r, dim = query.shape
         queue = self._queues[name]
         exclude = None
@@ -186,8 +190,10 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         result = info_nce(query.flatten(0, 1), key.flatten(0, 1), queue.keys, self.config.temperature, exclude)
         losses = result.loss.view(n, r)
         loss = losses.mean() if weight is None else ((losses * weight).sum(1) / weight.sum(1)).mean()
-        return loss, {
-            f"loss/{name}": loss.detach(),
+        report = {f"loss/{name}": loss.detach()}
+        if not logged:
+            return loss, report
+        return loss, report | {
             f"top1/{name}": result.hit.mean(),
             f"positive/{name}": result.positive.mean(),
             f"negative/{name}": result.negative.mean(),
@@ -200,7 +206,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         """Select the rows for the queue from keys [W n, R, D], in the order of the global batch, with image indices."""
         rows, r = keys.shape[:2]
         if r > 1 and self.config.local_enqueue == "one":
-            chosen = torch.from_numpy(self._permute(step, micro, rows) % r).to(keys.device)  # [W n], any region
+            (chosen,) = on_device(keys.device, self._permute(step, micro, rows) % r)  # [W n], any region
             keys = keys[torch.arange(rows, device=keys.device), chosen][:, None]
         if images is not None:
             images = images.repeat_interleave(keys.shape[1])

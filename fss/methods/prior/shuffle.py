@@ -34,7 +34,8 @@ class Shuffle:
     through `collect`: in the order of places, keys would be paired with the wrong queries.
     """
 
-    def __init__(self, permutation: np.ndarray, collectives: Collectives):
+    def __init__(self, permutation: np.ndarray, collectives: Collectives, device: torch.device):
+        """device: of the rows."""
         self.collectives = collectives
         n = len(permutation) // collectives.world_size
         home, place_rank = permutation // n, np.arange(len(permutation)) // n  # [W n] source, target
@@ -43,15 +44,26 @@ class Shuffle:
         sources = home[here]  # [n] the ranks that send the rows of this rank's places
         self._send = np.bincount(place_rank[mine], minlength=collectives.world_size).tolist()
         self._receive = np.bincount(sources, minlength=collectives.world_size).tolist()
-        self._leaving = torch.from_numpy(permutation[mine] % n)
-        self._arrived = torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))  # arrivals come by rank
-        self._undo = torch.from_numpy(np.argsort(permutation))
+        arrived = np.argsort(np.argsort(sources, kind="stable"))  # arrivals come by rank
+        tables = (permutation[mine] % n, arrived, np.argsort(permutation))
+        self._leaving, self._arrived, self._undo = on_device(device, *tables)
 
-    def scatter(self, x: Tensor) -> Tensor:
-        """Exchange this rank's rows [n, ...] for the rows of its places [n, ...]. Collective."""
-        arrived = self.collectives.all_to_all(x[self._leaving.to(x.device)], self._send, self._receive)
-        return arrived[self._arrived.to(x.device)]
+    def scatter(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start to exchange this rank's rows [n, ...] for the rows of its places. Collective.
+
+        The function that is returned waits for the exchange and returns the rows [n, ...].
+        """
+        finish = self.collectives.start_all_to_all(x[self._leaving], self._send, self._receive)
+        return lambda: finish()[self._arrived]
 
     def collect(self, x: Tensor) -> Tensor:
         """Gather what all ranks computed for their places, [n, ...] each, in order of rows: [W n, ...]. Collective."""
-        return self.collectives.all_gather(x)[self._undo.to(x.device)]
+        return self.collectives.all_gather(x)[self._undo]
+
+
+def on_device(device: torch.device, *tables: np.ndarray) -> tuple[Tensor, ...]:
+    """Copy tables of indices, int64 [n] each, to a device in one copy for which the host does not wait."""
+    flat = torch.from_numpy(np.concatenate(tables))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    return flat.to(device, non_blocking=True).split([len(table) for table in tables])

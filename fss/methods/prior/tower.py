@@ -33,7 +33,8 @@ class Tower(NamedTuple):
         """
         groups = zip(*(x.tensor_split(split) for x in view.values()), strict=True)
         parts = [self._embed_group(dict(zip(view, group, strict=True)), prepare, whole_images) for group in groups]
-        return {name: F.normalize(torch.cat([p[name] for p in parts]).float(), dim=-1) for name in parts[0]}
+        whole = {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if split > 1 else parts[0]
+        return {name: F.normalize(x.float(), dim=-1) for name, x in whole.items()}
 
     def _embed_group(
         self, view: dict[str, Tensor], prepare: Callable[[Tensor], Tensor], whole_images: bool

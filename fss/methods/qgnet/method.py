@@ -10,6 +10,7 @@ Training and evaluation compute the same function in two orders: `loss` encodes 
 """
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,12 @@ class FrozenFeatures(NamedTuple):
     """[K B, C4, h, w] block 4 of the masked block 3; empty without the guided map."""
     prior4: Tensor | None
     """[B, C, h', w'] block 4 of the prior extractor."""
+
+
+@cache
+def shuffled_positions(count: int, device: torch.device) -> Tensor:
+    """Compute the fixed order, int64 [count], in which `prior_map: shuffled` puts the positions of a map."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(device)
 
 
 class QGNet(FrozenBackboneMethod[QGNetConfig]):
@@ -124,9 +131,9 @@ class QGNet(FrozenBackboneMethod[QGNetConfig]):
         """
         mask = batch.query_mask
         logits, inner = self.forward(batch)
-        pixels, iou = known_pixels_and_iou(logits, mask, context.collectives)
+        pixels, iou = known_pixels_and_iou(logits, mask, context)
         main, levels = segmentation_loss(logits, mask, pixels), inner_loss(inner, mask, pixels)
-        report = {"loss/main": main.detach(), "loss/inner": levels.detach(), "iou": iou}
+        report = {"loss/main": main.detach(), "loss/inner": levels.detach(), **iou}
         return main + self.config.aux_weight * levels, report
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, list[Tensor]]:
@@ -172,8 +179,7 @@ class QGNet(FrozenBackboneMethod[QGNetConfig]):
             query4, prior4 = query_head(query4), prior_head(prior4)
         region_map = prior_region_map(query4, prior4)
         if self.config.prior_map == "shuffled":
-            h, w = region_map.shape[2:]
-            order = torch.randperm(h * w, generator=torch.Generator().manual_seed(h * w)).to(region_map.device)
+            order = shuffled_positions(region_map.shape[2:].numel(), region_map.device)
             region_map = region_map.flatten(2)[:, :, order].view_as(region_map)
         return region_map
 
