@@ -26,6 +26,7 @@ from fss.evaluate.plan import EvalConfig, EvaluationPlan, FoldConfig, plan_evalu
 from fss.evaluate.record import EpisodeRecord, EpisodeResult
 from fss.evaluate.summary import scalars, summarize, tables
 from fss.jobs.job import config_dict, run_folder
+from fss.numerics import describe
 from fss.provenance import code_version, digest
 from fss.tracking.identity import identity_of
 from fss.tracking.log import Log, LogConfig
@@ -106,7 +107,9 @@ class _EvaluationRun:
         self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"))
-        self.environment = context.on_main(lambda: run.record_environment(context.world_size, context.device))
+        self.environment = context.on_main(
+            lambda: run.record_environment(context.world_size, context.device, context.precision)
+        )
         context.on_main(lambda: write_list(run.episode_list, self.plan.episodes, self.manifest))
         for part in (self.method.trainable, self.method.non_trainable):
             part.to(context.device)
@@ -175,7 +178,7 @@ class _EvaluationRun:
         width = max(map(len, statement))
         return [
             f"{self.job.method.name} on {self.context.world_size} x {self.context.device.type}, "
-            f"{self.job.run.precision}; run directory {self.run_dir.folder}",
+            f"{describe(self.context.precision, self.context.device)}; run directory {self.run_dir.folder}",
             *(f"{label:<{width}}  {words}" for label, words in statement.items()),
             *(f"note: {text}" for text in (*self.differences, *self.method.caveats(self.header.episodes_seen or 0))),
         ]

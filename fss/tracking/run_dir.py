@@ -90,9 +90,10 @@ class RunDir:
         if self._lock:
             self._lock.close()
 
-    def record_environment(self, world_size: int, device: torch.device) -> dict[str, Any]:
-        """Append a line to environment.jsonl, and return it."""
-        facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "world_size": world_size, **environment(device)}
+    def record_environment(self, world_size: int, device: torch.device, precision: str) -> dict[str, Any]:
+        """Append a line to environment.jsonl, and return it. precision: `run.precision`."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        facts = {"time": now, "world_size": world_size, **environment(device, precision)}
         with open(self.folder / "environment.jsonl", "a") as file:
             file.write(json.dumps(facts) + "\n")
         return facts
