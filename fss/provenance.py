@@ -36,6 +36,21 @@ def code_version() -> str:
         return version("fss")
 
 
+def count_conditions(device: torch.device) -> dict[str, Any]:
+    """The conditions besides options that decide the last digits of logits, and so the counts of an evaluation.
+
+    The name of the device, of a CPU its architecture alone, so that the nodes of a cluster may share an evaluation; the
+    version of torch with its build; whether TF32 is on.
+    """
+    settings = {name: value for name, value in rounding(device).items() if name.startswith("tf32")}
+    return {"device": device_name(device), "torch": str(torch.__version__), **settings}
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, the architecture of a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """The conditions of a run: versions, machine, command, and how torch rounds now.
 

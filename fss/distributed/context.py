@@ -250,14 +250,14 @@ class DistributedContext:
             raise outcome[1]
         return outcome[0]
 
-    def check_same(self, subject: str, value: str) -> None:
+    def check_same(self, subject: str, value: str, remedy: str = "start all ranks from the same files") -> None:
         """Raise RunError, naming the ranks, unless `value` is the same everywhere. Collective."""
         values = self.gather_objects(value)
         odd = [rank for rank, other in enumerate(values) if other != values[0]]
         if odd:
             raise RunError(
                 f"{subject} differs between ranks: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]} "
-                f"({len(odd)} of {self.world_size} ranks differ from rank 0): start all ranks from the same files"
+                f"({len(odd)} of {self.world_size} ranks differ from rank 0): {remedy}"
             )
 
     def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:

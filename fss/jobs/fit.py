@@ -155,7 +155,13 @@ class _TrainingRun:
         start, resume_messages = self.checkpoints.resume(self.state)
         context.on_main(lambda: self._rewind(start))
         context.on_main(lambda: self.run_dir.set_status("running"))
-        for message in (*self.rank_messages, *self._opening(start), *self.init_messages, *resume_messages):
+        for message in (
+            *self.rank_messages,
+            *self._opening(start),
+            *self.init_messages,
+            *resume_messages,
+            *(self.run_dir.environment_changes if start else ()),
+        ):
             log.say(message)
         measured = context.on_main(lambda: {row["step"] for row in self.run_dir.rows() if "loss" not in row})
         if self._due(start) and start not in measured:  # a signal does not wait for it, but it must not be lost
