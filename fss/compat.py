@@ -23,12 +23,17 @@ OPTIONS = {
 }
 """Earlier name of an option, as typed after `--` -> its name today."""
 
-ADDED_OPTIONS: dict[str, Any] = {"optim.optimizer": "sgd", "optim.betas": [0.9, 0.999], "optim.clip_norm": None}
+ADDED_OPTIONS: dict[str, Any] = {
+    "optim.optimizer": "sgd",
+    "optim.betas": [0.9, 0.999],
+    "optim.clip_norm": None,
+    "run.deterministic": False,
+}
 """Option that earlier versions did not have, in a group that they had -> the value that does what they did."""
 
 CHECKPOINT = {"world": "world_size"}
 """Earlier name of a field of a checkpoint's state.json -> its name today."""
-ENVIRONMENT = {"world": "world_size"}
+ENVIRONMENT = {"world": "world_size", "tf32": "tf32_cudnn"}
 """The same of a line of environment.jsonl."""
 EPISODE = {"remarks": "flags"}
 """The same of the record of an episode."""

@@ -34,7 +34,7 @@ load_modules() { :; }             # such as: module load cuda/12.4
 # --- How the ranks run.
 : "${RANKS_PER_NODE:=}"           # empty: one a GPU; one on a node without GPUs
 : "${STRATEGY:=ddp}"              # ddp, zero1 or zero2 (DeepSpeed) for training
-: "${PRECISION:=}"                # bf16 or float32; empty: as in the recipe
+: "${PRECISION:=}"                # bf16, tf32 or float32; empty: as in the recipe
 : "${RESTARTS:=2}"                # restarts of a job after a rank or a node died
 
 export SBATCH_REQUEUE=1

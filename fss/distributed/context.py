@@ -29,6 +29,7 @@ from fss.distributed.wrapping import LossForward, fingerprint, make_contiguous, 
 from fss.distributed.zero import SteppedOptimizer, ZeroOptimizer
 from fss.errors import RunError, UserError
 from fss.methods.base import Method
+from fss.numerics import numerics
 
 T = TypeVar("T")
 NO_TIMEOUT = datetime.timedelta(days=365)
@@ -38,7 +39,8 @@ class DistributedContext:
     """This process's place among the ranks of a job, and every collective that the engine needs.
 
     world_size: the number of ranks that the user requested (`run.world_size`); None accepts what the launcher started.
-    device: 'auto', 'cpu' or 'cuda'. precision: 'float32' or 'bf16' (autocast; parameters stay float32).
+    device: 'auto', 'cpu' or 'cuda'. precision, deterministic: see `fss.numerics.numerics`, entered until `close`;
+    'bf16' is autocast besides. Parameters stay float32.
     timeout_minutes: how long ranks may take to connect, and later how long a rank may make no progress; 0 for no limit.
     Raises RunError if the processes that run are not the ranks that were requested.
 
@@ -46,7 +48,14 @@ class DistributedContext:
     """
 
     def __init__(
-        self, *, world_size: int | None, device: str, precision: str, accumulate: int, timeout_minutes: float
+        self,
+        *,
+        world_size: int | None,
+        device: str,
+        precision: str,
+        accumulate: int,
+        timeout_minutes: float,
+        deterministic: bool = False,
     ) -> None:
         zero = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
         cpu = use_cpu(device, zero)
@@ -57,30 +66,34 @@ class DistributedContext:
         # reduce in another order than the uninterrupted one, and differ in the last bit on three ranks and more.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        try:
-            self.accelerator = Accelerator(
-                cpu=cpu and not zero,  # True means plain DDP; DeepSpeed itself takes the CPU if there is nothing else
-                mixed_precision="no",  # see autocast
-                gradient_accumulation_steps=accumulate,
-                kwargs_handlers=[process_group, ddp],
-            )
-        except dist.DistError as error:
-            raise RunError(
-                f"the {os.environ['WORLD_SIZE']} ranks did not connect within {timeout_minutes:g} minutes: see the log "
-                f"of the other nodes, and check that they reach {os.environ['MASTER_ADDR']} ({error})"
-            ) from error
-        self.rank = self.accelerator.process_index
-        self.world_size = self.accelerator.num_processes
-        self.device = self.accelerator.device
-        self.is_main = self.rank == 0
-        self._bf16 = precision == "bf16"
-        try:
-            check_world_size(self.world_size, world_size)
-            check_launcher(self.accelerator.state, self.device, bf16=self._bf16)
-            check_deepspeed(self.accelerator.state.deepspeed_plugin)
-        except RunError:
-            self._destroy_process_group()
-            raise
+        with contextlib.ExitStack() as settings:
+            settings.enter_context(numerics(precision, deterministic=deterministic))  # before a GPU is used
+            try:
+                self.accelerator = Accelerator(
+                    cpu=cpu
+                    and not zero,  # True means plain DDP; DeepSpeed itself takes the CPU if there is nothing else
+                    mixed_precision="no",  # see autocast
+                    gradient_accumulation_steps=accumulate,
+                    kwargs_handlers=[process_group, ddp],
+                )
+            except dist.DistError as error:
+                raise RunError(
+                    f"the {os.environ['WORLD_SIZE']} ranks did not connect within {timeout_minutes:g} minutes: see the "
+                    f"log of the other nodes, and check that they reach {os.environ['MASTER_ADDR']} ({error})"
+                ) from error
+            self.rank = self.accelerator.process_index
+            self.world_size = self.accelerator.num_processes
+            self.device = self.accelerator.device
+            self.is_main = self.rank == 0
+            self.precision = precision
+            try:
+                check_world_size(self.world_size, world_size)
+                check_launcher(self.accelerator.state, self.device, bf16=precision == "bf16")
+                check_deepspeed(self.accelerator.state.deepspeed_plugin)
+            except RunError:
+                self._destroy_process_group()
+                raise
+            self._settings = settings.pop_all()
         several = self.world_size > 1
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
         self._control = gloo_group(timeout) if several and not cpu else None
@@ -106,6 +119,7 @@ class DistributedContext:
             world_size=config.world_size,
             device=config.device,
             precision=config.precision,
+            deterministic=config.deterministic,
             accumulate=accumulate,
             timeout_minutes=config.timeout_minutes,
         )
@@ -136,7 +150,7 @@ class DistributedContext:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context in which a forward computes in the precision of the job; parameters stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def accumulate(self, forward: nn.Module) -> contextlib.AbstractContextManager:
         """Context of one micro-step: gradients are reduced over ranks only at the last one of an optimizer step."""
@@ -236,14 +250,14 @@ class DistributedContext:
             raise outcome[1]
         return outcome[0]
 
-    def check_same(self, subject: str, value: str) -> None:
+    def check_same(self, subject: str, value: str, remedy: str = "start all ranks from the same files") -> None:
         """Raise RunError, naming the ranks, unless `value` is the same everywhere. Collective."""
         values = self.gather_objects(value)
         odd = [rank for rank, other in enumerate(values) if other != values[0]]
         if odd:
             raise RunError(
                 f"{subject} differs between ranks: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]} "
-                f"({len(odd)} of {self.world_size} ranks differ from rank 0): start all ranks from the same files"
+                f"({len(odd)} of {self.world_size} ranks differ from rank 0): {remedy}"
             )
 
     def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -269,6 +283,7 @@ class DistributedContext:
 
         failed: the other ranks do not leave now. NCCL would wait for them, and nobody would see the error.
         """
+        self._settings.close()
         self._watchdog.close()  # it uses the store, which goes away with the group
         self._destroy_process_group(wait=not (failed and self.device.type == "cuda"))
 

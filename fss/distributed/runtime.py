@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fss.errors import at_least
+from fss.numerics import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,11 @@ class RuntimeConfig:
     """Number of ranks; the job refuses to start on another number. null: as many as the launcher started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is a device."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast. Parameters, momentum encoder and queues stay float32."""
+    precision: Precision = "float32"
+    """float32: all digits, in convolutions too. tf32: NVIDIA GPUs since Ampere round the factors of matrix products and
+    convolutions to 10 bits; no effect on other devices. bf16: autocast; what it leaves in float32 has all digits."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits in every run on the same kind of GPU; slower. No need for it on a CPU."""
     threads: int | None = None
     """CPU threads of torch in each rank; null leaves what the launcher set."""
     timeout_minutes: float = 30
@@ -35,6 +39,10 @@ class RuntimeConfig:
 class RunConfig(RuntimeConfig):
     """The options of `run` for a training run: those of every run, its seed and its initial weights."""
 
+    precision: Precision = "tf32"
+    """float32: all digits, in convolutions too. tf32: NVIDIA GPUs since Ampere round the factors of matrix products and
+    convolutions to 10 bits; no effect on other devices. bf16: autocast; what it leaves in float32 has all digits.
+    Parameters, momentum encoder and queues are float32 always."""
     seed: int = 0
     """Seed of weights, data order and augmentation."""
     compile: bool = False

@@ -17,6 +17,7 @@ from fss.evaluate.predictor import EpisodePredictor
 from fss.inference.user_images import Picture, read_mask, read_photograph
 from fss.methods import METHODS, load_method
 from fss.methods.base import EpisodeMethod, Features
+from fss.numerics import numerics
 from fss.report import label_map_figures as label_maps
 from shards.format import IGNORE_LABEL
 
@@ -89,7 +90,9 @@ class Segmenter:
         self.resize = resize
         for part in (method.trainable, method.non_trainable):
             part.to(self.device)
-        self._predictor = EpisodePredictor(method, device=self.device, size=self.size, resize=resize)
+        self._predictor = EpisodePredictor(
+            method, device=self.device, size=self.size, resize=resize, autocast=numerics
+        )  # float32 with all digits, whatever the program around has set
 
     def encode_supports(self, supports: Supports | Mapping[str, Supports]) -> EncodedSupports:
         """Encode K >= 1 supports of a class, or of each of several classes by name, for `segment`.

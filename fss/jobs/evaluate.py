@@ -26,8 +26,9 @@ from fss.evaluate.plan import EvalConfig, EvaluationPlan, FoldConfig, plan_evalu
 from fss.evaluate.record import EpisodeRecord, EpisodeResult
 from fss.evaluate.summary import scalars, summarize, tables
 from fss.jobs.job import config_dict, run_folder
-from fss.provenance import code_version, digest
-from fss.tracking.identity import identity_of
+from fss.numerics import describe
+from fss.provenance import code_version, count_conditions, digest
+from fss.tracking.identity import CONDITIONS, identity_of
 from fss.tracking.log import Log, LogConfig
 from fss.tracking.meter import peak_memory_mb
 from fss.tracking.run_dir import RunDir, Status
@@ -101,12 +102,17 @@ class _EvaluationRun:
         )
         if self.plan.split == "novel":
             check_novel_unseen(self.method.seen_classes(), self.plan.fold, self.manifest.classes)
+        self.conditions = count_conditions(context.device)
         identity = self._identity()
         manifest = identity["data.manifest"]
+        for name, value in self.conditions.items():
+            context.check_same(name, str(value), "start all ranks on the same kind of device, with the same torch")
         self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
-        context.on_main(lambda: run.open(identity, config_yaml))
+        self.rank_messages += context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"))
-        self.environment = context.on_main(lambda: run.record_environment(context.world_size, context.device))
+        self.environment = context.on_main(
+            lambda: run.record_environment(context.world_size, context.device, context.precision)
+        )
         context.on_main(lambda: write_list(run.episode_list, self.plan.episodes, self.manifest))
         for part in (self.method.trainable, self.method.non_trainable):
             part.to(context.device)
@@ -130,6 +136,7 @@ class _EvaluationRun:
             "episodes": digest([asdict(episode) for episode in self.plan.episodes]),
             "run.threads": torch.get_num_threads(),
             "run.device": self.context.device.type,
+            **{f"{CONDITIONS}{name}": value for name, value in self.conditions.items()},
         }
 
     def execute(self) -> int:
@@ -175,7 +182,7 @@ class _EvaluationRun:
         width = max(map(len, statement))
         return [
             f"{self.job.method.name} on {self.context.world_size} x {self.context.device.type}, "
-            f"{self.job.run.precision}; run directory {self.run_dir.folder}",
+            f"{describe(self.context.precision, self.context.device)}; run directory {self.run_dir.folder}",
             *(f"{label:<{width}}  {words}" for label, words in statement.items()),
             *(f"note: {text}" for text in (*self.differences, *self.method.caveats(self.header.episodes_seen or 0))),
         ]

@@ -19,6 +19,7 @@ from fss.jobs.job import config_dict, run_folder
 from fss.methods import METHODS
 from fss.methods.base import Method
 from fss.nn.exports import read_header, save_export
+from fss.numerics import describe
 from fss.provenance import code_version, digest
 from fss.tracking.identity import identity_of
 from fss.tracking.log import Log, LogConfig
@@ -78,10 +79,14 @@ class _TrainingRun:
         manifest = digest(self.shards.manifest.content())
         self.config = config_dict(job)
         identity = identity_of(self.config, manifest) | self.task.identity()
+        # A resume may change between float32 and tf32, which differ in rounding on some devices only, and says so.
+        identity["run.precision"] = "bf16" if job.run.precision == "bf16" else "float32"
         self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"))
-        self.environment = context.on_main(lambda: run.record_environment(context.world_size, context.device))
+        self.environment = context.on_main(
+            lambda: run.record_environment(context.world_size, context.device, context.precision)
+        )
         self.schedule = Schedule(config=job.optim, images=self.task.samples, batch=job.data.batch)
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, job.checkpoint, context)
         fresh = not context.on_main(self.checkpoints.steps)
@@ -150,7 +155,13 @@ class _TrainingRun:
         start, resume_messages = self.checkpoints.resume(self.state)
         context.on_main(lambda: self._rewind(start))
         context.on_main(lambda: self.run_dir.set_status("running"))
-        for message in (*self.rank_messages, *self._opening(start), *self.init_messages, *resume_messages):
+        for message in (
+            *self.rank_messages,
+            *self._opening(start),
+            *self.init_messages,
+            *resume_messages,
+            *(self.run_dir.environment_changes if start else ()),
+        ):
             log.say(message)
         measured = context.on_main(lambda: {row["step"] for row in self.run_dir.rows() if "loss" not in row})
         if self._due(start) and start not in measured:  # a signal does not wait for it, but it must not be lost
@@ -189,7 +200,8 @@ class _TrainingRun:
         return [
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
             f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on "
-            f"{context.world_size} x {context.device.type}, {job.run.precision}; run directory {self.run_dir.folder}",
+            f"{context.world_size} x {context.device.type}, {describe(context.precision, context.device)}; "
+            f"run directory {self.run_dir.folder}",
             *self.task.startup_messages(),
             f"resumed at step {start}" if start else "a new run",
             *self.method.startup_messages(len(self.shards), job.data.batch),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fss.nn.deterministic import adaptive_average, summed_cross_entropy
 from fss.nn.region import IGNORE, resize
 from fss.nn.resnet import PointwiseConv2d
 
@@ -104,7 +105,7 @@ class FeatureEnrichment(nn.Module):
         """The merging convolution; the prototype is the same at every position, so its part is a bias."""
         of_query, of_prototype, of_maps = _weight(self.merge[level]).split([self.dim, self.dim, maps.shape[1]], dim=1)
         bias = F.linear(prototype, of_prototype.flatten(1))  # [B, D]
-        sources = [F.adaptive_avg_pool2d(query, cells), resize(maps, cells).to(query.dtype)]
+        sources = [adaptive_average(query, cells), resize(maps, cells).to(query.dtype)]
         return pointwise(torch.cat(sources, 1), torch.cat([of_query, of_maps], 1)) + bias[:, :, None, None]
 
 
@@ -123,7 +124,7 @@ def segmentation_loss(logits: Tensor, mask: Tensor, pixels: Tensor | None = None
     if pixels is None:
         pixels = (mask != IGNORE).sum().clamp(min=1)
     upsampled = resize(logits.float(), mask.shape[1:])  # [B, 2, S, S]
-    return F.cross_entropy(upsampled, mask.long(), ignore_index=IGNORE, reduction="sum") / pixels
+    return summed_cross_entropy(upsampled, mask.long(), IGNORE) / pixels
 
 
 def inner_loss(inner: Sequence[Tensor], mask: Tensor, pixels: Tensor | None = None) -> Tensor:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from fss.nn.deterministic import adaptive_average
+from fss.nn.region import resize
 
 
 class PPM(nn.Module):
@@ -23,10 +25,10 @@ class PPM(nn.Module):
 
     def grids(self, x: Tensor) -> list[Tensor]:
         """Compute the reduced averages of a map [B, C, h, w] before they are scaled back: [B, width, bin, bin] each."""
-        return [reduce(F.adaptive_avg_pool2d(x, bin)) for bin, reduce in zip(self.bins, self.reduce, strict=True)]
+        return [reduce(adaptive_average(x, (bin, bin))) for bin, reduce in zip(self.bins, self.reduce, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C + len(bins) * width, h, w], the input's channels first."""
         size = x.shape[2:]
-        scaled = [F.interpolate(grid, size, mode="bilinear", align_corners=True) for grid in self.grids(x)]
+        scaled = [resize(grid, size) for grid in self.grids(x)]
         return torch.cat([x, *scaled], dim=1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss.nn.deterministic import bilinear
 from fss.nn.similarity import by_episode, select, true_indices
 from shards.format import IGNORE_LABEL
 
@@ -107,4 +108,4 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize [B, C, H, W] -> [B, C, h, w], bilinear with aligned corners; unchanged if the size fits."""
     if x.shape[2:] == tuple(size):
         return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+    return bilinear(x, size)

@@ -6,6 +6,9 @@ from typing import Any
 
 from fss.errors import WeightsError
 
+CONDITIONS = "environment."
+"""Prefix of the fields of an evaluation's identity that are no options. Records of earlier versions lack them."""
+
 # Options that may change between a run and its resume.
 OPERATIONAL = (
     "run.dir",

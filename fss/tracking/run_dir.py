@@ -19,6 +19,7 @@ nonfinite/           dump of a NaN or infinite loss: batch, keys, report
 import fcntl
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -27,6 +28,7 @@ import torch
 from fss.compat import ENVIRONMENT, current_fields, current_log_keys, current_options
 from fss.errors import RunError
 from fss.provenance import environment
+from fss.tracking.identity import CONDITIONS
 from shards.format import write_whole
 
 Status = Literal["running", "interrupted", "finished", "failed"]
@@ -40,14 +42,17 @@ class RunDir:
         self.checkpoints = folder / "checkpoints"
         self.metrics = folder / "metrics.jsonl"
         self.report = folder / "report"
+        self.environment_changes: list[str] = []
         self._lock: IO[str] | None = None
 
-    def open(self, identity: dict[str, Any], config_yaml: str) -> None:
+    def open(self, identity: dict[str, Any], config_yaml: str) -> list[str]:
         """Create the directory, or check that it contains this very run, and lock it.
 
-        identity: flat {key: value} of everything that decides the result. Raises RunError if the directory contains
-        something else, or is in use by a running job.
+        identity: flat {key: value} of everything that decides the result. Returns a sentence if a record of an earlier
+        version lacks some of CONDITIONS; they are added to it. Raises RunError if the directory contains something
+        else, or is in use by a running job.
         """
+        messages = []
         identity = json.loads(json.dumps(identity))  # a tuple becomes a list, as in the file
         record = self.folder / "run.json"
         leftovers = {".lock", "config.yaml"}  # of a start that was killed before run.json
@@ -56,11 +61,17 @@ class RunDir:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._acquire_lock()
         if record.exists() and self.begun():
-            self._check_identity(current_options(json.loads(record.read_text())), identity)
+            before = json.loads(record.read_text())
+            missing = [key for key in identity if key.startswith(CONDITIONS) and key not in before]
+            self._check_identity(current_options(before), {k: v for k, v in identity.items() if k not in missing})
+            if missing:
+                messages.append(self._not_compared(missing))
+                write_whole(record, json.dumps(before | {key: identity[key] for key in missing}, indent=1).encode())
         else:  # there is no checkpoint yet: a start that failed may be repeated with other options
             write_whole(self.folder / "config.yaml", config_yaml.encode())
             write_whole(record, json.dumps(identity, indent=1).encode())
         self.report.mkdir(exist_ok=True)
+        return messages
 
     def begun(self) -> bool:
         """Return whether the directory contains work that must not be mixed with another run's."""
@@ -76,23 +87,36 @@ class RunDir:
             pass
 
     def _check_identity(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
         if changed:
-            key = changed[0]
+            key = min(changed, key=lambda key: (key.startswith(CONDITIONS), key))  # an option explains the others
+            remedy = "repeat the run's own options to resume it"
+            if key.startswith(CONDITIONS):
+                remedy = "continue on the device and the torch that it began with, as their counts are not added"
             raise RunError(
                 f"run.dir {self.folder} holds another run: {key} is {before.get(key)!r} there and {now.get(key)!r} here"
                 + (f" ({len(changed)} differences)" if len(changed) > 1 else "")
-                + ": choose another --run.dir, or repeat the run's own options to resume it"
+                + f": choose another --run.dir, or {remedy}"
             )
+
+    def _not_compared(self, missing: list[str]) -> str:
+        names = ", ".join(key.removeprefix(CONDITIONS) for key in missing)
+        return f"note: {self.folder} was begun by a version that did not record {names}: they could not be compared"
 
     def close(self) -> None:
         """Release the lock."""
         if self._lock:
             self._lock.close()
 
-    def record_environment(self, world_size: int, device: torch.device) -> dict[str, Any]:
-        """Append a line to environment.jsonl, and return it."""
-        facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "world_size": world_size, **environment(device)}
+    def record_environment(self, world_size: int, device: torch.device, precision: str) -> dict[str, Any]:
+        """Append a line to environment.jsonl, and return it. precision: `run.precision`.
+
+        `environment_changes` then has a sentence if the last start was under other conditions.
+        """
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        facts = {"time": now, "world_size": world_size, **environment(device, precision)}
+        with suppress(OSError, ValueError, IndexError):  # no line yet, or one that a kill cut short
+            self.environment_changes = environment_changes(last_environment(self.folder), facts)
         with open(self.folder / "environment.jsonl", "a") as file:
             file.write(json.dumps(facts) + "\n")
         return facts
@@ -123,6 +147,35 @@ def last_environment(folder: Path) -> dict[str, Any]:
     """The environment that a run directory recorded at its last start."""
     lines = (folder / "environment.jsonl").read_text().splitlines()
     return current_fields(json.loads(lines[-1]), ENVIRONMENT)
+
+
+def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A sentence on what changed between two starts, lines of environment.jsonl, that decides bits; else nothing."""
+    earlier, later = (_deciding_bits(facts) for facts in (before, now))
+    changed = [
+        f"{name} from {earlier[name]} to {value}"
+        for name, value in later.items()
+        if None not in (earlier[name], value) and earlier[name] != value
+    ]
+    if not changed:
+        return []
+    return [
+        f"note: since the last start {', '.join(changed)} changed: the run continues, but not with the same bits as "
+        "without the change"
+    ]
+
+
+def _deciding_bits(facts: dict[str, Any]) -> dict[str, Any]:
+    """Name -> value of what decides how a run rounds, of a line of environment.jsonl; None is not known."""
+    on = {True: "on", False: "off"}
+    return {
+        "the device": facts.get("device"),
+        "torch": facts.get("packages", {}).get("torch"),
+        "CUDA": facts.get("cuda"),
+        "cuDNN": facts.get("cudnn"),
+        "TF32 in matrix products": on[facts.get("tf32_matmul", False)],  # off in versions that did not record it
+        "TF32 in convolutions": on[facts.get("tf32_cudnn", False)],
+    }
 
 
 def resume_command(command: str, world_size: int, device: str) -> str:

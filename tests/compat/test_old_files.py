@@ -180,11 +180,13 @@ def episodes(folder: Path) -> dict[tuple[int, int], dict]:
     return {(row["seed"], row["number"]): row for row in rows}
 
 
-def test_a_cut_evaluation_continues(tmp_path, evaluation):
+def test_a_cut_evaluation_continues(tmp_path, evaluation, capsys):
     recorded = evaluation / "episodes" / "rank_00000.jsonl"
     lines = recorded.read_text().splitlines(keepends=True)
     recorded.write_text("".join(lines[:4]))
     assert evaluate.main([*EVALUATION, "--data.shards", "shards", "--run.dir", str(evaluation)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "did not record device, torch, tf32_matmul, tf32_cudnn: they could not be compared" in printed
     before, after = episodes(Path("evaluation")), episodes(evaluation)
     assert recorded.read_text().splitlines(keepends=True)[:4] == lines[:4], "what was measured stays"
     assert after.keys() == before.keys()

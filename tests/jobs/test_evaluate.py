@@ -2,11 +2,13 @@
 
 import json
 import os
+import platform
 import signal
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from fss.data.dataset import DataConfig
@@ -17,9 +19,12 @@ from fss.errors import ConfigError, RunError
 from fss.evaluate import loading
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.plan import EvalConfig, FoldConfig
+from fss.jobs import evaluate as evaluation
 from fss.jobs.evaluate import evaluate
 from fss.methods import METHODS
 from fss.nn.exports import ExportHeader
+from fss.numerics import numerics
+from fss.provenance import count_conditions
 from fss.report.comparison_page import compare
 from fss.tracking.log import LogConfig
 from shards.read import ShardSet
@@ -131,6 +136,64 @@ def test_another_evaluation_does_not_mix_with_this_one(packed, tmp_path, changes
         changes = {"run": replace(before.run, threads=2)}
     with pytest.raises(RunError, match=words):
         evaluate(replace(before, **changes), "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "aarch64"}, "environment.device is '.*' there and 'aarch64' here: .*continue on the device"),
+        ({"torch": "2.14.0+cu130"}, "environment.torch is '.*' there and '2.14.0[+]cu130' here"),
+        ({"tf32_cudnn": True}, "environment.tf32_cudnn is False there and True here"),
+    ],
+)
+def test_counts_of_another_device_or_torch_are_not_added(packed, tmp_path, monkeypatch, changes, words):
+    finished(job(packed, tmp_path))
+    monkeypatch.setattr(evaluation, "count_conditions", lambda device: count_conditions(device) | changes)
+    with pytest.raises(RunError, match=words):
+        evaluate(job(packed, tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "tf32"}, "run.precision is 'float32' there and 'tf32' here: .*repeat the run's own options"),
+        ({"deterministic": True}, "run.deterministic is False there and True here"),
+    ],
+)
+def test_counts_of_another_precision_are_not_added(packed, tmp_path, changes, words):
+    before = job(packed, tmp_path)
+    finished(before)
+    with pytest.raises(RunError, match=words):
+        evaluate(replace(before, run=replace(before.run, **changes)), "")
+
+
+def test_the_conditions_of_counts(monkeypatch):
+    on_cpu = count_conditions(torch.device("cpu"))
+    assert on_cpu["device"] == platform.machine() and on_cpu["torch"] == torch.__version__
+    assert not on_cpu["tf32_matmul"] and not on_cpu["tf32_cudnn"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with numerics("tf32"):
+        on_gpu = count_conditions(torch.device("cuda", 0))
+    assert on_gpu["device"] == "NVIDIA H100" and on_gpu["tf32_matmul"] and on_gpu["tf32_cudnn"]
+
+
+def test_a_record_without_conditions_continues_once_and_has_them_then(packed, tmp_path, capsys, monkeypatch):
+    finished(job(packed, tmp_path))
+    record = tmp_path / "run.json"
+    whole = json.loads(record.read_text())
+    old = {key: value for key, value in whole.items() if not key.startswith("environment.")}
+    del old["run.deterministic"]
+    record.write_text(json.dumps(old))
+    capsys.readouterr()
+    finished(job(packed, tmp_path))
+    line = "did not record device, torch, tf32_matmul, tf32_cudnn: they could not be compared"
+    assert line in " ".join(capsys.readouterr().out.split())
+    finished(job(packed, tmp_path))
+    assert "could not be compared" not in capsys.readouterr().out
+    monkeypatch.setattr(evaluation, "count_conditions", lambda device: count_conditions(device) | {"device": "other"})
+    with pytest.raises(RunError, match=r"environment\.device"):
+        evaluate(job(packed, tmp_path), "")
 
 
 def test_other_weights_are_refused(packed, tmp_path, monkeypatch):

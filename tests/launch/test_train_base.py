@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from fss.config import CONFIGS
 from fss.nn.weights import load_base
@@ -125,3 +126,32 @@ def test_what_does_not_fit_is_refused(capsys, tmp_path, coloured):
     assert "unknown key episodes.shots" in message_of("--episodes.shots", "5")
     assert "at least 2 images" in message_of("--data.batch", "1")
     assert "method.name qgnet is not for" in message_of("--method", "qgnet")
+
+
+def test_precision_and_a_resume_under_other_conditions(capsys, tmp_path, coloured):
+    """tf32 is float32 on a CPU; both are the same run, and another torch is one line."""
+    words = "--optim.steps", "2", "--validate.split", "none"
+    for precision in ("tf32", "float32"):
+        code, out, err = launch(capsys, *job(coloured, tmp_path / precision, *words, "--run.precision", precision))
+        assert code == 0, err
+        assert ("tf32 (float32 on cpu); run directory" if precision == "tf32" else "float32; run directory") in out
+    weights = [load_file(tmp_path / precision / "base.safetensors") for precision in ("tf32", "float32")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+    folder = tmp_path / "tf32"
+    environment = folder / "environment.jsonl"
+    started = json.loads(environment.read_text())
+    assert started["precision"] == "tf32" and not started["tf32_matmul"]
+    environment.write_text(json.dumps(started | {"packages": started["packages"] | {"torch": "1.13.1"}}) + "\n")
+    code, out, err = launch(
+        capsys, *job(coloured, folder, *words, "--run.precision", "float32"), "--run.report", "true"
+    )
+    assert code == 0, err
+    assert "resumed at step 2" in out and "note: since the last start torch from 1.13.1 to" in out
+    assert "run.precision is 'float32' there and 'bf16' here" in refused(
+        capsys, *job(coloured, folder, *words, "--run.precision", "bf16")
+    )
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert {"precision", "tf32_matmul", "tf32_cudnn", "deterministic", "device", "torch"} <= report[
+        "environment"
+    ].keys()

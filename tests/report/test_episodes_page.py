@@ -133,7 +133,7 @@ def finished(folder: Path, rows: list[dict]) -> RunDir:
     """A run as training leaves it."""
     run = RunDir(folder)
     run.open({"data.batch": 4, "method.size": 33}, "")
-    run.record_environment(1, torch.device("cpu"))
+    run.record_environment(1, torch.device("cpu"), "float32")
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 

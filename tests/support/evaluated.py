@@ -59,7 +59,7 @@ def opened(folder: Path) -> RunDir:
     """A new run directory that two ranks have started."""
     run = RunDir(folder)
     run.open({}, "")
-    run.record_environment(2, torch.device("cpu"))
+    run.record_environment(2, torch.device("cpu"), "float32")
     return run
 
 

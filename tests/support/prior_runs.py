@@ -56,7 +56,7 @@ def run_of(folder: Path, method: PriorExtractor) -> RunDir:
     run = RunDir(folder)
     method_options = {f"method.{name}": value for name, value in asdict(method.config).items()}
     run.open({"data.batch": 4, "data.backend": "cv2", "run.seed": 0, **method_options}, "")
-    run.record_environment(1, torch.device("cpu"))
+    run.record_environment(1, torch.device("cpu"), "float32")
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in log_of(30)))
     return run
 
