@@ -26,6 +26,7 @@ from fss.evaluate.prefetch import Prefetcher
 from fss.evaluate.record import EpisodeRecord, EpisodeResult
 from fss.evaluate.scoring import Scoring
 from fss.methods.base import EpisodeMethod, Features
+from fss.nn.transfer import to_device
 from shards.format import ShardError
 from shards.read import ShardSet
 
@@ -211,7 +212,7 @@ class _EpisodeRunner:
         """The image as the method sees it, [1, 3, S, S]; read once if it is needed twice in a row."""
         if self._last_read is None or self._last_read[0] != image:
             square, self._frames[image] = self._prefetcher.take_image(image)
-            self._last_read = image, square.to(self._predictor.device)
+            self._last_read = image, to_device(square, self._predictor.device)
         else:
             self._prefetcher.drop(image)
         return self._last_read[1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from fss.data.transforms import Frame, Resize, fit_image
 from fss.errors import RunError
 from fss.methods.base import EpisodeMethod, Features, Method, Prediction
+from fss.nn.transfer import to_device
 
 
 class FittedImage(NamedTuple):
@@ -73,7 +74,7 @@ class EpisodePredictor:
     def fit(self, image: np.ndarray) -> FittedImage:
         """Fit an image uint8 RGB [H, W, 3] into the square."""
         square, frame = fit_image(image, self.size, self.resize)  # [3, S, S]
-        return FittedImage(square[None].to(self.device), frame)
+        return FittedImage(to_device(square[None], self.device), frame)
 
     def encode(self, square: Tensor) -> Features:
         """The method's features of an image [1, 3, S, S]."""
@@ -96,7 +97,7 @@ class EpisodePredictor:
 
         Raises ShardError if the mask has not the size of the image that `frame` is of.
         """
-        fitted = torch.from_numpy(frame.mask(mask))[None].to(self.device)  # [1, S, S]
+        fitted = to_device(torch.from_numpy(frame.mask(mask))[None], self.device)  # [1, S, S]
         with self._running():
             return self.method.encode_support(features, fitted)
 

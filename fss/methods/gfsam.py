@@ -22,6 +22,7 @@ from fss.nn.dino import PATCH, Dino, DinoName, load_dino
 from fss.nn.gfsam_rules import Rules
 from fss.nn.pointgraph import segment
 from fss.nn.sam import NATIVE, STRIDE, SamName, load_sam
+from fss.nn.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +143,14 @@ class GFSAM(EpisodeMethod[GFSAMConfig]):
 
     @torch.no_grad()
     def candidates(self, query: Features, supports: list[Features]) -> tuple[Alignment, Tensor]:
-        """Choose points in a query and segment each; returns the alignment and the masks' logits [N, S/4, S/4]."""
+        """Choose points in a query and segment each.
+
+        Returns the alignment, on the CPU, and the masks' logits [N, S/4, S/4].
+        """
         alignment = self._align(query, supports)
         pixels = prompts(alignment.points, alignment.grid, _size(query), self.config)
-        return alignment, self._sam.masks(query["embedding"], pixels)
+        embedding = query["embedding"]
+        return alignment, self._sam.masks(embedding, to_device(pixels, embedding.device))
 
     @torch.no_grad()
     def merge(self, query: Features, alignment: Alignment, logits: Tensor) -> Prediction:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fss.nn.gfsam_rules import Rules
 from fss.nn.region import downsample_mask
+from fss.nn.transfer import to_device, to_host
 
 EPSILON = 1e-6  # in the denominator of M of Eq. 3; a map whose values span less is constant up to rounding
 AREA = 1e-7  # added for every position to the area of a mask
@@ -23,7 +24,10 @@ ALIGNED = 16  # columns: a product of matrices takes a third longer if its rows 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Similarity of a target of g x g positions to its references; maps are float32 [g, g], means over references."""
+    """Similarity of a target of g x g positions to its references; maps are float32 [g, g], means over references.
+
+    All of it is on the CPU, where the decisions are made.
+    """
 
     mean: Tensor
     """S+ mean of Eq. 2."""
@@ -61,25 +65,29 @@ def encode_support(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Te
     Returns tensors by name with a leading dimension of 1. Every other value of the mask is background. For an empty
     mask the names with 'spare_' describe a square in the centre, which counts if all references are empty.
     """
-    description = _describe(features, mask, rules)
-    if not description["columns"].any() and not (mask == 1).any():
-        square = torch.zeros_like(mask)
+    grid = (math.isqrt(len(features)),) * 2
+    weight, present = to_host(downsample_mask(mask, grid), (mask == 1).any().float())
+    description = _describe(features, weight.flatten(), rules)
+    if not present:
+        square = torch.zeros(mask.shape, dtype=torch.uint8)
         start = (mask.shape[-1] - SQUARE) // 2
         square[:, start : start + SQUARE, start : start + SQUARE] = 1
-        description |= {f"spare_{name}": tensor for name, tensor in _describe(features, square, rules).items()}
+        spare = _describe(features, downsample_mask(square, grid).flatten(), rules)
+        description |= {f"spare_{name}": tensor for name, tensor in spare.items()}
     return description
 
 
-def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]:
-    grid = math.isqrt(len(features))
-    weight = downsample_mask(mask, (grid, grid)).flatten()  # [g g]
+def _describe(features: Tensor, weight: Tensor, rules: Rules) -> dict[str, Tensor]:
+    """See `encode_support`; weight: the share of the object at each position, float32 [g g], on the CPU."""
     if not rules.soft_mask:
         weight = (weight >= 0.5).float()
     sides = torch.stack([weight, 1 - weight])  # [2, g g]: object, background
     sides = sides / (sides.sum(1, keepdim=True) + AREA * len(features))
-    touched = weight > 0
-    columns = features[touched] * weight[touched, None]  # a larger share of the object gives a larger cosine
-    if rules.relu or not touched.all():
+    sides = to_device(sides, features.device)
+    touched = (weight > 0).nonzero()[:, 0]
+    columns = features.index_select(0, to_device(touched, features.device))
+    columns *= to_device(weight[touched, None], features.device)  # a larger share of the object gives a larger cosine
+    if rules.relu or len(touched) < len(weight):
         zeros = ALIGNED - len(columns) % ALIGNED  # one is enough: a position outside counts with cosine 0
         columns = F.pad(columns, (0, 0, 0, zeros))
     description = {"columns": columns, "means": sides @ features}
@@ -91,8 +99,8 @@ def _describe(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Tensor]
 def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> Alignment:
     """Compute maps and points of a target, unit features [g g, C], given K >= 1 results of `encode_support`.
 
-    The maps are means over the references. No point is chosen if nothing stands out, or if the object is absent by
-    `rules.presence`.
+    Similarities are computed on the device of the features, and the rest on the CPU after one copy. The maps are means
+    over the references. No point is chosen if nothing stands out, or if the object is absent by `rules.presence`.
     """
     if all("spare_columns" in reference for reference in references):
         names = [name.removeprefix("spare_") for name in references[0] if name.startswith("spare_")]
@@ -102,12 +110,14 @@ def align(target: Tensor, references: list[dict[str, Tensor]], rules: Rules) -> 
         both = torch.stack([r["sides"][0] @ (r["features"][0] @ target.T).relu() for r in references]).mean(0)
     else:
         both = means.mean(0) @ target.T
-    mean, negative = both  # [g g] each
     largest = torch.stack([(target @ r["columns"][0].T).amax(1) for r in references]).mean(0)
+    # In its own positive map a reference's object has |p|^2 and its background p n; below half-way is absent.
+    halfway = (means[:, :1] * means).sum(2).mean()
+    both, largest, halfway = to_host(both, largest, halfway)
+    mean, negative = both  # [g g] each
     positive = {"mix": mean * largest, "mean": mean, "max": largest}[rules.similarity]
     select = aligned(positive, negative, rules)
-    # In its own positive map a reference's object has |p|^2 and its background p n; below half-way is absent.
-    absent = rules.presence and mean.max() < (means[:, :1] * means).sum(2).mean()
+    absent = rules.presence and mean.max() < halfway
     points = select.new_zeros(0, 2, dtype=torch.int64) if absent else choose(select, rules)
     grid = math.isqrt(len(target))
     mean, largest, negative, select = (x.view(grid, grid) for x in (mean, largest, negative, select))
@@ -132,12 +142,12 @@ def min_max_scaled(x: Tensor) -> Tensor:
 
 
 def choose(select: Tensor, rules: Rules) -> Tensor:
-    """Choose the points of a map [g, g]: positions (x, y), int64 [N, 2], sorted by x, then y.
+    """Choose the points of a map [g g] on the CPU: positions (x, y), int64 [N, 2], sorted by x, then y.
 
     Their number is the sum of the map (Eq. 3) unless `rules.selection` is 'all'. The choice is made on the CPU in
     float32: of equal values those count that torch's topk takes there, as in the reference implementation.
     """
-    grid, device, select = math.isqrt(len(select)), select.device, select.float().cpu()
+    grid, select = math.isqrt(len(select)), select.float()
     total = select.sum().item()
     count = int(total) if rules.selection == "sum" else int((select > 0).sum())
     if rules.one_point and total > 0:
@@ -145,7 +155,7 @@ def choose(select: Tensor, rules: Rules) -> Tensor:
     if rules.limit:
         count = min(count, rules.limit)
     best = select.topk(count).indices
-    columns_first = (best % grid * grid + best // grid).sort().values.to(device)
+    columns_first = (best % grid * grid + best // grid).sort().values
     return torch.stack([columns_first // grid, columns_first % grid], 1)
 
 

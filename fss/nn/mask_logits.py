@@ -5,13 +5,14 @@ Upsampling is local: the few pixels that a computation reads are interpolated on
 interpolation where four neighbouring logits have the same sign.
 """
 
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 16  # masks of a union at a time: at 256 x 256 some 20 MB
+CHUNK = 16  # masks of a union at a time: at 256 x 256 some 20 MB, on a device some 100
 
 
 def neighbours(pixels: Tensor, side: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,20 +75,31 @@ def union(logits: Tensor, chosen: Tensor, size: int) -> Tensor:
     """The union of the masks [N, s, s] with the indices `chosen`, int64 [M]: bool [size, size]; s divides `size`.
 
     Four neighbouring logits are the corners of a cell of r x r pixels, r = size / s. If one mask has all four above 0,
-    the cell is covered. Pixels are interpolated only in the other cells, for masks whose signs differ there.
+    the cell is covered. On a CPU, pixels are interpolated only in the other cells, for masks whose signs differ there;
+    elsewhere in all, because the host would wait for the number of such cells. The result is the same.
     """
     side = logits.shape[-1]
     ratio = size // side
     assert ratio * side == size, f"{side} does not divide {size}"
     fraction = (torch.arange(ratio, device=logits.device) + ratio // 2 + 0.5) / ratio - 0.5
     fraction = fraction - fraction.floor()  # [r], of the way from the first to the second corner
+    merge = mixed_cells if logits.device.type == "cpu" else every_cell
+    image = merge(logits, chosen.split(CHUNK) if len(chosen) else (), fraction)
+    start = ratio - ratio // 2  # the first corners of the first cells lie outside the image
+    return image[start : start + size, start : start + size].contiguous()
+
+
+def mixed_cells(logits: Tensor, parts: Sequence[Tensor], fraction: Tensor) -> Tensor:
+    """The union with the cells at its edges, interpolated where signs differ: bool [(s + 1) r, (s + 1) r].
+
+    parts: indices of masks [n], taken together. fraction: [r], see `union`.
+    """
+    side, ratio = logits.shape[-1], len(fraction)
     covered = torch.zeros(side + 1, side + 1, dtype=torch.bool, device=logits.device)
     pixels = covered.new_zeros(covered.numel(), ratio * ratio)
-    for part in chosen.split(CHUNK) if len(chosen) else ():
-        values = F.pad(logits[part].float()[None], (1, 1, 1, 1), mode="replicate")[0]  # [n, s + 2, s + 2]
-        inside = values > 0
-        both, either = inside[:, 1:] & inside[:, :-1], inside[:, 1:] | inside[:, :-1]
-        every, some = both[:, :, 1:] & both[:, :, :-1], either[:, :, 1:] | either[:, :, :-1]  # [n, s + 1, s + 1]
+    for part in parts:
+        values = with_border(logits[part])
+        every, some = corners(values)
         covered |= every.any(0)
         mask, row, column = (some & ~(every | covered)).nonzero(as_tuple=True)  # [m]
         corner = (mask * (side + 2) + row) * (side + 2) + column
@@ -96,6 +108,29 @@ def union(logits: Tensor, chosen: Tensor, size: int) -> Tensor:
         cell, pixel = hit.flatten(1).nonzero(as_tuple=True)
         pixels[(row * (side + 1) + column)[cell], pixel] = True
     pixels |= covered.flatten()[:, None]
-    image = pixels.view(side + 1, side + 1, ratio, ratio).transpose(1, 2).reshape((side + 1) * ratio, -1)
-    start = ratio - ratio // 2  # the first corners of the first cells lie outside the image
-    return image[start : start + size, start : start + size].contiguous()
+    return pixels.view(side + 1, side + 1, ratio, ratio).transpose(1, 2).reshape((side + 1) * ratio, -1)
+
+
+def every_cell(logits: Tensor, parts: Sequence[Tensor], fraction: Tensor) -> Tensor:
+    """The same as `mixed_cells`, interpolated everywhere: no size depends on values."""
+    cells, ratio = logits.shape[-1] + 1, len(fraction)
+    image = torch.zeros(cells, ratio, cells, ratio, dtype=torch.bool, device=logits.device)
+    for part in parts:
+        values = with_border(logits[part])
+        every, _ = corners(values)
+        rows = values[:, :, :-1, None].lerp(values[:, :, 1:, None], fraction)  # [n, s + 2, s + 1, r]
+        hit = rows[:, :-1, None].lerp(rows[:, 1:, None], fraction[:, None, None]) > 0  # [n, s + 1, r, s + 1, r]
+        image |= hit.logical_or_(every[:, :, None, :, None]).any(0)
+    return image.view(cells * ratio, cells * ratio)
+
+
+def with_border(logits: Tensor) -> Tensor:
+    """Logits [n, s, s] as float32, those at the edge repeated once: [n, s + 2, s + 2]."""
+    return F.pad(logits.float()[None], (1, 1, 1, 1), mode="replicate")[0]
+
+
+def corners(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether all and whether some of a cell's four corners are above 0: [n, s + 2, s + 2] -> [n, s + 1, s + 1]."""
+    inside = values > 0
+    both, either = inside[:, 1:] & inside[:, :-1], inside[:, 1:] | inside[:, :-1]
+    return both[:, :, 1:] & both[:, :, :-1], either[:, :, 1:] | either[:, :, :-1]

@@ -1,9 +1,11 @@
 """From points and their masks to one mask: clusters, positive and overshooting gating (GF-SAM, sections 4.2 and 4.3).
 
 Masks stay logits of a low resolution. The graph reads them at the prompts, the gates at the positions of the feature
-grid, and only the final union is made at full size. Small computations run on the CPU. Positive gating uses float32 and
-the order of operations of the reference implementation: most masks are already covered when they are judged, and then
-the sign of a rounding error decides whether they are merged.
+grid, and only the final union is made at full size. Small computations run on the CPU. The host waits for the device at
+most three times: for what it reads of the masks, for the similarities, and for whether the union is empty.
+
+Positive gating uses float32 and the order of operations of the reference implementation: most masks are already covered
+when they are judged, and then the sign of a rounding error decides whether they are merged.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from fss.nn.alignment import AREA, Alignment, min_max_scaled, prompts
 from fss.nn.gfsam_rules import Rules
 from fss.nn.mask_logits import at_pixels, on_grid, shares, union
+from fss.nn.transfer import to_device, to_host
 
 CENTRES = 10  # of k-means++ in Table 4
 
@@ -59,22 +62,22 @@ def segment(target: Tensor, alignment: Alignment, logits: Tensor, size: int, rul
 
     s divides `size`, the side of the image. N = 0 gives an empty mask.
     """
-    points = alignment.points.cpu()
+    points, device = alignment.points, logits.device
     assert len(points) == len(logits), f"{len(points)} points, {len(logits)} masks"
-    x, y = prompts(alignment.points, alignment.grid, size, rules).to(logits.device).unbind(1)
-    clusters = cluster(at_pixels(logits, y, x, size).cpu(), points, rules)
-    bits = on_grid(logits, alignment.grid, size).cpu()  # [N, 2g, 2g]
+    x, y = to_device(prompts(points, alignment.grid, size, rules), device).unbind(1)
+    covers, bits = to_host(at_pixels(logits, y, x, size), on_grid(logits, alignment.grid, size))  # [N, N], [N, 2g, 2g]
+    clusters = cluster(covers, points, rules)
     gating = gate(bits, clusters, *scores(alignment, rules), size, rules)
     areas = cluster_areas(bits, clusters, size)
     consistent = self_consistent(target, points, clusters, areas, rules)
     chosen = gating.accepted & consistent
-    mask = union(logits, chosen.nonzero()[:, 0].to(logits.device), size)
-    fallback = bool(rules.fallback) and len(points) > 0 and not mask.any()
+    mask = union(logits, to_device(chosen.nonzero()[:, 0], device), size)
+    fallback = bool(rules.fallback) and len(points) > 0 and not (chosen.any() and mask.any())
     if fallback:
         # The others count with score 0: if all candidates are negative, a point that is no candidate may win.
         best = torch.where(gating.accepted ^ consistent, gating.score, 0).argmax()
         chosen = torch.zeros_like(chosen).index_fill_(0, best, True)
-        mask = union(logits, best[None].to(logits.device), size)
+        mask = union(logits, to_device(best[None], device), size)
     return Outcome(mask, clusters, gating, consistent, chosen, fallback)
 
 
@@ -96,7 +99,7 @@ def cluster(covers: Tensor, points: Tensor, rules: Rules) -> Tensor:
 
 def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
     """The positive and the negative score of every position, float32 [g g] each: the two sides of Eq. 4."""
-    positive, negative = alignment.mean.flatten().float().cpu(), alignment.negative.flatten().float().cpu()
+    positive, negative = alignment.mean.flatten().float(), alignment.negative.flatten().float()
     low, high = positive.aminmax()
     midpoint = (low + high) / 2
     match rules.pivot:
@@ -109,7 +112,7 @@ def scores(alignment: Alignment, rules: Rules) -> tuple[Tensor, Tensor]:
         case "negative":
             return positive, negative
         case "aligned":
-            return alignment.select.flatten().float().cpu(), min_max_scaled(negative)
+            return alignment.select.flatten().float(), min_max_scaled(negative)
 
 
 def gate(bits: Tensor, clusters: Tensor, positive: Tensor, negative: Tensor, size: int, rules: Rules) -> Gating:
@@ -206,15 +209,16 @@ def self_consistent(target: Tensor, points: Tensor, clusters: Tensor, areas: Ten
 def similarity_to_clusters(target: Tensor, points: Tensor, clusters: Tensor, areas: Tensor, rules: Rules) -> Tensor:
     """The similarity of each of N points to each cluster by `rules.consistency`, float64 [N, clusters].
 
-    target: unit features [g g, C]; points: int64 [N, 2]; areas: [clusters, g g].
+    target: unit features [g g, C], whose device has the result; points: int64 [N, 2]; areas: [clusters, g g], both on
+    the CPU.
     """
     x, y = points.unbind(1)
     index = y * round(len(target) ** 0.5) + x
     if rules.consistency == "points":
         areas = torch.zeros_like(areas)
         areas[clusters, index] = 1
-    areas = (areas / (areas.sum(1, keepdim=True) + AREA * len(target))).to(target)
-    at_points = target[index.to(target.device)]  # [N, C]
+    areas = to_device((areas / (areas.sum(1, keepdim=True) + AREA * len(target))).to(target.dtype), target.device)
+    at_points = target.index_select(0, to_device(index, target.device))  # [N, C]
     if rules.consistency == "prototype":
         similarity = at_points @ F.normalize(areas @ target, dim=1).T
     elif rules.relu:  # of each cosine before the mean

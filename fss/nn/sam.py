@@ -47,7 +47,10 @@ class Sam(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Encode images normalized by ImageNet's mean and deviation, [B, 3, S, S] -> [B, 256, S/16, S/16]."""
-        return self.image_encoder(image)
+        if isinstance(self.image_encoder, TinyViT):
+            return self.image_encoder(image)
+        with image.device:  # where the package's encoder then makes its tables of distances, else on the CPU
+            return self.image_encoder(image)
 
     def masks(self, embedding: Tensor, points: Tensor) -> Tensor:
         """Compute the mask of each point (SAM's first, for unambiguous prompts) as logits [N, S/4, S/4], float32.
@@ -55,14 +58,22 @@ class Sam(nn.Module):
         embedding: [1, 256, S/16, S/16] of `encode`. points: [N, 2], x and y in pixels of the image; the centre of a
         pixel is half a pixel further. A pixel belongs to a mask if the logits, resized to S x S, exceed 0 there.
         """
-        grid = embedding.shape[2:]
-        self.prompt_encoder.image_embedding_size = tuple(grid)
-        self.prompt_encoder.input_image_size = tuple(STRIDE * side for side in grid)
-        with torch.autocast(points.device.type, enabled=False):  # positions become angles of many periods
-            labels = torch.ones(len(points), 1, dtype=torch.int64, device=points.device)
-            prompts, no_mask = self.prompt_encoder((points[:, None].float(), labels), None, None)  # [N, 2, 256]
-            position = self.prompt_encoder.get_dense_pe()  # [1, 256, S/16, S/16]
-        return decode_points(self.mask_decoder, embedding + no_mask[:1], position, prompts).float()
+        grid, encoder = tuple(embedding.shape[2:]), self.prompt_encoder
+        with torch.autocast(embedding.device.type, enabled=False):  # positions become angles of many periods
+            prompts = self._prompts(points, tuple(STRIDE * side for side in grid))
+            position = encoder.pe_layer(grid)[None]  # [1, 256, S/16, S/16]
+        image = embedding + encoder.no_mask_embed.weight[..., None, None]
+        return decode_points(self.mask_decoder, image, position, prompts).float()
+
+    def _prompts(self, points: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Embed points [N, 2] in an image of `size` pixels: [N, 2, 256], each point and 'not a point'.
+
+        The same as by the package's encoder, which selects by label and so makes the host wait for the device.
+        """
+        encoder = self.prompt_encoder
+        places = encoder.pe_layer.forward_with_coords(points[:, None].float() + 0.5, size)  # [N, 1, 256]
+        padding = encoder.not_a_point_embed.weight.expand(len(points), 1, -1)
+        return torch.cat([places + encoder.point_embeddings[1].weight, padding], 1)
 
 
 def load_sam(name: SamName, path: Path | None) -> Sam:
