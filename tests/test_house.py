@@ -56,6 +56,7 @@ MAY_IMPORT = {
         "fss.distributed",
         "fss.methods",
         "fss.nn.exports",
+        "fss.nn.transfer",
         "fss.data",
         "fss.datasets",
         "fss.errors",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fss.collectives import Collectives
+from fss.nn.transfer import to_device
 
 Permute = Callable[[int, int, int], np.ndarray]
 """(optimizer step, micro-batch, n) -> a permutation of n rows, the same on every rank."""
@@ -63,7 +64,5 @@ class Shuffle:
 
 def on_device(device: torch.device, *tables: np.ndarray) -> tuple[Tensor, ...]:
     """Copy tables of indices, int64 [n] each, to a device in one copy for which the host does not wait."""
-    flat = torch.from_numpy(np.concatenate(tables))
-    if device.type == "cuda":
-        flat = flat.pin_memory()
-    return flat.to(device, non_blocking=True).split([len(table) for table in tables])
+    flat = to_device(torch.from_numpy(np.concatenate(tables)), device)
+    return flat.split([len(table) for table in tables])
