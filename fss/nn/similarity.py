@@ -49,7 +49,7 @@ def true_indices(masks: Sequence[Tensor]) -> list[Tensor]:
     """
     if not masks or masks[0].device.type == "cpu":
         return [mask.nonzero()[:, 0] for mask in masks]
-    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    counts = torch.stack([mask.sum() for mask in masks]).cpu().tolist()
     return [mask.byte().argsort(descending=True, stable=True)[:n] for mask, n in zip(masks, counts, strict=True)]
 
 

@@ -12,12 +12,14 @@ from bench.traffic import CallLog
 from fss.collectives import SingleProcess
 from fss.data.batch import Batch, LabelBatch
 from fss.methods import METHODS
-from fss.methods.base import Method, Report, StepContext
+from fss.methods.base import EpisodeMethod, Features, Method, Report, StepContext
 from fss.methods.base_learner import BaseLearnerConfig
 from fss.methods.msanet.config import BAMConfig, MSANetConfig
 from fss.methods.mshnet import MSHNetConfig
 from fss.methods.prior.config import PriorConfig
+from fss.methods.prototype import PrototypeConfig
 from fss.methods.qgnet.config import QGNetConfig
+from fss.nn.norm import Normalize
 from fss.train.optim import OptimConfig, build_optimizer
 from tests.support.counted_device import DEVICE, Count
 from tests.support.made_episodes import SIZE, episodes
@@ -41,6 +43,8 @@ def make(prior_file, base_file):
                 config = BAMConfig(**place, base_weights=base_file("resnet50"))
             case "mshnet":
                 config = MSHNetConfig(**place, dilations=[1, 2])
+            case "prototype":
+                config = PrototypeConfig(**place)
             case "base":
                 config = BaseLearnerConfig(**place)
             case local:
@@ -132,3 +136,33 @@ def take(method: Method, optimizer: torch.optim.Optimizer, given: Batch, context
     optimizer.zero_grad(set_to_none=True)
     method.after_step(context)
     return report | {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize("name", [*META_LEARNERS, "prototype"])
+@torch.no_grad()
+def test_an_evaluated_episode_is_that_of_the_cpu(counted, make, name):
+    """One shot. Before the result is read, the host waits once at most, for the numbers of object pixels."""
+    method, given, normalize = make(name), episodes(1), Normalize()
+    inputs = normalize(given.query), normalize(given.support[:, 0]), given.support_mask[:, 0]
+    expected, (features, described) = evaluated(method, *inputs)
+    names = method.maps(features, [described]).keys()
+    on_device(counted, method)
+    with counted():
+        inputs = [x.to(DEVICE) for x in inputs]
+        _, (features, described) = evaluated(method, *inputs)  # makes tables
+        assert method.maps(features, [described]).keys() == names
+    with counted() as count:
+        logits, _ = evaluated(method, *inputs)
+    assert count.waits.total() <= 1, count.waits
+    torch.testing.assert_close(logits.values, expected, rtol=1e-3, atol=1e-3)
+
+
+def evaluated(
+    method: EpisodeMethod, query: torch.Tensor, support: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, tuple[Features, Features]]:
+    """The logits of an episode, and what they are computed from: the query's features, the support's description."""
+    described = method.encode_support(method.encode(support), mask)
+    features = method.encode(query)
+    logits = method.predict(features, [described]).logits
+    assert logits is not None
+    return logits, (features, described)
