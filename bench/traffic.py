@@ -25,6 +25,7 @@ from fss.methods.prior.method import PriorExtractor
 from fss.methods.qgnet.config import QGNetConfig
 from fss.methods.qgnet.method import QGNet
 from fss.nn.exports import ExportHeader
+from fss.nn.pspnet import PSPNet
 
 Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 CONTROL = "control words"
@@ -137,22 +138,29 @@ def episodes(batch: int, size: int) -> EpisodeBatch:
     )
 
 
-def build_qgnet() -> QGNet:
-    return QGNet(QGNetConfig(), header=ExportHeader(prior=ExportHeader(method="prior", backbone="resnet50")))
+def build_qgnet(**config: object) -> QGNet:
+    given = QGNetConfig(**config)
+    prior = ExportHeader(method="prior", backbone=given.backbone)
+    return QGNet(given, header=ExportHeader(prior=prior))
 
 
-def build_msanet() -> MSANet:
+def build_msanet(**config: object) -> MSANet:
     classes = {str(class_id): "made up" for class_id in range(1, 61)}
-    base = ExportHeader(backbone="resnet50", stem="torchvision", classes=classes)
-    return MSANet(MSANetConfig(), header=ExportHeader(base=base))
+    given = MSANetConfig(**config)
+    base = ExportHeader(backbone=given.backbone, stem=given.stem, classes=classes)
+    method = MSANet(given, header=ExportHeader(base=base))
+    learner = PSPNet(given.backbone, given.stem, len(classes))  # with a header, the method's own is uninitialized
+    method.non_trainable["backbone"].load_state_dict(learner.backbone.state_dict())
+    method.non_trainable["base"].load_state_dict(learner.head.state_dict())
+    return method
 
 
-META: dict[str, Callable[[], Method]] = {
-    "qgnet": build_qgnet,
-    "msanet": build_msanet,
-    "mshnet": lambda: MSHNet(MSHNetConfig()),
-}
-"""Methods that learn from episodes, the papers' networks with random weights."""
+def build_mshnet(**config: object) -> MSHNet:
+    return MSHNet(MSHNetConfig(**config))
+
+
+META: dict[str, Callable[..., Method]] = {"qgnet": build_qgnet, "msanet": build_msanet, "mshnet": build_mshnet}
+"""Methods that learn from episodes, with random weights; without options the papers' networks."""
 SHUFFLES = ("shuffle", "published", "sync", "local")
 """Ways to give keys other batch statistics than queries. "published" gathers float32 images; the others are `bn`."""
 

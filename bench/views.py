@@ -23,8 +23,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
+from pictures import write_noise
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
@@ -72,16 +72,6 @@ def cpu_ms(work: Callable[[], object], times: int) -> float:
     for _ in range(times):
         work()
     return (time.process_time() - before) / times * 1000
-
-
-def write_noise(root: Path, images: int = 64) -> None:
-    """Pictures of about a photograph's JPEG size."""
-    rng = np.random.default_rng(SEED)
-    for index in range(images):
-        coarse = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)
-        coarse = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
-        fine = cv2.GaussianBlur(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8), (0, 0), 0.8)
-        cv2.imwrite(str(root / f"{index:03d}.jpg"), cv2.addWeighted(coarse, 0.7, fine, 0.3, 0))
 
 
 def stages(data: bytes, size: int) -> list[tuple[str, float, float, str]]:
