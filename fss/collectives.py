@@ -25,7 +25,7 @@ class Collectives(Protocol):
         ...
 
     def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
-        """Start `all_to_all`; the function that is returned waits for it and returns its result. Call it once."""
+        """Start `all_to_all` of x [sum(send), ...]; the function returned waits for the result. Call it once."""
         ...
 
     def all_reduce(self, x: Tensor) -> Tensor:

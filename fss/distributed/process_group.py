@@ -31,7 +31,7 @@ class ProcessGroupCollectives:
         return self.start_all_to_all(x, send, receive)()
 
     def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
-        """Start `all_to_all`; the function that is returned waits for it: on CUDA the device waits, not the host."""
+        """Start `all_to_all` of x [sum(send), ...]; the function returned has the device wait, on CUDA not the host."""
         self._on_enter()
         x = x.detach().contiguous()
         out = x.new_empty((sum(receive), *x.shape[1:]))

@@ -112,7 +112,7 @@ def mixed_cells(logits: Tensor, parts: Sequence[Tensor], fraction: Tensor) -> Te
 
 
 def every_cell(logits: Tensor, parts: Sequence[Tensor], fraction: Tensor) -> Tensor:
-    """The same as `mixed_cells`, interpolated everywhere: no size depends on values."""
+    """The same as `mixed_cells`, bool [H, W], interpolated everywhere: no size depends on values."""
     cells, ratio = logits.shape[-1] + 1, len(fraction)
     image = torch.zeros(cells, ratio, cells, ratio, dtype=torch.bool, device=logits.device)
     for part in parts:
@@ -130,7 +130,7 @@ def with_border(logits: Tensor) -> Tensor:
 
 
 def corners(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether all and whether some of a cell's four corners are above 0: [n, s + 2, s + 2] -> [n, s + 1, s + 1]."""
+    """Compare a cell's four corners with 0, all and any above it: [n, s + 2, s + 2] -> [n, s + 1, s + 1]."""
     inside = values > 0
     both, either = inside[:, 1:] & inside[:, :-1], inside[:, 1:] | inside[:, :-1]
     return both[:, :, 1:] & both[:, :, :-1], either[:, :, 1:] | either[:, :, :-1]

@@ -99,34 +99,35 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class UncountedBatchNorm2d(nn.BatchNorm2d):
     """torch's layer, except that the batches are counted by `count_batches`, for all layers of a network at once."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [N, C, H, W] over the batch or by the running statistics; the same shape."""
         mean, var, momentum = self.running_mean, self.running_var, self.momentum
         assert momentum is not None, "a cumulative average needs the count of each layer"
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
 
 
 def count_together(module: nn.Module) -> None:
-    """Make every nn.BatchNorm2d inside `module` a `BatchNorm2d` in place; its tensors do not change.
+    """Make every nn.BatchNorm2d inside `module` an `UncountedBatchNorm2d` in place; its tensors do not change.
 
     The network then calls `count_batches` in its forward pass.
     """
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = BatchNorm2d
+            layer.__class__ = UncountedBatchNorm2d
 
 
 def count_batches(module: nn.Module) -> None:
-    """Count a batch in every `BatchNorm2d` inside `module` that is in training mode, with one kernel."""
-    layers = (layer for layer in module.modules() if isinstance(layer, BatchNorm2d) and layer.training)
+    """Count a batch in every `UncountedBatchNorm2d` inside `module` that is in training mode, with one kernel."""
+    layers = (layer for layer in module.modules() if isinstance(layer, UncountedBatchNorm2d) and layer.training)
     counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
 
 
-class SyncBatchNorm2d(BatchNorm2d):
+class SyncBatchNorm2d(UncountedBatchNorm2d):
     """BatchNorm2d of [N, C, H, W] with the statistics of the batches of all ranks together, forward and backward.
 
     Like torch's SyncBatchNorm, whose kernels it launches on CUDA, but on CPUs, too; on a single process it is torch's
@@ -166,7 +167,7 @@ def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> No
     The method calls `count_batches` once for each pass through `module`.
     """
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm2d, BatchNorm2d):
+        if type(child) in (nn.BatchNorm2d, UncountedBatchNorm2d):
             assert isinstance(child, nn.BatchNorm2d)
             sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             sync.load_state_dict(child.state_dict())

@@ -7,14 +7,14 @@ STAGED = 1 << 16  # bytes: CUDA copies no more than this from pageable memory wi
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to `device`; the host does not wait. A tensor that is there already is returned as it is."""
+    """Copy a tensor [...] to `device`; the host does not wait. A tensor that is there already is returned as it is."""
     if device.type == "cuda" and x.device.type == "cpu" and x.nbytes > STAGED:
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
 
 
 def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copy tensors of one dtype and device to the CPU by one copy, for which the host waits; shapes are kept.
+    """Copy tensors [...] of one dtype and device to the CPU by one copy, for which the host waits; shapes are kept.
 
     Tensors on the CPU are returned as they are.
     """
