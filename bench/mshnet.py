@@ -25,7 +25,7 @@ from torch import Tensor
 from fss.data.batch import EpisodeBatch
 from fss.methods.base import StepContext
 from fss.methods.mshnet import MSHNet, MSHNetConfig
-from fss.nn.hyperrelation import object_pixels, object_positions, relate
+from fss.nn.hyperrelation import object_pixels, object_positions, relate, stack_layers
 
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
@@ -86,12 +86,13 @@ def similarity_part(size: int, shots: int, shape: str) -> Callable[[], list[dict
     def shipped() -> list[dict[str, Tensor]]:
         found = []
         for generative, (query, support, positions) in zip(generatives, blocks, strict=True):
+            layers, stacked = stack_layers(query), stack_layers(support)
             rows = (slice(k, k + 1) for k in range(shots))
-            relation = relate(query, [object_pixels([x[row] for x in support], positions[row]) for row in rows])
+            relation = relate(layers, [object_pixels(stacked[row], positions[row]) for row in rows])
             prototypes = generative.of_prototypes(relation.prototypes)
             found.append(
                 {
-                    "prototype": generative(prototypes, generative.of_queries(query)),
+                    "prototype": generative(prototypes, generative.of_queries(layers)),
                     "cosine": relation.cosine,
                 }
             )

@@ -70,8 +70,8 @@ class DistributedContext:
             settings.enter_context(numerics(precision, deterministic=deterministic))  # before a GPU is used
             try:
                 self.accelerator = Accelerator(
-                    cpu=cpu
-                    and not zero,  # True means plain DDP; DeepSpeed itself takes the CPU if there is nothing else
+                    # True means plain DDP; DeepSpeed itself takes the CPU if there is nothing else.
+                    cpu=cpu and not zero,
                     mixed_precision="no",  # see autocast
                     gradient_accumulation_steps=accumulate,
                     kwargs_handlers=[process_group, ddp],

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fss.collectives import Collectives, SingleProcess
 from fss.data.batch import EpisodeBatch
@@ -30,10 +31,17 @@ from fss.methods.frozen_backbone import (
 from fss.nn.backbones import BACKBONES, BackboneName
 from fss.nn.exports import ExportHeader
 from fss.nn.fem import inner_loss, segmentation_loss
-from fss.nn.hyperrelation import GenerativeSimilarity, ObjectPixels, object_pixels, object_positions, relate
+from fss.nn.hyperrelation import (
+    GenerativeSimilarity,
+    ObjectPixels,
+    object_pixels,
+    object_positions,
+    relate,
+    stack_layers,
+)
 from fss.nn.merging import InvertedPyramid
 from fss.nn.norm import Normalize, count_batches, synchronise
-from fss.nn.region import flatten_normalize, min_max, resize
+from fss.nn.region import min_max, resize
 from fss.nn.similarity import averages, mean_weights, relu_cosine_mean, true_indices
 
 Similarity = Literal["prototype", "cosine"]
@@ -132,11 +140,11 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
         """Compute the similarity maps of each block's layers for a batch; W of Eq. 4 has a gradient."""
         names, shots = self.config.names, batch.support.shape[1]
         images = [batch.query, *batch.support.unbind(1)]
-        if batch.query.device.type == "cpu":  # one by one, so that there is one map beside the pixels of the objects
+        if batch.query.device.type == "cpu":  # one by one: beside the pixels of the objects there is one map
             maps = (self._layers(image) for image in images)
         else:  # together, which launches fewer kernels
-            whole = {n: [x.chunk(1 + shots) for x in block] for n, block in self._layers(torch.cat(images)).items()}
-            maps = ({n: [parts[i] for parts in block] for n, block in whole.items()} for i in range(1 + shots))
+            parts = [(block, layers.chunk(1 + shots)) for block, layers in self._layers(torch.cat(images)).items()]
+            maps = ({block: layers[i] for block, layers in parts} for i in range(1 + shots))
         query = next(maps)
         masks = batch.support_mask.unbind(1)
         objects = [self._objects(support, mask) for support, mask in zip(maps, masks, strict=True)]
@@ -153,13 +161,14 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
             similarities.append(found)
         return similarities
 
-    def _layers(self, image: Tensor) -> dict[int, list[Tensor]]:
-        """Compute the L layers of each block for images [B, 3, S, S], before their ReLU: [B, C, h, w] each."""
-        return self._backbone.layers(self._normalize(image)).inner
+    def _layers(self, image: Tensor) -> dict[int, Tensor]:
+        """Compute the L layers of each block for images [B, 3, S, S], before their ReLU: [B, L, h, w, C]."""
+        inner = self._backbone.layers(self._normalize(image)).inner
+        return {block: stack_layers(inner.pop(block)) for block in BLOCKS}
 
-    def _objects(self, layers: dict[int, list[Tensor]], mask: Tensor) -> dict[int, list[ObjectPixels]]:
+    def _objects(self, layers: dict[int, Tensor], mask: Tensor) -> dict[int, list[ObjectPixels]]:
         """Select the object's pixels in the `_layers` of supports, by masks [B, S, S]."""
-        return {block: object_pixels(maps, object_positions(mask, maps[0].shape[2:])) for block, maps in layers.items()}
+        return {block: object_pixels(x, object_positions(mask, x.shape[2:4])) for block, x in layers.items()}
 
     def encode(self, image: Tensor) -> Features:
         """Compute what `encode_support` and `predict` need of an image [1, 3, S, S].
@@ -172,14 +181,12 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
             features = {"size": torch.tensor([image.shape[-1]])}
             for i, block in enumerate(BLOCKS):
                 layers = inner.pop(block)
-                h, w = layers[0].shape[2:]
                 if "prototype" in self.config.names:
                     generative = self._generative[i]
                     features[f"query {block}"] = generative.of_queries(layers)  # [1, L, h, w]
                     features[f"support {block}"] = generative.of_supports(layers)  # [1, L, h, w]
                 if "cosine" in self.config.names:
-                    pixels = torch.stack([flatten_normalize(x) for x in layers], 1)  # [1, L, h w, C]
-                    features[f"pixels {block}"] = pixels.unflatten(2, (h, w))
+                    features[f"pixels {block}"] = F.normalize(layers.float(), dim=-1)  # [1, L, h, w, C]
             return features
 
     def encode_support(self, features: Features, mask: Tensor) -> Features:

@@ -6,17 +6,18 @@ if it is on. The matrices depend on sizes alone and are kept on their device.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fss.nn.transfer import device_table, to_device
+
 
 def bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize [B, C, H, W] -> [B, C, h, w], bilinear with aligned corners."""
     if _needs_fixed_order(x):
-        return _two_products(x, _interpolation, size)
+        return _two_products(x, interpolation, size)
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -50,16 +51,14 @@ def _two_products(x: Tensor, matrix: Callable[[int, int, torch.device], Tensor],
         return (rows @ (x.float() @ columns.mT)).to(x.dtype)
 
 
-@lru_cache(maxsize=256)
-def _interpolation(old: int, new: int, device: torch.device) -> Tensor:
+@device_table
+def interpolation(old: int, new: int, device: torch.device) -> Tensor:
     """The weights of `old` positions at each of `new`, float32 [new, old]; corners are aligned."""
-    step = (old - 1) / (new - 1) if new > 1 else 0.0
-    position = (torch.arange(new, device=device, dtype=torch.float32) * step).clamp(max=old - 1)
-    distance = position[:, None] - torch.arange(old, device=device, dtype=torch.float32)
-    return (1 - distance.abs()).clamp(min=0)
+    line = F.interpolate(torch.eye(old)[None], new, mode="linear", align_corners=True)[0]  # [old, new]
+    return to_device(line.mT.contiguous(), device)
 
 
-@lru_cache(maxsize=256)
+@device_table
 def _averaging(old: int, new: int, device: torch.device) -> Tensor:
     """The weights of `old` positions in the mean of each of `new` cells, float32 [new, old]."""
     cell, position = torch.arange(new, device=device)[:, None], torch.arange(old, device=device)

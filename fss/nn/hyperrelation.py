@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fss.nn.region import positions_first
-from fss.nn.similarity import block_diagonal, mean_weights, relu_cosine_mean, select
+from fss.nn.similarity import block_diagonal, episodes_together, mean_weights, relu_cosine_mean, select
 
 ROUNDING = 1e-6  # the mean of equal shares may lie this much above them
 SHORTEST = 1e-12  # lengths are at least this, as in torch's normalize
@@ -41,20 +40,20 @@ class ObjectPixels(NamedTuple):
 
 
 def stack_layers(layers: Sequence[Tensor]) -> Tensor:
-    """Stack L maps [B, C, h, w] to [B, L, h w, C]: one kernel then works on all of them."""
-    return torch.stack([positions_first(layer) for layer in layers], 1)
+    """Stack L maps [B, C, h, w] to [B, L, h, w, C]: one kernel then works on all of them."""
+    return torch.stack([layer.permute(0, 2, 3, 1) for layer in layers], 1)
 
 
 @torch.no_grad()
-def object_pixels(support: Sequence[Tensor], positions: Tensor) -> list[ObjectPixels]:
-    """The features of L layers [B, C, h, w] at `object_positions`, bool [B, h w].
+def object_pixels(support: Tensor, positions: Tensor) -> list[ObjectPixels]:
+    """The features of L layers, `stack_layers` [B, L, h, w, C], at `object_positions`, bool [B, h w].
 
     On a CPU for each of B episodes, with the pixels of the object only; elsewhere for all B together, with all pixels
     (see fss.nn.similarity).
     """
-    group = 1 if positions.device.type == "cpu" else len(positions)
+    together = episodes_together(positions)
     selected = []
-    for rows, inside in zip(stack_layers(support).split(group), positions.split(group), strict=True):
+    for rows, inside in zip(support.flatten(2, 3).split(together), positions.split(together), strict=True):
         inside, pixels = select(inside, rows.transpose(1, 2))  # [b, n], [b, n, L, C]
         selected.append(ObjectPixels(pixels.transpose(1, 2).float(), mean_weights(inside)))
     return selected
@@ -70,18 +69,17 @@ class Relation(NamedTuple):
 
 
 @torch.no_grad()
-def relate(query: Sequence[Tensor], shots: Sequence[list[ObjectPixels]], *, cosine: bool = True) -> Relation:
+def relate(query: Tensor, shots: Sequence[list[ObjectPixels]], *, cosine: bool = True) -> Relation:
     """Compute prototypes (Eq. 3) and, if wanted, cosine similarity (Eq. 5); both are 0 for a shot without an object.
 
-    query: L layers [B, C, h, w]; shots: for each of K shots the `object_pixels` of B supports. All shots of an episode
-    are compared with its query at once.
+    query: L layers, `stack_layers` [B, L, h, w, C]; shots: for each of K shots the `object_pixels` of B supports. All
+    shots of an episode are compared with its query at once.
     """
-    group = len(query[0]) // len(shots[0])  # episodes of an ObjectPixels
-    queries = stack_layers(query).split(group)
+    queries = query.flatten(2, 3).split(len(query) // len(shots[0]))  # as many episodes as an ObjectPixels has
     relations = [_relate(rows, pixels, cosine) for rows, *pixels in zip(queries, *shots, strict=True)]
     prototypes = torch.cat([relation.prototypes for relation in relations])
     maps = [relation.cosine for relation in relations if relation.cosine is not None]
-    return Relation(prototypes, torch.cat(maps).unflatten(-1, query[0].shape[2:]) if maps else None)
+    return Relation(prototypes, torch.cat(maps).unflatten(-1, query.shape[2:4]) if maps else None)
 
 
 def _relate(query: Tensor, shots: Sequence[ObjectPixels], cosine: bool) -> Relation:
@@ -114,18 +112,17 @@ class GenerativeSimilarity(nn.Module):
         """Compute the prototypes' half, [B, K, L, C] -> [B, K, L]."""
         return (prototypes * self.weight[:, 0]).sum(-1)
 
-    def of_supports(self, layers: Sequence[Tensor]) -> Tensor:
-        """Compute, from L maps [B, C, h, w], [B, L, h, w] whose average over an object is `of_prototypes` of it."""
+    def of_supports(self, layers: Tensor) -> Tensor:
+        """Compute [B, L, h, w], whose average over an object is `of_prototypes` of it, of layers [B, L, h, w, C]."""
         return self._project(layers, 0)
 
-    def of_queries(self, layers: Sequence[Tensor]) -> Tensor:
-        """Compute the query's half, L maps [B, C, h, w] -> [B, L, h, w]."""
+    def of_queries(self, layers: Tensor) -> Tensor:
+        """Compute the query's half, `stack_layers` [B, L, h, w, C] -> [B, L, h, w]."""
         return self._project(layers, 1)
 
-    def _project(self, layers: Sequence[Tensor], half: int) -> Tensor:
-        rows = stack_layers(layers)  # [B, L, h w, C]
-        products = rows @ self.weight[:, half, :, None].to(rows.dtype)  # [B, L, h w, 1]
-        return products.float().view(*products.shape[:2], *layers[0].shape[2:])
+    def _project(self, layers: Tensor, half: int) -> Tensor:
+        products = layers.flatten(2, 3) @ self.weight[:, half, :, None].to(layers.dtype)  # [B, L, h w, 1]
+        return products.float().view(layers.shape[:4])
 
     def forward(self, prototype: Tensor, query: Tensor) -> Tensor:
         """Halves [B, K, L] and [B, L, h, w] -> [B, K, L, h, w] in 0..1."""

@@ -1,7 +1,6 @@
 """Batch normalisation over the batches of all ranks, on any device; running statistics; normalization of images."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fss.collectives import Collectives
+from fss.nn.transfer import device_table, to_device
 
 
 class _BatchNormFunction(torch.autograd.Function):
@@ -54,8 +54,9 @@ class _FusedBatchNormFunction(torch.autograd.Function):
     """The same with the kernels of torch's SyncBatchNorm, which exist on CUDA alone; updates the running statistics."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.BatchNorm2d, ranks: Collectives) -> Tensor:
-        assert layer.momentum is not None
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: "SyncBatchNorm2d", ranks: Collectives
+    ) -> Tensor:
         x = _dense(x)
         mean, inverse = torch.batch_norm_stats(x, layer.eps)  # [C] each: mean, 1 / sqrt(var + eps)
         here = torch.cat([mean, inverse, _count(x.numel() // x.shape[1], x.device)])
@@ -87,11 +88,11 @@ class _FusedBatchNormFunction(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-@cache
+@device_table
 def _count(count: int, device: torch.device) -> Tensor:
     """A number as the two kernels read it: in float32, and the bits of an int32."""
     as_bits = torch.tensor([count], dtype=torch.int32).view(torch.float32)
-    return torch.cat([torch.tensor([float(count)]), as_bits]).to(device)
+    return to_device(torch.cat([torch.tensor([float(count)]), as_bits]), device)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -102,20 +103,22 @@ def _dense(x: Tensor) -> Tensor:
 class UncountedBatchNorm2d(nn.BatchNorm2d):
     """torch's layer, except that the batches are counted by `count_batches`, for all layers of a network at once."""
 
+    momentum: float  # None would be an average that needs the count of each layer
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x [N, C, H, W] over the batch or by the running statistics; the same shape."""
-        mean, var, momentum = self.running_mean, self.running_var, self.momentum
-        assert momentum is not None, "a cumulative average needs the count of each layer"
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
 
 def count_together(module: nn.Module) -> None:
     """Make every nn.BatchNorm2d inside `module` an `UncountedBatchNorm2d` in place; its tensors do not change.
 
-    The network then calls `count_batches` in its forward pass.
+    Layers without a momentum, whose average needs their own count, are left as they are. The network then calls
+    `count_batches` in its forward pass.
     """
     for layer in module.modules():
-        if type(layer) is nn.BatchNorm2d:
+        if type(layer) is nn.BatchNorm2d and layer.momentum is not None:
             layer.__class__ = UncountedBatchNorm2d
 
 
@@ -131,8 +134,8 @@ class SyncBatchNorm2d(UncountedBatchNorm2d):
     """BatchNorm2d of [N, C, H, W] with the statistics of the batches of all ranks together, forward and backward.
 
     Like torch's SyncBatchNorm, whose kernels it launches on CUDA, but on CPUs, too; on a single process it is torch's
-    plain layer. The gradients of weight and bias are this rank's share; DDP averages them. The
-    ranks may have batches of different sizes.
+    plain layer. The gradients of weight and bias are this rank's share; DDP averages them. The ranks may have batches
+    of different sizes.
     """
 
     collectives: Callable[[], Collectives]
@@ -152,7 +155,6 @@ class SyncBatchNorm2d(UncountedBatchNorm2d):
         mean = first / count
         var = second / count - mean**2
         assert self.running_mean is not None and self.running_var is not None
-        assert self.momentum is not None
         with torch.no_grad():
             self.running_mean.lerp_(mean.float(), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
@@ -164,11 +166,13 @@ class SyncBatchNorm2d(UncountedBatchNorm2d):
 def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> None:
     """Replace every BatchNorm2d inside `module` by a SyncBatchNorm2d over `collectives` with the same state.
 
-    The method calls `count_batches` once for each pass through `module`.
+    The method calls `count_batches` once for each pass through `module`. Raises ValueError for a layer without a
+    momentum, whose average over batches needs a count of its own.
     """
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm2d, UncountedBatchNorm2d):
-            assert isinstance(child, nn.BatchNorm2d)
+        if isinstance(child, nn.BatchNorm2d) and not isinstance(child, SyncBatchNorm2d):
+            if child.momentum is None:
+                raise ValueError(f"{name} averages over all batches: give it a momentum to synchronise it")
             sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             sync.load_state_dict(child.state_dict())
             sync.collectives = collectives

@@ -1,13 +1,13 @@
 """PSPNet (Zhao et al. 2017) without its auxiliary loss: BAM's base learner, which segments a fold's base classes."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fss.nn.backbones import BackboneName, Stem, make_backbone
+from fss.nn.deterministic import interpolation
 from fss.nn.ppm import PPM
+from fss.nn.transfer import device_table
 
 BINS = (1, 2, 3, 6)
 WIDTH = 512  # channels before the classifier
@@ -62,20 +62,18 @@ class PSPHead(nn.Module):
         for grid, weight in zip(self.ppm.grids(block4), weights[1:], strict=True):
             cells = grid.shape[2]
             taps = torch.einsum("oiyx,bipq->boypxq", weight, grid)  # [B, WIDTH, 3, cells, 3, cells]
-            rows, columns = (_interpolation(cells, size, block4.device).to(block4) for size in (height, width))
+            rows, columns = (_taps(cells, size, block4.device).to(block4) for size in (height, width))
             lines = torch.einsum("boypxq,xqw->boypw", taps, columns)  # [B, WIDTH, 3, cells, w]
             out = out + torch.einsum("boypw,yph->bohw", lines, rows)
         return out
 
 
-@cache
-@torch.inference_mode(False)
-def _interpolation(cells: int, size: int, device: torch.device) -> Tensor:
+@device_table
+def _taps(cells: int, size: int, device: torch.device) -> Tensor:
     """The weights of interpolated cells at the three taps of a convolution padded with 0, float32 [3, cells, size].
 
     They are those of a line of cells, with align_corners, at the position before, at and after each of `size`
     positions.
     """
-    line = F.interpolate(torch.eye(cells)[None], size, mode="linear", align_corners=True)[0]  # [cells, size]
-    padded = F.pad(line, (1, 1))
-    return torch.stack([padded[:, tap : tap + size] for tap in range(3)]).to(device)
+    padded = F.pad(interpolation(cells, size, device).mT, (1, 1))  # [cells, size + 2]
+    return torch.stack([padded[:, tap : tap + size] for tap in range(3)])

@@ -19,17 +19,18 @@ DEVICE_PRODUCTS = 1 << 27  # and on another device: 512 MB, so that it has few k
 def select(mask: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     """Select the rows [B, N, ...] at which a mask, bool [B, N], is true; returns the mask of the selection first.
 
-    On a CPU n rows remain of each, n being the largest number of an element of the batch: [B, n, ...], in their order;
-    the returned mask [B, n] tells which of them count. On another device everything is returned as it is.
+    On a CPU the n rows of one episode (B = 1) remain, [1, n, ...], in their order. On another device everything is
+    returned as it is, and the mask tells which rows count.
     """
     if mask.device.type != "cpu":
         return mask, *rows
-    if len(mask) == 1:
-        index = mask[0].nonzero()[:, 0]
-        return tuple(x[:, index] for x in (mask, *rows))
-    index = mask.byte().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]  # [B, n]
-    batch = torch.arange(len(mask))[:, None]
-    return tuple(x[batch, index] for x in (mask, *rows))
+    (index,) = true_indices(mask.unbind())
+    return tuple(x[:, index] for x in (mask, *rows))
+
+
+def episodes_together(batch: Tensor) -> int:
+    """Return how many of B episodes, a tensor [B, ...], are computed together: one on a CPU, for `select`, else all."""
+    return 1 if batch.device.type == "cpu" else len(batch)
 
 
 def by_episode(function: Callable[..., Tensor], *batch: Tensor) -> Tensor:
@@ -37,9 +38,8 @@ def by_episode(function: Callable[..., Tensor], *batch: Tensor) -> Tensor:
 
     On another device to all at once. The results are concatenated.
     """
-    if batch[0].device.type != "cpu":
-        return function(*batch)
-    return torch.cat([function(*episode) for episode in zip(*(x.split(1) for x in batch), strict=True)])
+    together = episodes_together(batch[0])
+    return torch.cat([function(*some) for some in zip(*(x.split(together) for x in batch), strict=True)])
 
 
 def true_indices(masks: Sequence[Tensor]) -> list[Tensor]:

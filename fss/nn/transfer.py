@@ -1,7 +1,13 @@
-"""Copies between host and device that wait as rarely as they can."""
+"""Copies between host and device that wait as rarely as they can, and tables that are copied once."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import ParamSpec, cast
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
 
 STAGED = 1 << 16  # bytes: CUDA copies no more than this from pageable memory without waiting for earlier kernels
 
@@ -23,3 +29,11 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
     flat = torch.cat([x.flatten() for x in tensors]).cpu()
     parts = flat.split([x.numel() for x in tensors])
     return tuple(part.view(x.shape) for part, x in zip(parts, tensors, strict=True))
+
+
+def device_table(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Keep the tables [...] that a function makes, by its arguments, one of which is their device.
+
+    A table that is first needed in an evaluation serves training, too: it is made outside of inference mode.
+    """
+    return cast(Callable[P, Tensor], lru_cache(maxsize=256)(torch.inference_mode(False)(make)))

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from fss.nn.hyperrelation import GenerativeSimilarity, Relation, object_pixels, object_positions, relate
+from fss.nn.hyperrelation import (
+    GenerativeSimilarity,
+    Relation,
+    object_pixels,
+    object_positions,
+    relate,
+    stack_layers,
+)
 
 B, K, LAYERS, C, H, W = 2, 3, 2, 5, 4, 6
 EMPTY = 4  # the shot, of all B K, without an object
@@ -30,8 +37,9 @@ def positions():
 
 def related(query: list, support: list, positions: torch.Tensor, k: int = K, **options: bool) -> Relation:
     """`relate` with the shots of an episode one after another: support layers [B K, C, H, W], positions [B K, H W]."""
-    shots = [object_pixels([x[i::k] for x in support], positions[i::k]) for i in range(k)]
-    return relate(query, shots, **options)
+    stacked = stack_layers(support)
+    shots = [object_pixels(stacked[i::k], positions[i::k]) for i in range(k)]
+    return relate(stack_layers(query), shots, **options)
 
 
 def pixels(layer: torch.Tensor, chosen: torch.Tensor) -> list[list[float]]:
@@ -80,7 +88,7 @@ def test_generative_similarity_is_a_layer_on_both_vectors_side_by_side(layers, p
     query, support = layers
     generative = GenerativeSimilarity(LAYERS, C)
     prototypes = related(query, support, positions).prototypes
-    found = generative(generative.of_prototypes(prototypes), generative.of_queries(query))
+    found = generative(generative.of_prototypes(prototypes), generative.of_queries(stack_layers(query)))
     assert found.shape == (B, K, LAYERS, H, W)
     for shot in range(B * K):
         for layer in range(LAYERS):
@@ -96,7 +104,7 @@ def test_generative_similarity_is_a_layer_on_both_vectors_side_by_side(layers, p
 def test_what_w_says_of_a_prototype_is_the_mean_of_what_it_says_of_the_object(layers, positions):
     _, support = layers
     generative = GenerativeSimilarity(LAYERS, C)
-    projected = generative.of_supports(support).flatten(2)  # [B K, L, H W]
+    projected = generative.of_supports(stack_layers(support)).flatten(2)  # [B K, L, H W]
     prototypes = related(support, support, positions, k=1).prototypes[:, 0]  # every shot an episode of its own
     for shot, chosen in enumerate(positions):
         mean = projected[shot][:, chosen].mean(1) if chosen.any() else torch.zeros(LAYERS)

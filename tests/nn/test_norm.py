@@ -104,3 +104,8 @@ def test_standardise_converts_bytes_and_leaves_floats():
     ready = torch.randn(1, 3, 2, 2)
     assert Normalize()(ready) is ready
     assert not Normalize().state_dict()
+
+
+def test_a_layer_that_averages_over_all_batches_is_not_synchronised():
+    with pytest.raises(ValueError, match="0 averages over all batches: give it a momentum"):
+        synchronise(nn.Sequential(nn.BatchNorm2d(3, momentum=None)), SingleProcess)

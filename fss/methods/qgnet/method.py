@@ -10,7 +10,6 @@ Training and evaluation compute the same function in two orders: `loss` encodes 
 """
 
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from fss.nn.region import (
     prior_region_map,
     resize,
 )
+from fss.nn.transfer import device_table, to_device
 from fss.nn.weights import load_prior
 
 PRIOR_MAP, GUIDED_MAP = "prior region map", "guided region map"
@@ -58,10 +58,10 @@ class FrozenFeatures(NamedTuple):
     """[B, C, h', w'] block 4 of the prior extractor."""
 
 
-@cache
+@device_table
 def shuffled_positions(count: int, device: torch.device) -> Tensor:
     """Compute the fixed order, int64 [count], in which `prior_map: shuffled` puts the positions of a map."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(device)
+    return to_device(torch.randperm(count, generator=torch.Generator().manual_seed(count)), device)
 
 
 class QGNet(FrozenBackboneMethod[QGNetConfig]):
