@@ -68,11 +68,12 @@ def step(context: DistributedContext) -> Took:
     batch = views(IMAGES, method.config)
 
     def take() -> None:
-        context.any_rank(False, False)
+        control_word = context.start_any_rank(False, False)
         with context.accumulate(forward):
             loss, _ = forward(batch, 0)
             context.backward(loss)
-        context.any_rank(False)
+        context.collectives.all_reduce(loss)
+        control_word()
         optimizer.step()
         optimizer.zero_grad()
         method.after_step(StepContext(context.collectives))

@@ -6,7 +6,7 @@
     python bench/scaling.py --measure [--ranks 2 3 4]       the same model against real ranks on this machine
 
 A step takes the time of one rank, and then what of its collectives is not hidden. Gradients are reduced in buckets
-while the backward pass runs; everything else waits for itself. What a step sends comes from the shipped methods
+while the backward pass runs, control words while the next step does; everything else waits for itself. What a step sends comes from the shipped methods
 (bench/traffic.py), what that costs from alpha and beta (bench/links.py). A step of each job is timed here, on one
 thread of a CPU: that gives the ratios between the jobs and the share of the backward pass; --rate carries them over to
 a GPU.
@@ -63,9 +63,10 @@ class Job:
         for call in self.calls:
             if call.what == GRADIENTS:
                 waits[call.what] += self._behind_backward(call, cluster, world_size)
+            elif call.what == CONTROL:  # it has the whole step to arrive
+                waits[call.what] += max(0.0, control(cluster.node).seconds(call, world_size) - self.cost.seconds)
             else:
-                links = control(cluster.node) if call.what == CONTROL else cluster
-                waits[call.what] += links.seconds(call, world_size)
+                waits[call.what] += cluster.seconds(call, world_size)
         return dict(waits.most_common())
 
     def _behind_backward(self, gradients: Call, cluster: Cluster, world_size: int) -> float:

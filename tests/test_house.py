@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "fss.methods": {"fss.nn", "fss.errors", "fss.collectives", "fss.data.batch"},
     "fss.distributed": {
         "fss.methods.base",
+        "fss.nn.transfer",
         "fss.errors",
         "fss.collectives",
         "fss.provenance",

@@ -38,12 +38,16 @@ class Batch:
     replaced: list[str]
     """Samples that could not be read and were replaced, 'key: reason' each."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the batch, of any shape, by field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the batch with `change` applied to every tensor, of any shape."""
         changed = copy(self)
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), Tensor):
-                setattr(changed, field.name, change(value))
+        for name, tensor in self.tensors().items():
+            setattr(changed, name, change(tensor))
         return changed
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

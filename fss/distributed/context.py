@@ -8,9 +8,9 @@ import contextlib
 import datetime
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -21,21 +21,22 @@ from torch import Tensor, nn
 
 from fss.collectives import Collectives, SingleProcess
 from fss.distributed.heartbeat import HeartbeatBoard
+from fss.distributed.host_collectives import HostCollectives
 from fss.distributed.launch_checks import check_deepspeed, check_launcher, check_world_size, use_cpu
 from fss.distributed.process_group import ProcessGroupCollectives, default_store, gloo_group, set_timeout
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.watchdog import Watchdog
-from fss.distributed.wrapping import LossForward, fingerprint, make_contiguous, match_weight_strides
+from fss.distributed.wrapping import LossForward, make_contiguous, match_weight_strides
 from fss.distributed.zero import SteppedOptimizer, ZeroOptimizer
-from fss.errors import RunError, UserError
+from fss.errors import RunError
 from fss.methods.base import Method
+from fss.nn.transfer import start_to_host
 from fss.numerics import numerics
 
-T = TypeVar("T")
 NO_TIMEOUT = datetime.timedelta(days=365)
 
 
-class DistributedContext:
+class DistributedContext(HostCollectives):
     """This process's place among the ranks of a job, and every collective that the engine needs.
 
     world_size: the number of ranks that the user requested (`run.world_size`); None accepts what the launcher started.
@@ -64,7 +65,9 @@ class DistributedContext:
         process_group = InitProcessGroupKwargs(backend="gloo" if cpu and launched else None, timeout=timeout)
         # DDP rebuilds its buckets after the first step unless it looks for unused parameters; a resumed run would then
         # reduce in another order than the uninterrupted one, and differ in the last bit on three ranks and more.
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        ddp = DistributedDataParallelKwargs(
+            find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         with contextlib.ExitStack() as settings:
             settings.enter_context(numerics(precision, deterministic=deterministic))  # before a GPU is used
@@ -81,23 +84,21 @@ class DistributedContext:
                     f"the {os.environ['WORLD_SIZE']} ranks did not connect within {timeout_minutes:g} minutes: see the "
                     f"log of the other nodes, and check that they reach {os.environ['MASTER_ADDR']} ({error})"
                 ) from error
-            self.rank = self.accelerator.process_index
-            self.world_size = self.accelerator.num_processes
             self.device = self.accelerator.device
-            self.is_main = self.rank == 0
             self.precision = precision
+            rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
             try:
-                check_world_size(self.world_size, world_size)
+                check_world_size(ranks, world_size)
                 check_launcher(self.accelerator.state, self.device, bf16=precision == "bf16")
                 check_deepspeed(self.accelerator.state.deepspeed_plugin)
             except RunError:
                 self._destroy_process_group()
                 raise
             self._settings = settings.pop_all()
-        several = self.world_size > 1
+        several = ranks > 1
         # Control messages are single bytes on the CPU: they must not wait for, or stall, the device's own stream.
-        self._control = gloo_group(timeout) if several and not cpu else None
-        self._board = HeartbeatBoard(default_store() if several else None, self.rank, self.world_size)
+        control = gloo_group(timeout) if several and not cpu else None
+        super().__init__(HeartbeatBoard(default_store() if several else None, rank, ranks), rank, ranks, control)
         self.collectives: Collectives = SingleProcess()
         if several:
             self.collectives = ProcessGroupCollectives(self._board.enter_collective)
@@ -175,12 +176,15 @@ class DistributedContext:
             return None
         return nn.utils.clip_grad_norm_(method.trainable.parameters(), max_norm)
 
-    def grad_norm(self, method: Method, optimizer: SteppedOptimizer) -> float:
-        """Global norm of the gradient, averaged over all ranks, that the last step took; before it is set to zero."""
+    def grad_norm(self, method: Method, optimizer: SteppedOptimizer) -> Tensor:
+        """Global norm of the gradient, averaged over all ranks, that the last step took; before it is set to zero.
+
+        Returns a scalar on the device.
+        """
         if isinstance(optimizer, ZeroOptimizer):
-            return optimizer.grad_norm()
+            return torch.tensor(optimizer.grad_norm(), device=self.device)
         gradients = [p.grad for p in method.trainable.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients).item()
+        return torch.nn.utils.get_total_norm(gradients)
 
     def __enter__(self) -> Self:
         return self
@@ -204,74 +208,16 @@ class DistributedContext:
         """Call `action` if the watchdog must end this process; replaces an action that was given before."""
         self._watchdog.on_abort = action
 
-    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether it is set on any rank. Collective."""
-        if self.world_size == 1:
-            return flags
-        self._board.announce_collective()
-        reduced = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(reduced, op=dist.ReduceOp.MAX, group=self._control)
-        return tuple(bool(flag) for flag in reduced.tolist())
-
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Scalars averaged over ranks, as Python floats. Collective."""
+        return self.start_mean(values)()
+
+    def start_mean(self, values: dict[str, Tensor]) -> Callable[[], dict[str, float]]:
+        """Start `mean`; the function returned waits for the device. Collective where it starts."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         self.collectives.mean_([stacked])
-        return dict(zip(values, stacked.tolist(), strict=True))
-
-    def gather_objects(self, value: T) -> list[T]:
-        """`value` of every rank, in rank order. Collective; pickles, so it is for our own processes only."""
-        if self.world_size == 1:
-            return [value]
-        self._board.announce_collective()
-        out: list = [None] * self.world_size
-        dist.all_gather_object(out, value, group=self._control)
-        return out
-
-    def on_main(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 while the others wait; every rank gets its result, or its error. Collective."""
-        outcome: list = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = action()
-            except (UserError, ValueError, OSError) as error:
-                if self.world_size == 1:
-                    raise
-                outcome[1] = error
-            except Exception as error:
-                if self.world_size > 1:  # else the others would wait for a result that never comes
-                    failure: list = [None, RunError(f"rank 0 failed: {error!r}")]
-                    dist.broadcast_object_list(failure, src=0, group=self._control)
-                raise
-        if self.world_size > 1:
-            self._board.announce_collective()
-            dist.broadcast_object_list(outcome, src=0, group=self._control)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
-
-    def check_same(self, subject: str, value: str, remedy: str = "start all ranks from the same files") -> None:
-        """Raise RunError, naming the ranks, unless `value` is the same everywhere. Collective."""
-        values = self.gather_objects(value)
-        odd = [rank for rank, other in enumerate(values) if other != values[0]]
-        if odd:
-            raise RunError(
-                f"{subject} differs between ranks: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]} "
-                f"({len(odd)} of {self.world_size} ranks differ from rank 0): {remedy}"
-            )
-
-    def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise RunError naming the first tensor, of any shape, whose bytes differ between ranks. Collective."""
-        if self.world_size == 1:
-            return
-        digests = {name: fingerprint(tensor) for name, tensor in tensors}
-        for rank, other in enumerate(self.gather_objects(digests)):
-            for name, digest in digests.items():
-                if other[name] != digest:
-                    raise RunError(
-                        f"{name} is not the same on rank {rank} as on rank {self.rank}: the ranks have drifted apart; "
-                        "resume from the last checkpoint, and report what kind of job this was"
-                    )
+        arrives = start_to_host(stacked)
+        return lambda: dict(zip(values, arrives().tolist(), strict=True))
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""

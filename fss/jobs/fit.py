@@ -179,7 +179,7 @@ class _TrainingRun:
             start=start,
             pin=context.device.type == "cuda",
         )
-        return trainer.run(iter(loader), start, lambda done: self._measure(log, done) if self._due(done) else None)
+        return trainer.run(iter(loader), start, lambda done: self._measure(log, done), self._due)
 
     def _due(self, done: int) -> bool:
         """True if a measurement is due after `done` steps."""

@@ -31,6 +31,27 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(x.shape) for part, x in zip(parts, tensors, strict=True))
 
 
+def start_to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Start a copy of a tensor [...] to the CPU; the function returned waits until it has arrived, and returns it.
+
+    On CUDA that is when all kernels launched before the call have ended; the host may launch others in the meantime.
+    """
+    if x.device.type == "cpu":
+        return lambda: x
+    arrived = torch.Event(x.device) if x.device.type == "cuda" else None
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=arrived is not None)
+    host.copy_(x, non_blocking=True)
+    if arrived is not None:
+        arrived.record()
+
+    def finish() -> Tensor:
+        if arrived is not None:
+            arrived.synchronize()
+        return host
+
+    return finish
+
+
 def device_table(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Keep the tables [...] that a function makes, by its arguments, one of which is their device.
 

@@ -18,15 +18,26 @@ class Meter:
     def _reset(self) -> None:
         self._start = time.perf_counter()
         self._waited = 0.0
+        self._gaps: list[tuple[torch.Event, torch.Event]] = []
         self._images = 0
         self._steps = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
+        """Count the time inside as waiting for data; on a GPU only the part in which it has nothing left to compute."""
+        if self._device.type == "cuda":
+            idle = self._event()  # the device comes to it when all that was launched has ended
+            yield
+            self._gaps.append((idle, self._event()))
+        else:
+            start = time.perf_counter()
+            yield
+            self._waited += time.perf_counter() - start
+
+    def _event(self) -> torch.Event:
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -46,6 +57,9 @@ class Meter:
         images_per_s (all ranks), step_s (seconds), data_wait (share of time, this rank), peak_memory_mb (MiB, this
         rank).
         """
+        for idle, data in self._gaps:
+            data.synchronize()
+            self._waited += idle.elapsed_time(data) / 1e3
         elapsed = time.perf_counter() - self._start
         reading = {
             "images_per_s": self._images / elapsed,

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fss.data.batch import Batch
 from fss.methods.base import Method, StepContext
 
 
 @dataclass(kw_only=True)
-class ToyBatch:
+class ToyBatch(Batch):
     x: Tensor
-    keys: list[str]
-    replaced: list[str]
-
-    def to(self, device, non_blocking: bool = False) -> "ToyBatch":
-        return self
 
 
 class Toy(Method):

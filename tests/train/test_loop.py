@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fss.errors import RunError
 from fss.tracking.log import Log, LogConfig
@@ -15,6 +16,7 @@ from fss.tracking.tracker import RunInfo
 from fss.train.checkpoint import CheckpointConfig, Checkpoints, State
 from fss.train.loop import Trainer
 from fss.train.optim import OptimConfig, Schedule, build_optimizer
+from shards.format import ShardError
 from tests.support.contexts import joined
 from tests.support.ranks import on_ranks
 from tests.support.toy import Toy, batches
@@ -33,14 +35,20 @@ def train(
     *,
     stop_at: int | None = None,
     poison: tuple | None = None,
+    unreadable: tuple | None = None,
     accumulate: int = 1,
     overflow: bool = False,
     optim: dict | None = None,
+    every: int = 1,
+    save_every: int = 100,
+    events: list | None = None,
 ):
-    """Train the toy method up to `steps`; with stop_at, a signal reaches this process's rank 0 during that step.
+    """Train the toy method up to `steps`; with stop_at, a signal reaches rank 0 when it reads the data of that step.
 
-    poison: step and rank whose data are not numbers. overflow: whether gradients are too large for float32. optim: more
-    options of the optimizer.
+    poison, unreadable: step and rank whose data are not numbers, or cannot be read. overflow: whether gradients are too
+    large for float32. optim: more options of the optimizer. every: steps between rows and between checks of equality.
+    events: receives what this rank reads and computes. Returns steps, state and rows; of a run that failed the message
+    and the state.
     """
     context = joined(accumulate=accumulate)
     run = RunDir(Path(folder))
@@ -67,9 +75,9 @@ def train(
         log=log,
         bad_samples=NoBadSamples(),
         nan_dump=run.folder / "nonfinite",
-        log_every=1,
-        save_every=100,
-        check_every=1,
+        log_every=every,
+        save_every=save_every,
+        check_every=every,
     )
     start, _ = checkpoints.resume(state)
     context.on_main(lambda: run.rewind(start))
@@ -81,12 +89,18 @@ def train(
                 os.kill(os.getpid(), signal.SIGUSR1)
             if poison == (start + index, context.rank):
                 batch.x[0, 0] = float("nan")
+            if unreadable == (start + index, context.rank):
+                raise ShardError("the disk is gone")
+            if events is not None:
+                events.append(f"read {start + index}")
             yield batch
 
+    if events is not None:
+        method.loss = lambda batch, step: events.append(f"compute {step.step}") or Toy.loss(method, batch, step)
     try:
         done = trainer.run(dataset(), start)
-    except RunError as error:
-        return str(error)
+    except (RunError, ShardError) as error:
+        return str(error), {name: t.clone() for name, t in state.tensors().items()}
     finally:
         log.close()
         context.close()
@@ -159,24 +173,70 @@ def test_accumulation_calls_after_step_once_a_step(tmp_path):
     assert state["replica/copy"].abs().sum() > 0
 
 
-def _poisoned(folder: str):
-    return train(folder, 6, poison=(2, 1))
+@pytest.mark.parametrize(("save_every", "stops_after"), [(100, 3), (1, 2)])
+def test_a_stop_before_a_checkpoint_needs_no_further_step(tmp_path, save_every, stops_after):
+    """The signal comes while step 2 is computed, when the data of step 3 are read."""
+    outcomes = on_ranks(2, _stopping_often, str(tmp_path), save_every)
+    assert [out[0] for out in outcomes] == [stops_after] * 2
+    assert [row["step"] for row in RunDir(tmp_path).rows()] == [*range(1, stops_after + 1)]
 
 
-def test_a_loss_that_is_not_finite_names_rank_step_and_keys(tmp_path):
-    texts = on_ranks(2, _poisoned, str(tmp_path))
-    assert all("step 3" in text and "rank 1: 2-1-0" in text for text in texts)
-    facts = json.loads((tmp_path / "nonfinite" / "step_00000003_rank_1" / "facts.json").read_text())
+def _stopping_often(folder: str, save_every: int):
+    return train(folder, 6, stop_at=2, save_every=save_every)
+
+
+def test_data_are_read_while_the_step_before_is_computed(tmp_path):
+    events: list[str] = []
+    train(str(tmp_path), 3, accumulate=2, events=events)
+    steps = [("read 0", "read 1"), ("compute 0",) * 2, ("read 2", "read 3"), ("compute 1",) * 2]
+    assert events == [event for group in (*steps, ("read 4", "read 5"), ("compute 2",) * 2) for event in group]
+
+
+def _poisoned(folder: str, optim: dict, every: int):
+    return train(folder, 6, poison=(2, 1), optim=optim, every=every, save_every=1 if every == 1 else 2)
+
+
+@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("optim", [{}, ADAMW])
+def test_a_loss_that_is_not_finite_is_neither_saved_nor_logged_nor_stepped(tmp_path, optim, every):
+    """It names rank, step and keys, and keeps the batch."""
+    outcomes = on_ranks(2, _poisoned, str(tmp_path), optim, every)
+    assert all("step 3" in text and "rank 1: 2-1-0" in text for text, _ in outcomes)
+    evidence = tmp_path / "nonfinite" / "step_00000003_rank_1"
+    facts = json.loads((evidence / "facts.json").read_text())
     assert facts["losses"] == ["nan"] and facts["keys"][0] == "2-1-0"
-    assert [row["step"] for row in RunDir(tmp_path).rows()] == [1, 2], "the step that failed is not logged"
+    assert load_file(evidence / "batch_0.safetensors")["x"][0, 0].isnan()
+    assert [row["step"] for row in RunDir(tmp_path).rows()] == ([1, 2] if every == 1 else [1])
+    saved = sorted(RunDir(tmp_path).checkpoints.glob("step_*"))
+    assert saved[-1].name == "step_00000002"
+    before = load_file(saved[-1] / "state.safetensors")
+    if every == 1:  # else another step has been taken before the host learns of it
+        for _, state in outcomes:
+            for name, tensor in state.items():
+                if name.startswith(("optimizer/", "trained/0.")):
+                    assert torch.equal(tensor, before[name]), name
 
 
-def _overflown(folder: str) -> str:
+def _unreadable(folder: str, step: int, save_every: int):
+    return train(folder, 6, unreadable=(step, 1), save_every=save_every)
+
+
+@pytest.mark.parametrize(("step", "save_every"), [(0, 1), (2, 1), (2, 100)])
+def test_data_that_cannot_be_read_on_one_rank_end_all_of_them(tmp_path, step, save_every):
+    """The step that a rank took with older data, in order not to keep the others waiting, leaves no trace."""
+    outcomes = on_ranks(2, _unreadable, str(tmp_path), step, save_every)
+    assert [text for text, _ in outcomes] == ["the disk is gone"] * 2
+    assert [row["step"] for row in RunDir(tmp_path).rows()] == [*range(1, step + 1)]
+    saved = [folder.name for folder in sorted(RunDir(tmp_path).checkpoints.glob("step_*"))]
+    assert saved == ([f"step_{done:08d}" for done in range(1, step + 1)] if save_every == 1 else [])
+
+
+def _overflown(folder: str):
     return train(folder, 1, overflow=True)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     """The loss was still finite: the next one would not be, and every restart would begin with it."""
-    texts = on_ranks(2, _overflown, str(tmp_path))
-    assert all("0.weight is not finite after step 1, which was not saved" in text for text in texts)
+    outcomes = on_ranks(2, _overflown, str(tmp_path))
+    assert all("0.weight is not finite after step 1, which was not saved" in text for text, _ in outcomes)
     assert not list(RunDir(tmp_path).checkpoints.glob("step_*"))
