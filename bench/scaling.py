@@ -6,10 +6,10 @@
     python bench/scaling.py --measure [--ranks 2 3 4]       the same model against real ranks on this machine
 
 A step takes the time of one rank, and then what of its collectives is not hidden. Gradients are reduced in buckets
-while the backward pass runs, control words while the next step does; everything else waits for itself. What a step sends comes from the shipped methods
-(bench/traffic.py), what that costs from alpha and beta (bench/links.py). A step of each job is timed here, on one
-thread of a CPU: that gives the ratios between the jobs and the share of the backward pass; --rate carries them over to
-a GPU.
+while the backward pass runs, control words while the next step does; everything else waits for itself. What a step
+sends comes from the shipped methods (bench/traffic.py), what that costs from alpha and beta (bench/links.py). A step of
+each job is timed here, on one thread of a CPU: that gives the ratios between the jobs and the share of the backward
+pass; --rate carries them over to a GPU.
 """
 
 import argparse

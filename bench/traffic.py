@@ -2,8 +2,8 @@
 
 A method is given a `CallLog` as its collectives, which answers every call with a tensor of the right shape and records
 it. The prior extractor runs on meta tensors, which have shapes and no contents. The traffic of methods that are trained
-on episodes depends on neither image size nor batch: they run on one small episode. The training loop adds gradients and
-control words. The input of a rank to a collective does not depend on the number of ranks.
+on episodes depends on neither image size nor batch: they run on one small episode. The training loop adds gradients,
+losses and control words. The input of a rank to a collective does not depend on the number of ranks.
 """
 
 from collections import Counter
@@ -29,6 +29,7 @@ from fss.nn.pspnet import PSPNet
 
 Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 CONTROL = "control words"
+LOSSES = "losses"
 GRADIENTS = "gradients"
 UNUSED = "unused parameters"
 ANY_WORLD = 4  # of more than one rank
@@ -77,6 +78,15 @@ class CallLog:
         self.calls.append(Call("sums in the loss", "all_reduce", x.nbytes))
         return x.detach() * self.world_size
 
+    def all_gather_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        self.calls.append(Call("sums in the loss", "all_gather", sum(x.nbytes for x in tensors)))
+        ranks = [x.detach().expand(self.world_size, *x.shape) for x in tensors]
+        return [x.flatten(0, 1) for x in torch._foreach_mul(ranks, 1)]
+
+    def all_reduce_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        self.calls.append(Call("sums in the loss", "all_reduce", sum(x.nbytes for x in tensors)))
+        return list(torch._foreach_mul([x.detach() for x in tensors], self.world_size))
+
     def mean_(self, tensors: list[Tensor]) -> None:
         if tensors:
             self.calls.append(Call("running statistics", "all_reduce", 4 * sum(x.numel() for x in tensors)))
@@ -85,13 +95,13 @@ class CallLog:
 
 
 def engine_calls(method: Method) -> list[Call]:
-    """The collectives of DDP and of the loop in a step of any method: `DistributedContext.wrap`, `Trainer._step`."""
+    """The collectives of DDP and of the loop in a step of any method: `DistributedContext.wrap`, `Trainer._launch`."""
     parameters = list(method.trainable.parameters())
     return [
         Call(GRADIENTS, "all_reduce", sum(4 * p.numel() for p in parameters)),
         Call(UNUSED, "all_reduce", 4 * len(parameters)),  # an int32 for each: was it used on any rank?
-        Call(CONTROL, "all_reduce", 2),
-        Call(CONTROL, "all_reduce", 1),
+        Call(CONTROL, "all_reduce", 2),  # from host to host, behind the step
+        Call(LOSSES, "all_reduce", 4),
     ]
 
 

@@ -32,6 +32,14 @@ class Collectives(Protocol):
         """Sum x of any shape over all ranks, element by element. Returns a new tensor of that shape; no gradient."""
         ...
 
+    def all_gather_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        """`all_gather` of each [n, ...] of one dtype, in one collective."""
+        ...
+
+    def all_reduce_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        """`all_reduce` of each tensor [...] of one dtype, in one collective."""
+        ...
+
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace every tensor, of any shape, by its mean over ranks, in place, in one collective."""
         ...
@@ -58,6 +66,12 @@ class SingleProcess:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x.detach().clone()
+
+    def all_gather_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self.all_gather(x) for x in tensors]
+
+    def all_reduce_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self.all_reduce(x) for x in tensors]
 
     def mean_(self, tensors: list[Tensor]) -> None:
         pass

@@ -15,7 +15,11 @@ OURS = {"fss", "shards", "launch", "tests"}
 # A package of others -> the modules and packages that may import it; no other file may.
 ONLY_IN = {
     "accelerate": {"fss.distributed.context"},
-    "torch.distributed": {"fss.distributed.context", "fss.distributed.process_group"},
+    "torch.distributed": {
+        "fss.distributed.context",
+        "fss.distributed.host_collectives",
+        "fss.distributed.process_group",
+    },
     "wandb": {"fss.tracking.wandb_tracker"},
     "wandb_workspaces": {"fss.tracking.dashboard"},
     "torch.utils.tensorboard": {"fss.tracking.tensorboard_tracker"},

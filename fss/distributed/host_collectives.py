@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class HostCollectives:
-    """What the ranks of a job tell each other from host to host; every call is collective.
+    """Flags and small objects between the hosts of the ranks; every call is collective.
 
     board: that of this rank. group: one whose tensors are on the CPU; None: the default one. Without other ranks no
     call sends anything.

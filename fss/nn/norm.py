@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fss.collectives import Collectives
+from fss.nn.normalize_relu import normalize_relu
 from fss.nn.transfer import device_table, to_device
 
 
@@ -51,16 +52,21 @@ def _channel(vector: Tensor) -> Tensor:
 
 
 class _FusedBatchNormFunction(torch.autograd.Function):
-    """The same with the kernels of torch's SyncBatchNorm, which exist on CUDA alone; updates the running statistics."""
+    """The same with the kernels of torch's SyncBatchNorm, which exist on CUDA alone; updates the running statistics.
+
+    relu: whether a ReLU follows.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: "SyncBatchNorm2d", ranks: Collectives
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: "SyncBatchNorm2d", ranks: Collectives, relu: bool
     ) -> Tensor:
         x = _dense(x)
         mean, inverse = torch.batch_norm_stats(x, layer.eps)  # [C] each: mean, 1 / sqrt(var + eps)
-        here = torch.cat([mean, inverse, _count(x.numel() // x.shape[1], x.device)])
-        mean_all, inverse_all, counts, bits = ranks.all_gather(here[None]).split([len(mean), len(mean), 1, 1], dim=1)
+        count = _count(x.numel() // x.shape[1], x.device)
+        mean_all, inverse_all, counts, bits = ranks.all_gather_coalesced(
+            [mean[None], inverse[None], count[:1], count[1:]]  # of R ranks: [R, C], [R, C], [R], [R]
+        )
         mean, inverse = torch.batch_norm_gather_stats_with_counts(
             x,
             mean_all,
@@ -69,23 +75,29 @@ class _FusedBatchNormFunction(torch.autograd.Function):
             layer.running_var,
             layer.momentum,
             layer.eps,
-            counts.flatten(),
+            counts,
         )
-        ctx.save_for_backward(x, weight, mean, inverse, bits.view(torch.int32).flatten())
-        ctx.ranks = ranks
-        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, layer.eps)
+        ctx.ranks, ctx.relu = ranks, relu
+        if relu:
+            out = normalize_relu(x, weight, bias, mean, inverse)
+        else:
+            out = torch.batch_norm_elemt(x, weight, bias, mean, inverse, layer.eps)
+        ctx.save_for_backward(x, weight, mean, inverse, bits.view(torch.int32), out if relu else None)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, counts = ctx.saved_tensors
+        x, weight, mean, inverse, counts, out = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
         grad = _dense(grad)
         sum_g, sum_gx, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
             grad, x, mean, inverse, weight, True, True, True
         )
-        sum_g, sum_gx = ctx.ranks.all_reduce(torch.cat([sum_g, sum_gx])).split(len(sum_g))  # of all ranks
+        sum_g, sum_gx = ctx.ranks.all_reduce_coalesced([sum_g, sum_gx])  # of all ranks
         grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, sum_g, sum_gx, counts)
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 @device_table
@@ -141,11 +153,17 @@ class SyncBatchNorm2d(UncountedBatchNorm2d):
     collectives: Callable[[], Collectives]
     """Called at every step, because a module is built before its collectives are known."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or (collectives := self.collectives()).world_size == 1:
-            return super().forward(x)
-        if x.device.type not in ("cpu", "meta"):  # meta: has no such kernels
-            return _FusedBatchNormFunction.apply(x, self.weight, self.bias, self, collectives)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """Normalize x; with `relu`, a ReLU of the result, which costs nothing on CUDA."""
+        if self.training and (collectives := self.collectives()).world_size > 1:
+            if x.device.type not in ("cpu", "meta"):  # meta: has no such kernels
+                return _FusedBatchNormFunction.apply(x, self.weight, self.bias, self, collectives, relu)
+            out = self._over_ranks(x, collectives)
+        else:
+            out = super().forward(x)
+        return F.relu_(out) if relu else out
+
+    def _over_ranks(self, x: Tensor, collectives: Collectives) -> Tensor:
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)  # [C] each
         var, mean = var.double(), mean.double()  # moments about zero cancel in float32
         here = var.new_full((1,), x.numel() / x.shape[1])
@@ -161,6 +179,11 @@ class SyncBatchNorm2d(UncountedBatchNorm2d):
         return _BatchNormFunction.apply(
             x, self.weight, self.bias, mean.float(), (var + self.eps).rsqrt().float(), count, collectives
         )
+
+
+def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """relu(norm(x)) of x [N, C, H, W], in one kernel where the layer has one for both."""
+    return norm(x, relu=True) if isinstance(norm, SyncBatchNorm2d) else F.relu_(norm(x))
 
 
 def synchronise(module: nn.Module, collectives: Callable[[], Collectives]) -> None:

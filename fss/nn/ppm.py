@@ -1,11 +1,13 @@
 """Pyramid pooling, the context module of PSPNet (Zhao et al. 2017) and of BAM's base learner."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fss.nn.deterministic import adaptive_average
+from fss.nn.norm import norm_relu
 from fss.nn.region import resize
 
 
@@ -25,7 +27,11 @@ class PPM(nn.Module):
 
     def grids(self, x: Tensor) -> list[Tensor]:
         """Compute the reduced averages of a map [B, C, h, w] before they are scaled back: [B, width, bin, bin] each."""
-        return [reduce(adaptive_average(x, (bin, bin))) for bin, reduce in zip(self.bins, self.reduce, strict=True)]
+        out = []
+        for bin, reduce in zip(self.bins, self.reduce, strict=True):
+            conv, norm, _ = cast(nn.Sequential, reduce)
+            out.append(norm_relu(norm, conv(adaptive_average(x, (bin, bin)))))
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C + len(bins) * width, h, w], the input's channels first."""

@@ -1,7 +1,7 @@
 """The training loop: it runs any method, on any number of ranks, and resumes from the step that was saved last.
 
 The host launches a step and does not wait for the device that computes it: meanwhile it fetches the data of the next
-one, and learns from the other ranks whether to go on. It waits for a value only where one is logged, measured or saved.
+one, and the other ranks report whether to continue. It waits for a value only where one is logged, measured or saved.
 """
 
 from collections.abc import Callable, Iterator
@@ -144,7 +144,7 @@ class Trainer:
                 self.context.backward(loss)
             losses.append(loss.detach())
             reports.append(report)
-        self.guard.watch(step, micro_batches, losses, reports)
+        self.guard.skip_nonfinite(step, micro_batches, losses, reports)
         lr = self.schedule.lr(step)
         set_learning_rate(self.optimizer, lr)
         norm = None if self.clip_norm is None else self.context.clip_gradients(self.method, self.clip_norm)

@@ -32,7 +32,7 @@ class LossGuard:
 
     The device itself skips the optimizer's update of such a step, on all ranks: weights and optimizer state stay those
     of the step before. (Queues, momentum encoders and running statistics do not, but nothing is saved any more.) The
-    host learns of it one step later, so that it never waits for the step that runs.
+    host sees it one step later, so that it never waits for the step that runs.
 
     optimizer: torch's own, inside of what accelerate or DeepSpeed put around it. folder: for the batches that led to
     the loss. say: prints a message.
@@ -47,7 +47,7 @@ class LossGuard:
         self._say = say
         self._unchecked: list[_Step] = []
 
-    def watch(self, step: int, batches: Sequence[Batch], losses: list[Tensor], reports: list[Report]) -> None:
+    def skip_nonfinite(self, step: int, batches: Sequence[Batch], losses: list[Tensor], reports: list[Report]) -> None:
         """Have the next update of the optimizer skipped if a loss, a scalar on any rank, is not finite. Collective."""
         own = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         total = self._context.collectives.all_reduce(own.float())  # not finite if one of its terms is not

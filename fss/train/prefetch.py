@@ -27,7 +27,7 @@ class StepInput:
     """Waits for the other ranks; whether any was asked to stop, whether any could not read its data."""
 
     def stop_requested(self) -> bool:
-        """Whether any rank was asked to stop before this step. Waits for the other ranks."""
+        """Return whether any rank was asked to stop before this step. Waits for the other ranks."""
         return self.control_word()[0]
 
     def check_readable(self) -> None:

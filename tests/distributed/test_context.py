@@ -26,6 +26,12 @@ def collectives() -> dict:
         "exchange": collectives.all_to_all(rows, [1, 1, 1], [1, 1, 1]).flatten().tolist(),
         "uneven": collectives.all_to_all(rows[:2], [2, 0, 0], [2, 2, 2] if rank == 0 else [0, 0, 0]).flatten().tolist(),
         "sum": collectives.all_reduce(torch.tensor([rank])).tolist(),
+        "gather_coalesced": [
+            x.tolist() for x in collectives.all_gather_coalesced([torch.tensor([rank]), torch.tensor([[rank, 7]])])
+        ],
+        "sum_coalesced": [
+            x.tolist() for x in collectives.all_reduce_coalesced([torch.tensor(float(rank)), torch.ones(2)])
+        ],
         "mean": [t.tolist() for t in floats],
         "broadcast": first[0].tolist(),
         "any_rank": context.any_rank(rank == 1, False),
@@ -54,6 +60,8 @@ def test_collectives_on_three_ranks():
         assert out["exchange"] == [rank, 10 + rank, 20 + rank]
         assert out["uneven"] == ([0, 1, 10, 11, 20, 21] if rank == 0 else [])
         assert out["sum"] == [3]
+        assert out["gather_coalesced"] == [[0, 1, 2], [[0, 7], [1, 7], [2, 7]]]
+        assert out["sum_coalesced"] == [3, [3.0, 3.0]]
         assert out["mean"] == [[1.0, 1.0], 10.0]
         assert out["broadcast"] == [1, 7]
         assert out["any_rank"] == (True, False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.traffic import CallLog
 from fss.collectives import SingleProcess
 from fss.nn.norm import (
     Normalize,
@@ -15,6 +16,7 @@ from fss.nn.norm import (
     running_statistics,
     synchronise,
 )
+from tests.support.counted_device import DEVICE
 from tests.support.thread_ranks import run_ranks
 
 
@@ -64,6 +66,29 @@ def test_sync_gradients_are_those_of_plain_batch_norm():
     theirs = torch.autograd.grad((plain(x) * goal).sum(), [x, *plain.parameters()])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_kernels_for_cuda_compute_plain_batch_norm(counted, relu):
+    """On two ranks with the same images, whose statistics together are those of one."""
+    plain = nn.BatchNorm2d(3)
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
+    x, goal = torch.randn(2, 4, 3, 5, 5)
+    x.requires_grad_()
+    out = plain(x).relu() if relu else plain(x)
+    expected = torch.autograd.grad((out * goal).sum(), [x, *plain.parameters()])
+    with counted():
+        layer = SyncBatchNorm2d(3)
+        layer.load_state_dict(plain.state_dict())
+        layer.to(DEVICE)
+        layer.collectives = lambda: CallLog(2)
+        on_device = x.detach().to(DEVICE).requires_grad_()
+        ours = layer(on_device, relu=relu)
+        found = torch.autograd.grad((ours * goal.to(DEVICE)).sum(), [on_device, *layer.parameters()])
+        torch.testing.assert_close(ours.cpu(), out, atol=1e-5, rtol=1e-5)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.cpu(), b, atol=1e-5, rtol=1e-4)
 
 
 def test_sync_evaluates_with_running_statistics_and_keeps_dtype_and_layout():

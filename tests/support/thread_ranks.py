@@ -45,6 +45,12 @@ class ThreadCollectives:
     def all_reduce(self, x: Tensor) -> Tensor:
         return torch.stack(self.table.swap(self.rank, x.detach().clone())).sum(0)
 
+    def all_gather_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self.all_gather(x) for x in tensors]
+
+    def all_reduce_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self.all_reduce(x) for x in tensors]
+
     def mean_(self, tensors: list[Tensor]) -> None:
         everyone = self.table.swap(self.rank, [t.detach().clone() for t in tensors])
         for tensor, values in zip(tensors, zip(*everyone, strict=True), strict=True):

@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_is_neither_saved_nor_logged_nor_stepped(tmp_p
     saved = sorted(RunDir(tmp_path).checkpoints.glob("step_*"))
     assert saved[-1].name == "step_00000002"
     before = load_file(saved[-1] / "state.safetensors")
-    if every == 1:  # else another step has been taken before the host learns of it
+    if every == 1:  # else another step has been taken before the host sees it
         for _, state in outcomes:
             for name, tensor in state.items():
                 if name.startswith(("optimizer/", "trained/0.")):

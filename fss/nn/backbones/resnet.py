@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fss.nn.backbones.convolutional import SIDES, ConvBackbone, draw, torchvision_names
 from fss.nn.backbones.registry import BackboneEntry, BatchNorm, Stem
+from fss.nn.norm import norm_relu
 from fss.nn.resnet import LAYOUTS, speed_up_pointwise
 
 
@@ -56,24 +57,25 @@ class ResNetBackbone(ConvBackbone, ResNet):
 
     def stage(self, number: int, x: Tensor, inner: list[Tensor] | None = None) -> Tensor:
         if number == 0:
-            x = self.relu(self.bn1(self.conv1(x)))  # [B, 64, H/2, W/2]
+            x = norm_relu(self.bn1, self.conv1(x))  # [B, 64, H/2, W/2]
             if self.deep:
-                x = self.relu(self.bn3(self.conv3(self.relu(self.bn2(self.conv2(x))))))  # [B, 128, H/2, W/2]
+                x = norm_relu(self.bn2, self.conv2(x))
+                x = norm_relu(self.bn3, self.conv3(x))  # [B, 128, H/2, W/2]
             return self.maxpool(x)
         for block in getattr(self, f"layer{number}"):
+            x = _residual_sum(block, x)
             if inner is None:
-                x = block(x)
+                x = x.relu_()
             else:
-                inner.append(_residual_sum(block, x))
-                x = inner[-1].relu()
+                inner.append(x)
+                x = x.relu()
         return x
 
 
 def _residual_sum(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     """The output of torchvision's `block` for x, without the ReLU that ends it."""
-    out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
-    if isinstance(block, Bottleneck):
-        out = block.bn3(block.conv3(block.relu(out)))
+    out = block.conv2(norm_relu(block.bn1, block.conv1(x)))
+    out = block.bn3(block.conv3(norm_relu(block.bn2, out))) if isinstance(block, Bottleneck) else block.bn2(out)
     return out.add_(x if block.downsample is None else block.downsample(x))
 
 
