@@ -26,6 +26,7 @@ from fss.inference.segment_files import segment_files
 from fss.methods.gfsam import GFSAMConfig
 from fss.nn.exports import save_export
 from fss.report import figure_style, training_page
+from fss.train.validation import episode_validation, label_validation
 from tests.support.counted_context import jobs_on_the_device
 from tests.support.counted_device import NAME, counting
 from tests.support.evaluating import recorded
@@ -35,17 +36,19 @@ from tests.support.scenes import GREEN, LEFT, RED, RIGHT, marked, saved, scene
 from tests.support.tiny_gfsam import GRID, SIZE, STAND_INS
 
 Main = Callable[[list[str]], int]
-STEPS = "--optim.steps 2 --checkpoint.every 1 --run.check_every 1 --data.workers 0 --run.report true".split()
+STEPS = "--optim.steps 2 --run.check_every 2 --data.workers 0 --run.report true".split()
 EVALUATION = "--run.device cpu --data.workers 0 --eval.episodes 3 --eval.seeds [0] --eval.min_area 0".split()
 GFSAM = f"--method gfsam --method.sam vit_t --method.size {SIZE} --method.dino_size {14 * GRID}".split()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_pages() -> Iterator[None]:
-    """Figures of few pixels and no curves, which are drawn from the numbers in a file."""
+    """Figures of few pixels and rows, and no curves, which are drawn from the numbers in a file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["launch/job.py"])  # pages print it
         patch.setattr(figure_style, "DPI", 30)
+        for validation in (episode_validation, label_validation):
+            patch.setattr(validation, "EXAMPLES", 1)
         patch.setattr(training_page, "curves", lambda rows, path, **_: saved(path, np.zeros((2, 2, 3), np.uint8)))
         yield
 
@@ -70,8 +73,9 @@ def qgnet(coloured, prior, tmp_path_factory) -> Path:
 
 def with_prior(prior: str) -> list[str]:
     """The options of a QGNet with both maps, trained by AdamW, whose state has a scalar beside each tensor."""
-    maps = f"--method.prior_map on --method.heads true --method.prior_weights {prior} --validate.every 2"
-    return f"{maps} --optim.optimizer adamw --optim.lr 1e-3 --optim.clip_norm 1".split()
+    maps = f"--method.prior_map on --method.heads true --method.prior_weights {prior}"
+    optimizer = "--optim.optimizer adamw --optim.lr 1e-3 --optim.clip_norm 1"
+    return f"{maps} {optimizer} --validate.every 2 --checkpoint.every 1".split()
 
 
 def on_device(main: Main, words: list[str]) -> None:
@@ -107,7 +111,7 @@ def assert_trained_alike(cpu: Path, device: Path, near: float) -> None:
 
 
 def test_pretraining_with_its_probe_and_page(tmp_path, coloured):
-    words = lambda folder: job(SMALL, coloured, folder, *STEPS, "--method.backbone", "resnet18")  # noqa: E731
+    words = lambda folder: job(SMALL, coloured, folder, *STEPS, "--method.backbone", "resnet18", "--data.batch", "4")  # noqa: E731
     assert launch.pretrain_prior.main(words(tmp_path / "cpu")) == 0
     on_device(launch.pretrain_prior.main, words(tmp_path / "device"))
     assert_trained_alike(tmp_path / "cpu", tmp_path / "device", 1e-3)

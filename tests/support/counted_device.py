@@ -9,10 +9,11 @@ CUDA it refuses to mix its tensors with those of the CPU. What it counts holds o
 Use it through the fixture `counted` (tests/conftest.py), which lets through what wrapped tensors cannot do.
 """
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -120,9 +121,10 @@ class Count(TorchDispatchMode):
 
     def wait(self, kind: str) -> None:
         """Count a wait of the host, with the innermost place in fss."""
-        place = next(
-            (f"{frame.filename}:{frame.lineno}" for frame in reversed(traceback.extract_stack()) if _ours(frame)), "?"
-        )
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and "/fss/" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        place = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self.waits[f"{kind} at {place}"] += 1
 
     def launch(self, func: Any) -> None:
@@ -130,10 +132,6 @@ class Count(TorchDispatchMode):
         name = str(func)
         if not name.startswith(NO_KERNEL) and not _is_view(func):
             self.kernels[name] += 1
-
-
-def _ours(frame: traceback.FrameSummary) -> bool:
-    return "/fss/" in frame.filename
 
 
 def _is_view(func: Any) -> bool:
