@@ -41,7 +41,7 @@ NO_KERNEL = tuple(
         *("aten.is_pinned", "aten._has_compatible", "aten.sym_", "prim.device"),
     )
 )
-TAKES_NO_SCALAR = ("aten.cat.", "aten.stack.")
+TAKES_NO_SCALAR = ("aten.cat.", "aten.stack.", "aten._fused_")
 """Operations that refuse a scalar of the CPU beside tensors of the device."""
 INDEXING = ("aten.index.", "aten.index_put", "aten._index_put_impl_", "aten._unsafe_index")
 
@@ -219,7 +219,7 @@ def _refuse_mixed(func: Any, of_cpu: list[Tensor], args: Any, count: Count) -> N
         of_cpu = [x for x in of_cpu if x.dim() > 0]
     if not of_cpu:
         return
-    if name.startswith(INDEXING) and not into_host:
+    if all(any(x is index for index in _indices(name, args)) for x in of_cpu):
         count.wait("index from the host")
         return
     raise RuntimeError(f"{name}: all tensors must be on one device, found {NAME} and cpu {tuple(of_cpu[0].shape)}")
