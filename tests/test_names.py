@@ -45,7 +45,7 @@ OLD = {  # as whole words; old -> the word of today, and in prose
     "probable": "has_probabilities",
     "Standardise": "Normalize",
     "small_mask": "downsample_mask",
-    "object_columns": "foreground_vectors",
+    "object_columns": "support_vectors",
     "unit_rows": "flatten_normalize",
     "encodes_queries": "needs_query_encoding",
     "Ledger": "SentLog",

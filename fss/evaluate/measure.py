@@ -77,7 +77,7 @@ def measure(
     Every image is encoded alone. So on one device, with one number of threads, the counts of an episode do not depend
     on the ranks or on the episodes before.
 
-    predictor: of `predictor_for(method, scoring, context)`, or one with another `predict`.
+    predictor: of `predictor_for(method, scoring, context)`, or one with another `predict_unchecked`.
     record: its episodes are not evaluated again, and every episode is written to it before the next begins.
     cache: GiB on each rank for the features of images and supports; 0 computes them anew for every episode.
     readers: threads a rank that read ahead.
@@ -180,15 +180,16 @@ class _EpisodeRunner:
 
     def _counts(self, episode: Episode, now: int) -> tuple[np.ndarray, tuple[str, ...]]:
         """Evaluate one episode: intersections and unions, int64 [2, 2], and the flags of its prediction."""
-        described = {s: self._encode_support(s, episode.class_id, now) for s in dict.fromkeys(episode.supports)}
+        described = self._encode_supports(list(dict.fromkeys(episode.supports)), episode.class_id, now)
         query = self._encode_query(episode.query, now)
         name = f"episode {episode.number} of seed {episode.seed} (query {self._shards.keys[episode.query]})"
-        prediction = self._predictor.predict(query, [described[support] for support in episode.supports], name)
+        supports = [described[support] for support in episode.supports]
         frame, resolution = self._frames[episode.query], self._scoring.resolution
+        found = self._predictor.segment(query, supports, name, frame, resolution)
         truth = frame.truth(self._mask(episode.query, episode.class_id), resolution)
         if not self._scoring.ignore_255:
             truth = metrics.ignored_as_background(truth)
-        return metrics.counts(frame.restore(prediction.margin, resolution), truth), prediction.flags
+        return metrics.counts(found.mask, truth), found.flags
 
     def _encode(self, image: int, now: int) -> Features:
         features = self._cache.get(image, now)
@@ -217,13 +218,21 @@ class _EpisodeRunner:
             self._prefetcher.drop(image)
         return self._last_read[1]
 
-    def _encode_support(self, image: int, class_id: int, now: int) -> Features:
-        description = self._cache.get((image, class_id), now)
-        if description is None:
-            features = self._encode(image, now)
-            description = self._predictor.encode_support(features, self._mask(image, class_id), self._frames[image])
+    def _encode_supports(self, images: Sequence[int], class_id: int, now: int) -> dict[int, Features]:
+        """The descriptions of a class in different images; those that are not cached are computed together."""
+        cached = {image: self._cache.get((image, class_id), now) for image in images}
+        described = {image: description for image, description in cached.items() if description is not None}
+        missing = [image for image in images if image not in described]
+
+        def supports() -> Iterator[tuple[Features, np.ndarray, Frame]]:
+            for image in missing:
+                features = self._encode(image, now)
+                yield features, self._mask(image, class_id), self._frames[image]
+
+        for image, description in zip(missing, self._predictor.encode_supports(supports()), strict=True):
             self._cache.put((image, class_id), description, now)
-        return description
+            described[image] = description
+        return described
 
     def _mask(self, image: int, class_id: int) -> np.ndarray:
         """The mask of a class in an image whose frame is known, uint8 [H, W]."""

@@ -1,6 +1,6 @@
 """The one way from images and masks to a prediction: scoring, validation, reports, costs and inference all use it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss.data.transforms import Frame, Resize, fit_image
+from fss.data.transforms import Frame, Resize, Resolution, fit_image
 from fss.errors import RunError
 from fss.methods.base import EpisodeMethod, Features, Method, Prediction
-from fss.nn.transfer import to_device
+from fss.nn.transfer import to_device, to_host
 
 
 class FittedImage(NamedTuple):
@@ -22,6 +22,15 @@ class FittedImage(NamedTuple):
     """[1, 3, S, S] on the predictor's device, normalized."""
     frame: Frame
     """Where the image lies in the square."""
+
+
+class Segmentation(NamedTuple):
+    """A segmented query, on the host."""
+
+    mask: np.ndarray
+    """uint8 [h, w]: 1 where the class is."""
+    flags: tuple[str, ...]
+    """Of the prediction."""
 
 
 class EpisodePredictor:
@@ -97,25 +106,58 @@ class EpisodePredictor:
 
         Raises ShardError if the mask has not the size of the image that `frame` is of.
         """
-        fitted = to_device(torch.from_numpy(frame.mask(mask))[None], self.device)  # [1, S, S]
+        return self.encode_supports([(features, mask, frame)])[0]
+
+    def encode_supports(self, supports: Iterable[tuple[Features, np.ndarray, Frame]]) -> list[Features]:
+        """`encode_support` of several supports of a class; the host waits for the device once at most.
+
+        supports: features, mask uint8 [H, W] and frame of each, taken one by one.
+        Raises ShardError as `encode_support`.
+        """
+        fitted = (
+            (features, to_device(torch.from_numpy(frame.mask(mask))[None], self.device))  # [1, S, S]
+            for features, mask, frame in supports
+        )
         with self._running():
-            return self.method.encode_support(features, fitted)
+            return self.method.encode_supports(fitted)
 
     def predict(self, query: Features, supports: Sequence[Features], name: str) -> Prediction:
-        """Segment a query, given K >= 1 descriptions of supports.
+        """Segment a query, given K >= 1 descriptions of supports; for logits the host waits for the device.
 
         name: of the query, for the error. Raises RunError if the logits are not finite.
         """
-        with self._running():
-            prediction = self.method.predict(query, list(supports))
-        if not prediction.finite:
-            raise RunError(f"the logits of {name} are not finite: give other weights, or run.precision float32")
+        prediction = self.predict_unchecked(query, supports)
+        if prediction.logits is not None:
+            _check_finite(prediction.finite, name)
         return prediction
+
+    def predict_unchecked(self, query: Features, supports: Sequence[Features]) -> Prediction:
+        """As `predict`, whether the logits are finite or not."""
+        with self._running():
+            return self.method.predict(query, list(supports))
+
+    def segment(
+        self, query: Features, supports: Sequence[Features], name: str, frame: Frame, resolution: Resolution
+    ) -> Segmentation:
+        """Segment a query as `predict` at the size at which it is scored; the host waits once, for mask and check.
+
+        frame: of the query. Raises RunError if the logits are not finite.
+        """
+        prediction = self.predict_unchecked(query, supports)
+        mask, finite = to_host(frame.resize_margin(prediction.margin, resolution) > 0, prediction.finite)
+        _check_finite(finite, name)
+        return Segmentation(mask.numpy().view(np.uint8), prediction.flags)
 
     def maps(self, query: Features, supports: Sequence[Features]) -> dict[str, Tensor]:
         """The method's maps [h, w] in 0..1 by name, see `EpisodeMethod.maps`."""
         with self._running():
             return self.method.maps(query, list(supports))
+
+
+def _check_finite(finite: Tensor, name: str) -> None:
+    """Raise RunError unless `finite`, a bool scalar, is true. name: of the query."""
+    if not finite:
+        raise RunError(f"the logits of {name} are not finite: give other weights, or run.precision float32")
 
 
 @contextmanager

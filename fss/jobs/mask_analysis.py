@@ -70,7 +70,7 @@ class _CandidateRecorder(EpisodePredictor):
     alignment: Alignment
     logits: Tensor
 
-    def predict(self, query: Features, supports: Sequence[Features], name: str) -> Prediction:
+    def predict_unchecked(self, query: Features, supports: Sequence[Features]) -> Prediction:
         self.alignment, self.logits = self.method.candidates(query, list(supports))
         return self.method.merge(query, self.alignment, self.logits)
 

@@ -79,7 +79,7 @@ class _MapRecorder(EpisodePredictor):
     def query_extras(self, square: Tensor) -> Features:
         return {}  # maps need only the features of `encode`
 
-    def predict(self, query: Features, supports: Sequence[Features], name: str) -> Prediction:
+    def predict_unchecked(self, query: Features, supports: Sequence[Features]) -> Prediction:
         self.maps_of_episode = self.maps(query, supports)
         if not self.maps_of_episode:
             raise ConfigError(

@@ -6,7 +6,7 @@ of images), `LabelMethod` (label maps of known classes) and `EpisodeMethod` (epi
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -81,9 +81,12 @@ class Prediction:
         return (margin if self.score is None else self.score * margin)[None, None]
 
     @property
-    def finite(self) -> bool:
-        """True if no logit is NaN or infinite. Waits for the device."""
-        return self.logits is None or bool(torch.isfinite(self.logits).all())
+    def finite(self) -> Tensor:
+        """True if no logit is NaN or infinite, a bool scalar on the device: the host waits if it reads it."""
+        if self.logits is not None:
+            return torch.isfinite(self.logits).all()
+        assert self.mask is not None
+        return torch.ones((), dtype=torch.bool, device=self.mask.device)
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -235,7 +238,7 @@ class EpisodeMethod(Method[EpisodeConfigT]):
     """A method that segments a query, given K support images with masks of a class.
 
     The order of calls is that of `fss.evaluate.predictor.EpisodePredictor`: `encode` for every image, `encode_query`
-    for the query if `needs_query_encoding`, `encode_support` for every support, then `predict`.
+    for the query if `needs_query_encoding`, `encode_supports` for the supports, then `predict`.
     """
 
     needs_query_encoding: bool = False
@@ -265,6 +268,14 @@ class EpisodeMethod(Method[EpisodeConfigT]):
 
         mask: uint8 [1, S, S], 1 the class, 0 not, 255 unknown. Cached by image and class.
         """
+
+    def encode_supports(self, supports: Iterable[tuple[Features, Tensor]]) -> list[Features]:
+        """Compute `encode_support` of several supports, each of features and mask [1, S, S], taken one by one.
+
+        A method whose `encode_support` reads a value from the device overrides it, to read those of all supports by one
+        copy.
+        """
+        return [self.encode_support(features, mask) for features, mask in supports]
 
     @abc.abstractmethod
     def predict(self, query: Features, supports: list[Features]) -> Prediction:

@@ -5,6 +5,7 @@ segments each of them. The coverage of points by masks makes a graph, whose clus
 and 4.3). fss.nn.alignment and fss.nn.pointgraph contain these decisions.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -130,8 +131,15 @@ class GFSAM(EpisodeMethod[GFSAMConfig]):
 
     @torch.no_grad()
     def encode_support(self, features: Features, mask: Tensor) -> Features:
-        with _float32(mask):
-            return alignment.encode_support(features["features"][0], mask, self.config)
+        return self.encode_supports([(features, mask)])[0]
+
+    @torch.no_grad()
+    def encode_supports(self, supports: Iterable[tuple[Features, Tensor]]) -> list[Features]:
+        references = [(features["features"][0], mask) for features, mask in supports]
+        if not references:
+            return []
+        with _float32(references[0][0]):
+            return alignment.encode_supports(references, self.config)
 
     @torch.no_grad()
     def predict(self, query: Features, supports: list[Features]) -> Prediction:

@@ -23,11 +23,11 @@ from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError, at_least
 from fss.methods.base import Features, Prediction, Report, StepContext
 from fss.methods.frozen_backbone import (
-    FrozenBackboneMethod,
     PretrainedBackboneConfig,
     known_pixels_and_iou,
     pretrained_backbone,
 )
+from fss.methods.support_vectors import SupportVectors, SupportVectorsMethod
 from fss.nn.backbones import BACKBONES, BackboneName
 from fss.nn.exports import ExportHeader
 from fss.nn.fem import inner_loss, segmentation_loss
@@ -42,7 +42,7 @@ from fss.nn.hyperrelation import (
 from fss.nn.merging import InvertedPyramid
 from fss.nn.norm import Normalize, count_batches, synchronise
 from fss.nn.region import min_max, resize
-from fss.nn.similarity import averages, mean_weights, relu_cosine_mean, true_indices
+from fss.nn.similarity import averages, mean_weights, relu_cosine_mean
 
 Similarity = Literal["prototype", "cosine"]
 
@@ -95,7 +95,7 @@ Similarities = dict[str, Tensor]
 """Maps [B, K, L, h, w] of a block's L layers by the name of the similarity."""
 
 
-class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
+class MSHNet(SupportVectorsMethod[MSHNetConfig]):
     """See the module. `trainable` has the W of Eq. 4 and the merging blocks, `non_trainable` the backbone."""
 
     Config = MSHNetConfig
@@ -189,24 +189,23 @@ class MSHNet(FrozenBackboneMethod[MSHNetConfig]):
                     features[f"pixels {block}"] = F.normalize(layers.float(), dim=-1)  # [1, L, h, w, C]
             return features
 
-    def encode_support(self, features: Features, mask: Tensor) -> Features:
-        """Select the unit vectors at the object's n positions and project their prototype with W of Eq. 4.
+    def support_vectors(self, features: Features, mask: Tensor) -> SupportVectors:
+        """Project the prototype with W of Eq. 4, and give the unit vectors for the cosine similarity.
 
         mask: uint8 [1, S, S].
         """
-        description = {}
+        description, vectors, inside = {}, {}, {}
         kind = "pixels" if "cosine" in self.config.names else "support"
         sizes = [features[f"{kind} {block}"].shape[2:4] for block in BLOCKS]
-        positions = [object_positions(mask, size) for size in sizes]  # [1, h w] each
-        for block, inside in zip(BLOCKS, positions, strict=True):
+        for block, size in zip(BLOCKS, sizes, strict=True):
+            positions = object_positions(mask, size)  # [1, h w]
             if "prototype" in self.config.names:
                 projected = features[f"support {block}"].flatten(2)  # [1, L, h w]
-                description[f"prototype {block}"] = projected @ mean_weights(inside)[0]  # [1, L]
-        if "cosine" in self.config.names:
-            for block, index in zip(BLOCKS, true_indices([inside[0] for inside in positions]), strict=True):
-                pixels = features[f"pixels {block}"]  # [1, L, h, w, C]
-                description[f"columns {block}"] = pixels.flatten(2, 3)[:, :, index]  # [1, L, n, C]
-        return description
+                description[f"prototype {block}"] = projected @ mean_weights(positions)[0]  # [1, L]
+            if "cosine" in self.config.names:
+                vectors[f"columns {block}"] = features[f"pixels {block}"].flatten(2, 3)  # [1, L, h w, C]
+                inside[f"columns {block}"] = positions[0]
+        return SupportVectors(description, vectors, inside)
 
     def predict(self, query: Features, supports: list[Features]) -> Prediction:
         size = int(query["size"])

@@ -6,6 +6,7 @@ positions. The maximum needs only the positions that the object touches. `encode
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,16 +66,27 @@ def encode_support(features: Tensor, mask: Tensor, rules: Rules) -> dict[str, Te
     Returns tensors by name with a leading dimension of 1. Every other value of the mask is background. For an empty
     mask the names with 'spare_' describe a square in the centre, which counts if all references are empty.
     """
-    grid = (math.isqrt(len(features)),) * 2
-    weight, present = to_host(downsample_mask(mask, grid), (mask == 1).any().float())
-    description = _describe(features, weight.flatten(), rules)
-    if not present:
-        square = torch.zeros(mask.shape, dtype=torch.uint8)
-        start = (mask.shape[-1] - SQUARE) // 2
-        square[:, start : start + SQUARE, start : start + SQUARE] = 1
-        spare = _describe(features, downsample_mask(square, grid).flatten(), rules)
-        description |= {f"spare_{name}": tensor for name, tensor in spare.items()}
-    return description
+    (described,) = encode_supports([(features, mask)], rules)
+    return described
+
+
+def encode_supports(references: Sequence[tuple[Tensor, Tensor]], rules: Rules) -> list[dict[str, Tensor]]:
+    """Compute `encode_support` of K >= 1 references, features [g g, C] and mask [1, S, S] each; the host waits once."""
+    grids = [(math.isqrt(len(features)),) * 2 for features, _ in references]
+    weights = [downsample_mask(mask, grid) for grid, (_, mask) in zip(grids, references, strict=True)]
+    present = [(mask == 1).any().float() for _, mask in references]
+    on_host = to_host(*weights, *present)
+    described = []
+    for i, ((features, mask), grid) in enumerate(zip(references, grids, strict=True)):
+        description = _describe(features, on_host[i].flatten(), rules)
+        if not on_host[len(references) + i]:
+            square = torch.zeros(mask.shape, dtype=torch.uint8)
+            start = (mask.shape[-1] - SQUARE) // 2
+            square[:, start : start + SQUARE, start : start + SQUARE] = 1
+            spare = _describe(features, downsample_mask(square, grid).flatten(), rules)
+            description |= {f"spare_{name}": tensor for name, tensor in spare.items()}
+        described.append(description)
+    return described
 
 
 def _describe(features: Tensor, weight: Tensor, rules: Rules) -> dict[str, Tensor]:

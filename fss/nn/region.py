@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fss.nn.deterministic import bilinear
-from fss.nn.similarity import by_episode, select, true_indices
+from fss.nn.similarity import by_episode, select
 from shards.format import IGNORE_LABEL
 
 EPSILON = 1e-7  # Eq. 12
@@ -56,13 +56,8 @@ def prior_region_map(query: Tensor, prior: Tensor) -> Tensor:
     return similarity.unflatten(1, query.shape[2:])[:, None]
 
 
-def foreground_vectors(support: Tensor, mask: Tensor) -> Tensor:
-    """Unit vectors [n, C] of the positions of one support map [1, C, h, w] at which its mask [1, 1, h, w] is not 0."""
-    return flatten_normalize(support)[0, true_indices([mask.flatten() > 0])[0]]
-
-
 def guided_similarity(query: Tensor, columns: Tensor) -> Tensor:
-    """The guided region map [B, N] of queries, unit rows [B, N, C], by `foreground_vectors` [n, C] or [B, n, C].
+    """The guided region map [B, N] of queries, unit rows [B, N, C], by the object's unit vectors [n, C] or [B, n, C].
 
     The support has N positions, too. Those outside the mask count with cosine 0, that of an empty vector, so no query
     position is below it.

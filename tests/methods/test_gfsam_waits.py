@@ -33,28 +33,27 @@ def mask_of(value: int) -> Tensor:
     return mask
 
 
-def episode(method: GFSAM, device: torch.device, query: Tensor, mask: Tensor) -> tuple:
+def episode(method: GFSAM, device: torch.device, query: Tensor, mask: Tensor, shots: int) -> tuple:
     """One episode from images in host memory to what an evaluation counts: the mask, the counts and the flags."""
     predictor = EpisodePredictor(method, device=device)
     with predictor:
         support = predictor.encode(to_device(square(slice(16, 48)), device))
-        supports = [predictor.encode_support(support, mask.numpy(), FRAME)]
+        supports = predictor.encode_supports([(support, mask.numpy(), FRAME)] * shots)
         image = to_device(query, device)
         features = predictor.encode_query(image, predictor.encode(image))
-        prediction = predictor.predict(features, supports, "the query")
-        found = FRAME.restore(prediction.margin, "original")
-    return found.tolist(), counts(found, mask.numpy()).tolist(), prediction.flags
+        found = predictor.segment(features, supports, "the query", FRAME, "original")
+    return found.mask.tolist(), counts(found.mask, mask.numpy()).tolist(), found.flags
 
 
-def compare(counted, method: GFSAM, query: Tensor, mask: Tensor) -> tuple:
+def compare(counted, method: GFSAM, query: Tensor, mask: Tensor, shots: int = 1) -> tuple:
     """Assert that the episode waits no more than it may and ends as on the CPU; returns its result."""
-    expected = episode(method, torch.device("cpu"), query, mask)
+    expected = episode(method, torch.device("cpu"), query, mask, shots)
     from tests.support.counted_device import DEVICE
 
     with counted():
         method.non_trainable.to(DEVICE)
     with counted() as count:
-        found = episode(method, DEVICE, query, mask)
+        found = episode(method, DEVICE, query, mask, shots)
     assert count.waits.total() <= MOST, count.waits
     assert found == expected
     return found
@@ -85,8 +84,12 @@ def test_an_episode_under_other_rules(counted, options):
 
 @pytest.mark.parametrize("value", [0, 255])
 @pytest.mark.parametrize("reading", ["reference", "paper"])
-def test_a_support_without_a_pixel_of_the_class(counted, value, reading):
-    compare(counted, tiny(reading=reading), square(slice(8, 40)), mask_of(value))
+def test_supports_without_a_pixel_of_the_class(counted, value, reading):
+    compare(counted, tiny(reading=reading), square(slice(8, 40)), mask_of(value), shots=2)
+
+
+def test_five_supports_are_described_by_one_copy(counted):
+    compare(counted, tiny(), square(slice(8, 40)), mask_of(1), shots=5)
 
 
 def test_a_support_that_is_all_object(counted):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fss.methods.msanet import layer_cache
+from fss.methods.support_vectors import SupportVectors, select_objects
 from fss.nn.multisim import layer_similarity
 
 
@@ -19,7 +20,8 @@ def test_kept_layers_compare_as_the_layers_do(squeeze):
 
     def described(support: torch.Tensor, share: torch.Tensor) -> dict[str, torch.Tensor]:
         features = layer_cache.image_layers(3, [support], squeeze)
-        return layer_cache.object_vectors(features, layer_cache.object_masks(features, share, squeeze))
+        masks = layer_cache.object_masks(features, share, squeeze)
+        return select_objects([SupportVectors({}, features, masks)])[0]
 
     shots = [described(x, s) for x, s in zip(layer[1:].split(1), share.split(1), strict=True)]
     found = layer_cache.similarity_maps(query, shots, (9, 9), lambda block: 0)

@@ -9,7 +9,6 @@ from fss.nn import region
 from fss.nn.region import (
     downsample_mask,
     flatten_normalize,
-    foreground_vectors,
     guided_region_map,
     guided_similarity,
     masked_average,
@@ -67,7 +66,6 @@ def test_a_full_mask_keeps_negative_cosines_and_an_empty_one_gives_zeros():
     found = guided_region_map(query, support, full).flatten()
     torch.testing.assert_close(found, torch.tensor(min_max_scaled(best)), atol=1e-5, rtol=1e-4)
     assert guided_region_map(query, support, empty).eq(0).all()
-    assert foreground_vectors(support, empty).shape == (0, 6)
 
 
 def test_chunks_do_not_change_the_maximum(monkeypatch):
@@ -96,7 +94,7 @@ def test_stored_columns_give_the_map_of_the_masked_features():
     query, support = features(1, 6, 4, 4), features(1, 6, 4, 4, seed=1)
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 1:3, 2:] = 0.4
-    stored = guided_similarity(flatten_normalize(query), foreground_vectors(support, mask))
+    stored = guided_similarity(flatten_normalize(query), flatten_normalize(support)[0, mask.flatten() > 0])
     torch.testing.assert_close(stored.view(1, 1, 4, 4), guided_region_map(query, support * mask, mask))
 
 

@@ -9,10 +9,11 @@ CUDA it refuses to mix its tensors with those of the CPU. What it counts holds o
 Use it through the fixture `counted` (tests/conftest.py), which lets through what wrapped tensors cannot do.
 """
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ NO_KERNEL = tuple(
         *("aten.is_pinned", "aten._has_compatible", "aten.sym_", "prim.device"),
     )
 )
+TAKES_NO_SCALAR = ("aten.cat.", "aten.stack.", "aten._fused_")
+"""Operations that refuse a scalar of the CPU beside tensors of the device."""
 INDEXING = ("aten.index.", "aten.index_put", "aten._index_put_impl_", "aten._unsafe_index")
 
 
@@ -84,6 +87,9 @@ class CountedTensor(torch.Tensor):
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
         return f"CountedTensor({self.values!r})"
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()  # torch refuses it for wrapped tensors
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _dispatch(func, args, kwargs or {}, Count.current)
@@ -115,9 +121,10 @@ class Count(TorchDispatchMode):
 
     def wait(self, kind: str) -> None:
         """Count a wait of the host, with the innermost place in fss."""
-        place = next(
-            (f"{frame.filename}:{frame.lineno}" for frame in reversed(traceback.extract_stack()) if _ours(frame)), "?"
-        )
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and "/fss/" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        place = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self.waits[f"{kind} at {place}"] += 1
 
     def launch(self, func: Any) -> None:
@@ -125,10 +132,6 @@ class Count(TorchDispatchMode):
         name = str(func)
         if not name.startswith(NO_KERNEL) and not _is_view(func):
             self.kernels[name] += 1
-
-
-def _ours(frame: traceback.FrameSummary) -> bool:
-    return "/fss/" in frame.filename
 
 
 def _is_view(func: Any) -> bool:
@@ -159,7 +162,9 @@ def _dispatch(func: Any, args: Any, kwargs: Any, count: Count | None) -> Any:
         return _copied(func, args[0], kwargs, target, count)
     if name.startswith("aten.copy_."):
         return _copied_into(func, *args, count=count, **kwargs)
-    _refuse_mixed(name, [x for x in tensors if not _on_device(x) and x.dim() > 0] if ours else [], count)
+    if any(isinstance(x, torch.Generator) for x in pytree.tree_leaves((args, kwargs))):
+        raise RuntimeError(f"{name}: expected a generator of {NAME}, found one of the CPU")
+    _refuse_mixed(func, [x for x in tensors if not _on_device(x)] if ours else [], args, count)
     mask = any(x.dtype in (torch.bool, torch.uint8) for x in _indices(name, args))
     if name in READS_SIZE or mask or (name == "aten.repeat_interleave.Tensor" and kwargs.get("output_size") is None):
         count.wait("indexing by bool" if mask else name.split(".")[1])
@@ -206,10 +211,15 @@ def _copied_into(func: Any, target: Tensor, source: Tensor, non_blocking: bool =
     return target
 
 
-def _refuse_mixed(name: str, of_cpu: list[Tensor], count: Count) -> None:
+def _refuse_mixed(func: Any, of_cpu: list[Tensor], args: Any, count: Count) -> None:
+    """Refuse tensors of the CPU beside ours; a scalar is a mere number to most operations, but not to all."""
+    name, written = str(func), func._schema.arguments[0].alias_info
+    into_host = written is not None and written.is_write and args and any(args[0] is x for x in of_cpu)
+    if not (into_host or name.startswith(TAKES_NO_SCALAR)):
+        of_cpu = [x for x in of_cpu if x.dim() > 0]
     if not of_cpu:
         return
-    if name.startswith(INDEXING):
+    if all(any(x is index for index in _indices(name, args)) for x in of_cpu):
         count.wait("index from the host")
         return
     raise RuntimeError(f"{name}: all tensors must be on one device, found {NAME} and cpu {tuple(of_cpu[0].shape)}")

@@ -5,7 +5,7 @@ the object.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from fss.methods.base import Features
 from fss.nn.multisim import Squeeze, mean_similarity, squeezed, unit
 from fss.nn.region import positions_first, resize
-from fss.nn.similarity import true_indices
 
 CACHE_DTYPE = torch.float16  # a mean cosine moves in the fifth digit
 
@@ -53,19 +52,13 @@ def object_masks(features: Features, share: Tensor, squeeze: Squeeze) -> dict[st
     return masks
 
 
-def object_vectors(features: Features, masks: Mapping[str, Tensor]) -> Features:
-    """Select of named features [1, N, C] the vectors at which their masks, bool [N], are true: [1, n, C] by name."""
-    indices = true_indices(list(masks.values()))
-    return {name: features[name][:, index] for name, index in zip(masks, indices, strict=True)}
-
-
 def similarity_maps(
     query: Features, supports: Sequence[Features], size: Sequence[int], skipped: Callable[[int], int]
 ) -> Tensor:
     """Compute the similarity map of every layer, resized and concatenated, [1, layers, *size].
 
-    query: from `image_layers`; supports: vectors of such features, from `object_vectors`; skipped: number of a block ->
-    how many of the first supports do not count.
+    query: from `image_layers`; supports: vectors of such features, at the positions in `object_masks`; skipped: number
+    of a block -> how many of the first supports do not count.
     """
     maps = []
     for name in layer_names(query):

@@ -20,10 +20,11 @@ from fss.collectives import Collectives, SingleProcess
 from fss.data.batch import EpisodeBatch
 from fss.errors import WeightsError
 from fss.methods.base import Features, MethodConfig, Prediction, Report, StepContext
-from fss.methods.frozen_backbone import FrozenBackboneMethod, known_pixels_and_iou
+from fss.methods.frozen_backbone import known_pixels_and_iou
 from fss.methods.msanet import layer_cache
 from fss.methods.msanet.config import BAMConfig, EnsembleConfig, MSANetConfig
 from fss.methods.msanet.networks import load_base_learner, shot_weights, similarity_embedding
+from fss.methods.support_vectors import SupportVectors, SupportVectorsMethod
 from fss.nn.ensemble import base_map, cosine_gram, log_scores, psi
 from fss.nn.exports import ExportHeader, read_header
 from fss.nn.fem import concat_middle_blocks, reduction, segmentation_loss
@@ -33,7 +34,6 @@ from fss.nn.norm import Normalize, count_batches
 from fss.nn.region import (
     downsample_mask,
     flatten_normalize,
-    foreground_vectors,
     guided_region_map,
     guided_similarity,
     masked_average,
@@ -42,7 +42,7 @@ from fss.nn.region import (
 )
 
 
-class MSANet(FrozenBackboneMethod[EnsembleConfig]):
+class MSANet(SupportVectorsMethod[EnsembleConfig]):
     """See the module. `trainable` has the meta learner and the ensemble's weights, `non_trainable` the base learner."""
 
     Config: ClassVar[type[MethodConfig]] = MSANetConfig
@@ -202,27 +202,28 @@ class MSANet(FrozenBackboneMethod[EnsembleConfig]):
                 features["block3"] = block3
             return features
 
-    def encode_support(self, features: Features, mask: Tensor) -> Features:
+    def support_vectors(self, features: Features, mask: Tensor) -> SupportVectors:
         """Compute the prototype, the features under attention and the vectors of the object that the maps compare.
 
-        mask: uint8 [1, S, S]. At 473 px with an object on a quarter of the image 30 MB.
+        mask: uint8 [1, S, S]. The description has at 473 px with an object on a quarter of the image 30 MB.
         """
         c, size = self.config, features["support"].shape[2:]
-        with self._evaluation():
-            small = downsample_mask(mask, size)
-            description = {"prototype": masked_average(features["support"], small), "gram": features["gram"]}
+        small = downsample_mask(mask, size)
+        description = {"prototype": masked_average(features["support"], small), "gram": features["gram"]}
+        if self._attention is not None:
+            description["attention"] = self._attention(features["support"], mask)  # [1, D, h, w]
+        vectors, inside = {}, {}
+        if c.prior_mask != "off":
+            inside["columns"] = small.flatten() > 0
             if c.prior_mask == "masked":
-                block4 = self._backbone.block4(features["block3"] * small)
-                description["columns"] = foreground_vectors(block4, small)[None]  # [1, n, C4]
-            if self._attention is not None:
-                description["attention"] = self._attention(features["support"], mask)  # [1, D, h, w]
-            masks = {"rows": small.flatten() > 0} if c.prior_mask == "unmasked" else {}
-            if c.multi_similarity:
-                masks |= layer_cache.object_masks(features, class_share(mask, c.backbone), c.squeeze)
-            vectors = layer_cache.object_vectors(features, masks)  # [1, n, C] each
-            if "rows" in vectors:
-                description["columns"] = vectors.pop("rows")
-            return description | vectors
+                vectors["columns"] = flatten_normalize(self._backbone.block4(features["block3"] * small))
+            else:
+                vectors["columns"] = features["rows"]  # [1, h w, C4]
+        if c.multi_similarity:
+            layers = layer_cache.object_masks(features, class_share(mask, c.backbone), c.squeeze)
+            vectors |= {name: features[name] for name in layers}  # [1, N, C] each
+            inside |= layers
+        return SupportVectors(description, vectors, inside)
 
     def predict(self, query: Features, supports: list[Features]) -> Prediction:
         with self._evaluation():

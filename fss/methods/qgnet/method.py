@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from fss.data.batch import EpisodeBatch
 from fss.errors import ConfigError, WeightsError
 from fss.methods.base import Features, Prediction, Report, StepContext
-from fss.methods.frozen_backbone import FrozenBackboneMethod, known_pixels_and_iou, pretrained_backbone
+from fss.methods.frozen_backbone import known_pixels_and_iou, pretrained_backbone
 from fss.methods.qgnet.config import QGNetConfig
+from fss.methods.support_vectors import SupportVectors, SupportVectorsMethod
 from fss.nn.backbones import Backbone, make_backbone
 from fss.nn.exports import ExportHeader
 from fss.nn.fem import FeatureEnrichment, concat_middle_blocks, head, inner_loss, reduction, segmentation_loss
@@ -28,7 +29,6 @@ from fss.nn.norm import Normalize, running_statistics
 from fss.nn.region import (
     downsample_mask,
     flatten_normalize,
-    foreground_vectors,
     guided_region_map,
     guided_similarity,
     masked_average,
@@ -64,7 +64,7 @@ def shuffled_positions(count: int, device: torch.device) -> Tensor:
     return to_device(torch.randperm(count, generator=torch.Generator().manual_seed(count)), device)
 
 
-class QGNet(FrozenBackboneMethod[QGNetConfig]):
+class QGNet(SupportVectorsMethod[QGNetConfig]):
     """See the module. `trainable` has reductions, decoder and heads; `non_trainable` both frozen networks."""
 
     Config = QGNetConfig
@@ -209,18 +209,18 @@ class QGNet(FrozenBackboneMethod[QGNetConfig]):
                 features |= {"block3": block3, "rows": flatten_normalize(block4)}  # [1, C3, h, w], [1, h w, C4]
             return features
 
-    def encode_support(self, features: Features, mask: Tensor) -> Features:
-        """Compute the prototype, and unit vectors of block 4 of the masked block 3 at the object's n positions.
+    def support_vectors(self, features: Features, mask: Tensor) -> SupportVectors:
+        """Compute the prototype, and unit vectors of block 4 of the masked block 3.
 
         mask: uint8 [1, S, S].
         """
-        with self._evaluation():
-            small = downsample_mask(mask, features["support"].shape[2:])
-            description = {"prototype": masked_average(features["support"], small)}  # [1, D]
-            if self.config.guided_map:
-                block4 = self._backbone.block4(features["block3"] * small)
-                description["columns"] = foreground_vectors(block4, small)[None]  # [1, n, C4]
-            return description
+        small = downsample_mask(mask, features["support"].shape[2:])
+        vectors, inside = {}, {}
+        if self.config.guided_map:
+            block4 = self._backbone.block4(features["block3"] * small)
+            vectors["columns"] = flatten_normalize(block4)  # [1, h w, C4]
+            inside["columns"] = small.flatten() > 0
+        return SupportVectors({"prototype": masked_average(features["support"], small)}, vectors, inside)  # [1, D]
 
     def predict(self, query: Features, supports: list[Features]) -> Prediction:
         size = int(query["size"])
