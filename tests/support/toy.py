@@ -25,7 +25,9 @@ class Toy(Method):
         return None
 
     def loss(self, batch: ToyBatch, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        noise = torch.randn(batch.x.shape) * 0.1  # draws from the rank's own generator, as dropout would
+        noise = (
+            torch.randn(batch.x.shape).to(batch.x.device, non_blocking=True) * 0.1
+        )  # draws from the rank's own generator, as dropout would
         loss = (self.trainable(batch.x + noise) - batch.x.flip(-1)).square().mean()
         return loss, {"toy/loss": loss.detach()}
 
