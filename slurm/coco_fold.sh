@@ -15,6 +15,9 @@
 #     sbatch slurm/coco_fold.sh --episodes.shots 5                    options are passed to launch/meta_train.py
 #     EVALUATE="--eval.protocol pfenet" sbatch slurm/coco_fold.sh     and these to launch/evaluate.py
 #     PART=evaluate sbatch slurm/coco_fold.sh                         only the second half; PART=train: only the first
+# A fold's batch of 8 episodes fills one or two GPUs of today; with one episode each, eight are hardly faster. Give every
+# fold few GPUs (GPUS_PER_NODE=1 in env.sh), and use the others for more folds, methods and seeds:
+#     for seed in 0 1 2; do RUNS=runs/seed$seed sbatch slurm/coco_fold.sh --run.seed $seed; done
 source slurm/common.sh
 
 METHOD=${METHOD:-qgnet}

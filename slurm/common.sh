@@ -26,10 +26,11 @@ NAME=${SLURM_JOB_NAME}_$JOB
 HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 HEAD_ADDRESS=$(scontrol show node "$HEAD_NODE" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 PORT=$((PORT_FIRST + SLURM_JOB_ID % PORT_COUNT))
-export NODES RANKS NAME HEAD_ADDRESS PORT STRATEGY STAGE_TO
+export NODES RANKS NAME HEAD_ADDRESS PORT STRATEGY STAGE_TO KEEP_STAGED CONTAINER
 if [[ -n $NETWORK_INTERFACE ]]; then
     export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
 fi
+[[ $CPU_AFFINITY != numa ]] || export ACCELERATE_CPU_AFFINITY=1
 say "$NAME on $NODES node(s) of $RANKS rank(s), start $((${SLURM_RESTART_COUNT:-0} + 1))"
 
 # SLURM sends USR1 before the time limit, TERM before a preemption and at a cancellation. Both ask the ranks to save
@@ -69,17 +70,18 @@ again() {    # put the job back into the queue: it resumes at its last checkpoin
 status() { sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true; }
 
 complete() {    # complete RUN_DIR LAUNCHER OPTION...: run a launcher on all ranks to its end
-    local dir=$1 attempt promised device=()
+    local dir=$1 attempt asks=${GPUS_PER_NODE:-$GRES} promised device=() options
     shift
-    promised=${GPUS_PER_NODE##*:}    # of a type too, as a100:8
+    promised=${asks##*:}    # of a type too, as a100:8
+    read -ra options <<<"$SRUN_OPTIONS"
     ((GPUS >= ${promised:-0})) ||
-        stop "env.sh asks for $GPUS_PER_NODE GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
+        stop "env.sh asks for $asks GPUs a node and this node gives $GPUS: source slurm/env.sh before sbatch"
     ((GPUS == 0)) || device=(--run.device cuda)    # or, under a driver that torch cannot use, they would idle
     for ((attempt = 0; attempt <= RESTARTS; attempt++)); do
         [[ -z $asked ]] || again "asked to stop"
         rm -f "$dir/status.json"    # so that it is this attempt's: exit codes do not survive srun
         attend srun --nodes="$NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1 \
-            bash slurm/node.sh "$@" --run.dir "$dir" --run.world_size "$((NODES * RANKS))" "${device[@]}" \
+            "${options[@]}" bash slurm/node.sh "$@" --run.dir "$dir" --run.world_size "$((NODES * RANKS))" "${device[@]}" \
             ${PRECISION:+--run.precision "$PRECISION"} || true
         case $(status "$dir") in
             finished) return ;;

@@ -6,27 +6,37 @@ set -euo pipefail
 ((SLURM_NODEID == 0)) || exec >>"slurm/logs/${NAME}_node$SLURM_NODEID.txt" 2>&1    # the first node writes the log of the job
 echo "node $SLURM_NODEID of $NODES: $SLURMD_NODENAME, rendezvous $HEAD_ADDRESS:$PORT"
 
-stage() {    # stage FOLDER: print the folder of a local copy; jobs that share the node share it too
-    local copy
-    copy=$STAGE_TO/$(realpath "$1" | sha256sum | cut -c 1-16)
+stage() {    # stage FOLDER: set `copy` to a copy on this node; jobs that share the node share it too, until the last ends
+    local lock
+    copy=$STAGE_TO/$( (realpath "$1"; cat "$1/manifest.json") | sha256sum | cut -c 1-16)    # another one once repacked
     mkdir -p "$STAGE_TO"
-    (
-        flock 9
-        if [[ ! $copy/manifest.json -nt $1/manifest.json ]]; then
-            rm -rf "$copy" "$copy.part"
+    exec {lock}<>"$copy.lock"
+    until flock --shared "$lock" && [[ -e $copy ]]; do    # a job that ends may have removed it in between
+        flock --exclusive "$lock"
+        if [[ ! -e $copy ]]; then
+            rm -rf "$copy.part"
             cp -r "$1" "$copy.part"
-            touch "$copy.part/manifest.json"
             mv "$copy.part" "$copy"
         fi
-    ) 9>"$copy.lock"
-    echo "$copy"
+    done
+    used+=("$lock:$copy")
 }
 
+release() {    # remove the copies that no other job uses
+    local entry
+    for entry in "${used[@]}"; do
+        if [[ $KEEP_STAGED != yes ]] && flock --exclusive --nonblock "${entry%%:*}"; then rm -rf "${entry#*:}"; fi
+    done
+}
+
+used=()
+trap release EXIT
 words=()
 option=
 for word in "$@"; do
     if [[ -n $STAGE_TO && $option == --*.shards && -d $word ]]; then
-        word=$(stage "$word")
+        stage "$word"
+        word=$copy
         echo "node $SLURM_NODEID: $option $word"
     fi
     words+=("$word")
@@ -43,6 +53,7 @@ case $STRATEGY in
         ;;
     *) echo "error: STRATEGY is $STRATEGY: give ddp, zero1 or zero2" >&2; exit 1 ;;
 esac
+read -ra prefix <<<"${CONTAINER:-}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # On USR1 the ranks save and exit; accelerate, their parent, would die of it, so it ignores USR1. The ranks inherit that
@@ -51,7 +62,7 @@ asked=
 trap 'asked=yes' USR1 TERM
 (
     trap '' USR1
-    exec accelerate launch "${launch[@]}" "${words[@]}"
+    exec "${prefix[@]}" accelerate launch "${launch[@]}" "${words[@]}"
 ) &
 launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do

@@ -28,7 +28,7 @@ submit() {    # submit NAME SBATCH_OPTION... SCRIPT OPTION...: sets the variable
     # A job whose predecessor failed must not wait for ever.
     local command=(sbatch --parsable --kill-on-invalid-dep=yes "${@:2}")
     # sbatch refuses --cpus-per-task beside what env.sh exports of CPUS_PER_GPU.
-    [[ -z ${cpu_job:-} ]] || command=(env -u SBATCH_GPUS_PER_NODE -u SBATCH_CPUS_PER_GPU "${command[@]}")
+    [[ -z ${cpu_job:-} ]] || command=(env -u SBATCH_GPUS_PER_NODE -u SBATCH_GRES -u SBATCH_CPUS_PER_GPU "${command[@]}")
     echo "${command[*]}"
     if [[ -n $dry ]]; then
         id="<job $((++jobs))>"

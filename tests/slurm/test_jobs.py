@@ -92,6 +92,7 @@ def test_zero_on_two_nodes_over_staged_shards(site, tmp_path):
         *small,
         COCO_SHARDS=str(shards),
         STAGE_TO=str(scratch),
+        KEEP_STAGED="yes",
         STRATEGY="zero1",
     )
     site.finish()

@@ -115,7 +115,7 @@ def test_packing_and_report_ask_for_no_gpu():
     sets = {"COCO_SHARDS": "/nowhere/train", "COCO_VAL_SHARDS": "/nowhere/val"}
     pack, *others, report = dry_run(CPU_PARTITION="cpu", GPUS_PER_NODE="a100:8", CPUS_PER_GPU="8", **sets)
     for line in (pack, report):
-        assert line.startswith("env -u SBATCH_GPUS_PER_NODE -u SBATCH_CPUS_PER_GPU sbatch ")
+        assert line.startswith("env -u SBATCH_GPUS_PER_NODE -u SBATCH_GRES -u SBATCH_CPUS_PER_GPU sbatch ")
         assert "--partition=cpu" in line
     assert "--cpus-per-task=16" in pack
     assert not [line for line in others if "partition" in line or not line.startswith("sbatch ")]
@@ -215,11 +215,14 @@ def after(option: str, line: str) -> list[str]:
     return [value for word, value in itertools.pairwise(words) if word == option]
 
 
-@pytest.mark.parametrize("asked", ["8", "a100:8", "gpu:a100:8"])
-def test_gpus_are_counted_whatever_their_type(node, asked):
-    (line,) = node.starts("pretrain_prior.sh", GPUS_PER_NODE=asked, SLURM_GPUS_ON_NODE="8")
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [("GPUS_PER_NODE", "8"), ("GPUS_PER_NODE", "a100:8"), ("GRES", "gpu:8"), ("GRES", "gpu:a100:8")],
+)
+def test_gpus_are_counted_whatever_their_type(node, option, asked):
+    (line,) = node.starts("pretrain_prior.sh", **{option: asked}, SLURM_GPUS_ON_NODE="8")
     assert after("--run.world_size", line) == ["8"] and after("--run.device", line) == ["cuda"]
-    refused = node.job("pretrain_prior.sh", GPUS_PER_NODE=asked, SLURM_GPUS_ON_NODE="4")
+    refused = node.job("pretrain_prior.sh", **{option: asked}, SLURM_GPUS_ON_NODE="4")
     assert refused.returncode == 1
     assert f"env.sh asks for {asked} GPUs a node and this node gives 4" in refused.stderr
 
@@ -236,3 +239,82 @@ def test_what_is_packed_needs_no_raw_images(node, tmp_path):
     (raw / "train2014").mkdir(parents=True)
     (line,) = node.starts("pack.sh", **settings)
     assert after("--out", line) == [str(train)], "what can be compared is"
+
+
+def test_env_passes_its_first_part_to_sbatch():
+    settings = {"GRES": "gpu:a100:8", "MEMORY_PER_NODE": "400G", "CPUS_PER_GPU": "8", "PARTITION": "long"}
+    printed = subprocess.run(
+        ["bash", "-c", "source slurm/env.sh; env"], cwd=ROOT, capture_output=True, text=True, env=settings, check=True
+    ).stdout.splitlines()
+    assert {line for line in printed if line.startswith("SBATCH_")} == {
+        "SBATCH_GRES=gpu:a100:8",
+        "SBATCH_MEM_PER_NODE=400G",
+        "SBATCH_CPUS_PER_GPU=8",
+        "SBATCH_PARTITION=long",
+        "SBATCH_REQUEUE=1",
+    }
+
+
+def test_srun_gets_the_options_of_a_site(node):
+    (line,) = node.starts("pretrain_prior.sh", SRUN_OPTIONS="--container-image=fss.sqsh --container-mounts=/data")
+    options, _, launched = line.partition(" bash slurm/node.sh ")
+    assert options.endswith("--container-image=fss.sqsh --container-mounts=/data") and launched
+
+
+class NodeScript:
+    """Runs slurm/node.sh with an `accelerate` that reports its words, and then waits for a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards = folder / "shards"
+        pack_sets(self.shards)
+        commands = folder / "commands"
+        commands.mkdir()
+        for name, body in {
+            "accelerate": 'echo "accelerate $@"; until [[ -e $GATE ]]; do sleep 0.05; done',
+            "contain": 'echo "contained"; exec "$@"',
+        }.items():
+            (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (commands / name).chmod(0o755)
+
+    def start(self, gate: str, **settings: str) -> subprocess.Popen:
+        names = {"SLURM_NODEID": "0", "SLURMD_NODENAME": "v1", "NODES": "1", "RANKS": "2", "NAME": "job", "PORT": "1"}
+        names |= {"HEAD_ADDRESS": "v1", "STRATEGY": "ddp", "CONTAINER": "", "KEEP_STAGED": ""}
+        names |= {"STAGE_TO": str(self.folder / "scratch"), "GATE": str(self.folder / gate)}
+        started = subprocess.Popen(
+            ["bash", "slurm/node.sh", "launch/job.py", "--data.shards", str(self.shards)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": f"{self.folder / 'commands'}:/usr/bin:/bin"} | names | settings,
+        )
+        self.printed = [next(started.stdout)]
+        while not self.printed[-1].startswith("accelerate"):
+            self.printed.append(next(started.stdout))
+        return started
+
+    def copy(self) -> Path:
+        return Path(self.printed[-1].split()[-1])
+
+
+def test_staged_shards_are_removed_by_the_last_job_of_the_node(tmp_path):
+    ranks = NodeScript(tmp_path)
+    first, second = ranks.start("one"), ranks.start("two")
+    copy = ranks.copy()
+    assert copy.parent == tmp_path / "scratch" and (copy / "manifest.json").exists()
+    (tmp_path / "one").touch()
+    assert first.wait(60) == 0 and copy.exists()
+    (tmp_path / "two").touch()
+    assert second.wait(60) == 0 and not copy.exists()
+
+    kept = ranks.start("two", KEEP_STAGED="yes")
+    assert kept.wait(60) == 0 and ranks.copy() == copy and copy.exists()
+    (ranks.shards / "manifest.json").write_text("packed again")
+    assert ranks.start("two").wait(60) == 0 and ranks.copy() != copy
+
+
+def test_a_container_is_put_before_the_ranks(tmp_path):
+    (tmp_path / "gate").touch()
+    ranks = NodeScript(tmp_path)
+    assert ranks.start("gate", CONTAINER="contain", STAGE_TO="").wait(60) == 0
+    assert ranks.printed[-2] == "contained\n" and "--num_processes 2 " in ranks.printed[-1]
