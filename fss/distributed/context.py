@@ -9,6 +9,8 @@ import datetime
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 
 from fss.collectives import Collectives, SingleProcess
+from fss.distributed.flight_recorder import record_collectives, write_collectives
 from fss.distributed.heartbeat import HeartbeatBoard
 from fss.distributed.host_collectives import HostCollectives
 from fss.distributed.launch_checks import check_deepspeed, check_launcher, check_world_size, use_cpu
@@ -69,6 +72,7 @@ class DistributedContext(HostCollectives):
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        record_collectives()
         with contextlib.ExitStack() as settings:
             settings.enter_context(numerics(precision, deterministic=deterministic))  # before a GPU is used
             try:
@@ -106,6 +110,7 @@ class DistributedContext(HostCollectives):
             if group:  # all ranks are connected: from now on the watchdog decides what takes too long
                 set_timeout(group, group_device, NO_TIMEOUT)
         self._watchdog = Watchdog(self._board, timeout.total_seconds())
+        self._watchdog.write_traces = partial(write_collectives, rank=rank, device=self.device)
         self._watchdog.start()
 
     @classmethod
@@ -204,9 +209,12 @@ class DistributedContext(HostCollectives):
         """Report to the other ranks that this one makes progress. activity: completes 'it is ...' in messages."""
         self._board.report_progress(activity)
 
-    def on_abort(self, action: Callable[[], object]) -> None:
-        """Call `action` if the watchdog must end this process; replaces an action that was given before."""
-        self._watchdog.on_abort = action
+    def on_abort(self, action: Callable[[], object], traces: Path | None = None) -> None:
+        """Call `action` if the watchdog must end this process; replaces what was given before.
+
+        traces: folder into which each rank then writes its last collectives, as `flight_recorder.write_collectives`.
+        """
+        self._watchdog.on_abort, self._watchdog.traces = action, traces
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Scalars averaged over ranks, as Python floats. Collective."""

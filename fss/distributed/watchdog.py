@@ -25,11 +25,14 @@ REMEDY = "run the same command again to resume; run.timeout_minutes is how long 
 class Watchdog:
     """The watchdog of one rank. timeout: seconds without progress after which the job is given up; inf for never.
 
-    on_abort: called before the process ends.
+    on_abort: called before the process ends. write_traces: called before that, if there are other ranks; it writes the
+    last collectives into a folder, which the message names.
     """
 
     def __init__(self, board: HeartbeatBoard, timeout: float) -> None:
         self.on_abort: Callable[[], object] = lambda: None
+        self.traces: Path | None = None
+        self.write_traces: Callable[[Path], object] = lambda folder: None
         self._board = board
         self._timeout = timeout
         self._period = min(timeout / 30, PERIOD)
@@ -115,9 +118,12 @@ class Watchdog:
         """End the process, whose main thread may be blocked."""
 
         def report() -> None:
-            print(f"error: {reason}; {REMEDY}", file=sys.stderr, flush=True)
+            where = f"; the last collectives of the ranks are in {traces}" if traces else ""
+            print(f"error: {reason}; {REMEDY}{where}", file=sys.stderr, flush=True)
 
-        for action in (report, self.on_abort):  # each may fail or hang too: the file system may be the reason
+        traces = None if self._board.single_process else self.traces
+        write = [lambda: self.write_traces(traces)] if traces else []
+        for action in (report, *write, self.on_abort):  # each may fail or hang too: the file system may be the reason
             thread = threading.Thread(target=action, daemon=True)
             thread.start()
             thread.join(ABORT_STEP_SECONDS)

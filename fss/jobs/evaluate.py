@@ -109,7 +109,7 @@ class _EvaluationRun:
             context.check_same(name, str(value), "start all ranks on the same kind of device, with the same torch")
         self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         self.rank_messages += context.on_main(lambda: run.open(identity, config_yaml))
-        context.on_abort(partial(run.set_status, "failed"))
+        context.on_abort(partial(run.set_status, "failed"), run.folder / "collectives")
         self.environment = context.on_main(
             lambda: run.record_environment(context.world_size, context.device, context.precision)
         )

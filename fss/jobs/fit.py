@@ -83,7 +83,7 @@ class _TrainingRun:
         identity["run.precision"] = "bf16" if job.run.precision == "bf16" else "float32"
         self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
         context.on_main(lambda: run.open(identity, config_yaml))
-        context.on_abort(partial(run.set_status, "failed"))
+        context.on_abort(partial(run.set_status, "failed"), run.folder / "collectives")
         self.environment = context.on_main(
             lambda: run.record_environment(context.world_size, context.device, context.precision)
         )

@@ -1,11 +1,13 @@
 """What a watchdog concludes from the heartbeats, and that it ends a process which cannot end itself."""
 
 import io
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -143,11 +145,11 @@ def joined() -> DistributedContext:
     )
 
 
-def hanging(how: str) -> tuple[str, list[str]]:
+def hanging(how: str, traces: Path) -> tuple[str, list[str]]:
     """Rank 1 never enters the collective in which rank 0 waits."""
     ended, calls = Ended(), []
     context = joined()
-    context.on_abort(lambda: calls.append("failed"))
+    context.on_abort(lambda: calls.append("failed"), traces)
     context.any_rank(False)
     if context.rank == 1:
         context.report_progress("waiting for the data of step 2")
@@ -161,13 +163,16 @@ def hanging(how: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("how", ["hangs", "stops"])
-def test_processes_that_cannot_continue_are_ended(how):
-    (waiting, calls), (itself, _) = on_ranks(2, hanging, how)
+def test_processes_that_cannot_continue_are_ended(how, tmp_path):
+    (waiting, calls), (itself, _) = on_ranks(2, hanging, how, tmp_path / "collectives")
     if how == "hangs":
         assert f"error: rank 1 on node {NODE} has made no progress for 2 s: it is waiting for the data of" in itself
     else:
         assert f"error: rank 1 on node {NODE} has sent no heartbeat for 2 s" in waiting
     assert "run the same command again to resume" in waiting
+    assert f"the last collectives of the ranks are in {tmp_path / 'collectives'}" in waiting
+    entries = json.loads((tmp_path / "collectives" / "rank_0.json").read_text())["entries"]
+    assert entries[-1]["profiling_name"] == "gloo:all_reduce" and entries[-1]["state"] != "completed"
     assert calls == ["failed"]
 
 
