@@ -49,7 +49,7 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env=os.environ | {"TMPDIR": self.temporary},
+            env=os.environ | {"TMPDIR": self.temporary} | ({"OMP_NUM_THREADS": "1"} if self.settings.small else {}),
             start_new_session=True,
         )
 
@@ -81,8 +81,8 @@ class Runner:
             section = Section(name, "", ["part", "result"], [(name,)])
         if process.returncode and not over.is_set() and section.open:
             first, *rest = section.open
-            section.remarks[first] = f"failed: the process ended with {process.returncode}, see the log"
-            section.remarks |= dict.fromkeys(rest, AFTER_A_CRASH)
+            section.reasons[first] = f"failed: the process ended with {process.returncode}, see the log"
+            section.reasons |= dict.fromkeys(rest, AFTER_A_CRASH)
         return section
 
 
@@ -94,9 +94,9 @@ def take(message: dict, section: Section | None) -> Section:
         case {"row": index, "values": values}:
             section.values[index] = values
         case {"row": index, "error": text}:
-            section.remarks[index] = f"failed: {text}"
+            section.reasons[index] = f"failed: {text}"
         case {"row": index, "skipped": text}:
-            section.remarks[index] = f"skipped: {text}"
+            section.reasons[index] = f"skipped: {text}"
     return section
 
 
@@ -105,7 +105,7 @@ def progress(message: dict, section: Section) -> str:
     if "row" not in message:
         return f"{section.title}: {len(section.rows)} rows"
     index = message["row"]
-    found = section.remarks.get(index) or ", ".join(f"{name} {value}" for name, value in section.values[index].items())
+    found = section.reasons.get(index) or ", ".join(f"{name} {value}" for name, value in section.values[index].items())
     return f"  {', '.join(section.rows[index])}: {found}"
 
 
@@ -119,22 +119,26 @@ def measure_all(parts: list[str], minutes: float, out: Path, settings: Settings)
     """Print and write the document; returns whether no row failed."""
     deadline = time.monotonic() + 60 * minutes
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_suffix(".log"), "w") as log, tempfile.TemporaryDirectory() as temporary:
+    with (
+        open(out.with_suffix(".log"), "w") as log,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+    ):
         runner = Runner(settings, log, temporary)
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
         run = "small, not for figures" if settings.small else "full"
         document = heading({"date": now, **runner.machine(), "run": run})
-        print(document, flush=True)
+        print(document, end="", flush=True)
         sections = []
         for index, name in enumerate(parts):
             shares = [PARTS[other] for other in parts[index:]]
             section = runner.measure(name, (deadline - time.monotonic()) * shares[0] / sum(shares))
             sections.append(section)
-            document += "\n" + section.markdown()
-            print("\n" + section.markdown(), flush=True)
+            addition = "\n" + section.markdown()
+            document += addition
+            print(addition, end="", flush=True)
             out.write_text(document)
-    failed = sum(remark.startswith("failed") for section in sections for remark in section.remarks.values())
-    print(f"{out}: {failed} rows failed" if failed else out)
+    failed = sum(reason.startswith("failed") for section in sections for reason in section.reasons.values())
+    print(f"{out}: {failed} rows failed" if failed else out, file=sys.stderr)
     return not failed
 
 

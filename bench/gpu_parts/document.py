@@ -20,13 +20,13 @@ class Section:
     """The labels of each row."""
     values: dict[int, Values] = field(default_factory=dict)
     """Number of a row -> its other cells."""
-    remarks: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
     """Number of a row -> the reason why it has none."""
 
     @property
     def open(self) -> list[int]:
         """Numbers of the rows of which nothing is known yet."""
-        return [index for index in range(len(self.rows)) if index not in self.values and index not in self.remarks]
+        return [index for index in range(len(self.rows)) if index not in self.values and index not in self.reasons]
 
     def markdown(self) -> str:
         """Title, table and note; the reason of a row without values stands in its first free cell."""
@@ -36,7 +36,7 @@ class Section:
             if index in self.values:
                 cells = [self.values[index].get(column, NONE) for column in free]
             else:
-                cells = [self.remarks.get(index, LEFT_OUT), *[""] * (len(free) - 1)]
+                cells = [self.reasons.get(index, LEFT_OUT), *[""] * (len(free) - 1)]
             body.append([*labels, *cells])
         return f"## {self.title}\n\n{table(self.columns, body)}\n\n{self.note}\n"
 

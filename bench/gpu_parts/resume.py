@@ -12,16 +12,14 @@ from gpu_parts.jobs import labelled, temporary, train
 from gpu_parts.part import ROOT, Part, Row, Settings, Values
 
 COLUMNS = ("tensors", "different")
-EMBEDDED = {"pretrain_prior": "pretrain", "train_base": "base", "meta_train": "meta"}
-"""Launcher -> folder in configs of its small recipe."""
 JOBS = {
-    "prior, patch": ("pretrain_prior", ["--method.local", "patch"]),
-    "QGNet": ("meta_train", ["--method.name", "qgnet"]),
-    "base learner": ("train_base", []),
-    "MSHNet": ("meta_train", ["--method.name", "mshnet"]),
-    "prior, region": ("pretrain_prior", ["--method.local", "region"]),
+    "prior, patch": ("pretrain_prior", "pretrain/embedded", ["--method.local", "patch"]),
+    "QGNet": ("meta_train", "meta/embedded", []),
+    "base learner": ("train_base", "base/embedded", []),
+    "MSHNet": ("meta_train", "meta/mshnet_small_cpu", ["--method.size", "97", "--episodes.scheme", "interleaved"]),
+    "prior, region": ("pretrain_prior", "pretrain/embedded", ["--method.local", "region"]),
 }
-"""Method -> launcher and options."""
+"""Method -> launcher, recipe and more options."""
 
 
 def measure(name: str, precision: str, settings: Settings) -> Values:
@@ -30,11 +28,11 @@ def measure(name: str, precision: str, settings: Settings) -> Values:
     The run saves after half of its steps and at the end. Its last checkpoint is taken away, so that the same command
     resumes from the first one, in a new process, as after a kill.
     """
-    launcher, words = JOBS[name]
+    launcher, recipe, words = JOBS[name]
     half = 2 if settings.small else 10
     run = Path(temporary().name) / f"{name}-{precision}".replace(", ", "-")
-    recipe = ROOT / "configs" / EMBEDDED[launcher] / "embedded.yaml"
-    options = ["--config", str(recipe), *words, "--method.backbone", "resnet18" if settings.small else "resnet50"]
+    options = ["--config", str(ROOT / "configs" / f"{recipe}.yaml"), *words]
+    options += ["--method.backbone", "resnet18" if settings.small else "resnet50"]
     options += ["--data.shards", str(labelled(64)), "--data.workers", "0" if settings.small else "2"]
     options += f"--run.deterministic true --run.precision {precision} --optim.steps {2 * half}".split()
     options += f"--checkpoint.every {half} --checkpoint.keep_last 2".split()

@@ -32,8 +32,6 @@ def seconds(world_size: int, settings: Settings) -> dict[str, float]:
 
 def on_this_rank(settings: Settings) -> dict[str, float]:
     """The same, on one of the ranks."""
-    if settings.small:
-        torch.set_num_threads(1)
     with job_context(settings.device, "tf32") as context:
         actions: dict[str, Callable[[], object]] = {
             case.name: Step(case, case.batches[-1], context) for case in cases(settings.small) if case.name in STEPPED

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,13 +120,15 @@ def device_work(action: Callable[[], object], device: torch.device) -> DeviceWor
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         action()
         wait_for(device)
-    events = [
-        (event.name, event.time_range.start, event.time_range.end)
-        for event in found.events()
-        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
-    ]
-    kernels = sum(not name.startswith(("Memcpy", "Memset")) for name, *_ in events)
-    return DeviceWork(kernels, 1e-6 * covered((start, end) for _, start, end in events))
+    return work_of(found.events())
+
+
+def work_of(events: Iterable[FunctionEvent]) -> DeviceWork:
+    """The work that the profiler's events show. Those of a CPU and annotations, which enclose kernels, do not count."""
+    on_gpu = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    kernels = sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_gpu)
+    microseconds = covered((event.time_range.start, event.time_range.end) for event in on_gpu)
+    return DeviceWork(kernels, 1e-6 * microseconds)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
