@@ -1,8 +1,8 @@
 """Measures everything that needs a GPU, and writes the figures as Markdown tables.
 
     python bench/gpu.py                          one or several GPUs of this machine, at most ten minutes
-    python bench/gpu.py --small --device cpu     tiny networks on a CPU: shows that every part runs
-    python bench/gpu.py --parts steps gfsam      these alone
+    python bench/gpu.py --small --device cpu     tiny networks on a CPU, a minute or two: shows that every part runs
+    python bench/gpu.py --parts steps resume     these alone
 
 The document is printed and written to --out part by part; what the parts log goes into a file beside it. Each part runs
 in a process of its own. A row that fails has its error in the table, and the exit code is 1; a row for which no time is
@@ -41,7 +41,7 @@ class Runner:
     log: IO[str]
     temporary: str
 
-    def start(self, name: str, seconds: float = 0) -> subprocess.Popen[str]:
+    def start(self, name: str, seconds: float) -> subprocess.Popen[str]:
         """The process of a part, the leader of a group."""
         words = ["--part", name, "--seconds", str(seconds), "--device", self.settings.device]
         return subprocess.Popen(
@@ -64,8 +64,14 @@ class Runner:
     def measure(self, name: str, seconds: float) -> Section:
         """The table of a part, after at most so many seconds."""
         process = self.start(name, seconds)
+        assert process.stdout
         over = threading.Event()
-        timer = threading.Timer(seconds, lambda: (over.set(), end(process)))
+
+        def stop() -> None:
+            over.set()
+            end(process)
+
+        timer = threading.Timer(seconds, stop)
         timer.start()
         section = None
         try:

@@ -14,6 +14,7 @@ PRECISIONS = ("tf32", "bf16")
 
 def measure(case: Case, precision: str, compiled: bool, settings: Settings) -> Values:
     """The cells of one row."""
+    torch.compiler.reset()  # else the networks of the rows before count towards the limit of recompilations
     batch = case.batches[-1]
     stance = torch.compiler.set_stance("force_eager" if settings.small else "default")  # compiling takes minutes
     with job_context(settings.device, precision) as context, stance:

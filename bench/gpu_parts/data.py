@@ -16,13 +16,13 @@ TINY += "--method.local_queue 64 --data.batch 4 --optim.steps 4 --log.every 2".s
 
 
 def measure(local: str, precision: str, workers: int, settings: Settings) -> Values:
-    """The cells of one row: medians over the rows that the run logged, after the first two."""
+    """The cells of one row: medians over the second half of the logged rows, as the loader starts ahead of the GPU."""
     run = Path(temporary().name) / f"{local}-{precision}-{workers}"
     words = f"--method.local {local} --run.precision {precision} --data.workers {workers} --optim.steps 100".split()
-    words += TINY if settings.small else ["--data.batch", "128"]
+    words += TINY if settings.small else ["--data.batch", "128", "--log.every", "10"]
     train("pretrain_prior", settings, run, "--data.shards", str(photographs(8 if settings.small else 256)), *words)
     speeds = [row["speed"] for row in RunDir(run).rows() if "speed" in row]
-    speeds = speeds[2:] or speeds[-1:]
+    speeds = speeds[-(len(speeds) // 2) :]
     median = {key: statistics.median(speed[key] for speed in speeds) for key in ("images_per_s", "step_s", "data_wait")}
     found = (number(median["images_per_s"]), number(1e3 * median["step_s"]), percent(median["data_wait"]))
     return dict(zip(COLUMNS, found, strict=True))
@@ -41,7 +41,7 @@ def rows(settings: Settings) -> list[Row]:
 PART = Part(
     title="Data wait",
     note="launch/pretrain_prior.py, batches of 128 from 256 JPEGs of 640 x 480 (when small, of 4 from 8): medians of "
-    "what the run logs every 10 steps. Data wait: the share of the time in which the training waits for the loader.",
+    "what the run logs of its last 50 steps. Data wait: the share of the time in which the training waits for data.",
     labels=("method", "precision", "workers"),
     columns=COLUMNS,
     rows=rows,

@@ -1,7 +1,6 @@
 """Episodes of GF-SAM, by stage."""
 
-import time
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import torch
@@ -9,7 +8,7 @@ from gfsam_end_to_end import STAGES, Stopwatch, ours
 
 from fss.methods.gfsam import GFSAM, GFSAMConfig
 from gpu_parts.part import Part, Row, Settings, Values, number
-from gpu_parts.stepping import job_context, peak_gib
+from gpu_parts.stepping import job_context, peak_gib, seconds_of
 
 COLUMNS = ("episodes/s", *(f"{stage} ms" for stage in STAGES), "first episode s", "peak GiB")
 EPISODES = 10
@@ -28,26 +27,28 @@ def made_up_episode(size: int, device: torch.device) -> SimpleNamespace:
     return SimpleNamespace(images=[image, image], masks=[mask])
 
 
+@cache
+def network(compiled: bool, settings: Settings) -> GFSAM:
+    """GF-SAM with random weights, which take a while to draw."""
+    torch.manual_seed(0)
+    method = GFSAM(GFSAMConfig(compile=compiled, **SMALL if settings.small else {}))
+    method.non_trainable.to(settings.device)
+    return method
+
+
 def measure(precision: str, compiled: bool, settings: Settings) -> Values:
     """The cells of one row."""
+    method, episodes = network(compiled, settings), 1 if settings.small else EPISODES
     with job_context(settings.device, precision) as context, torch.inference_mode(), context.autocast():
-        torch.manual_seed(0)
-        method = GFSAM(GFSAMConfig(compile=compiled, **SMALL if settings.small else {}))
-        method.non_trainable.to(context.device)
         episode = made_up_episode(method.config.size, context.device)
-        start = time.perf_counter()
-        ours(method, episode, Stopwatch(settings.device))
-        first = time.perf_counter() - start
+        first = seconds_of(lambda: ours(method, episode, Stopwatch(settings.device)), context.device)
         if context.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(context.device)
-        episodes = 1 if settings.small else EPISODES
-        stopwatch, start = Stopwatch(settings.device), time.perf_counter()
-        for _ in range(episodes):
-            ours(method, episode, stopwatch)
-        seconds = (time.perf_counter() - start) / episodes
+        stopwatch = Stopwatch(settings.device)
+        seconds = seconds_of(lambda: [ours(method, episode, stopwatch) for _ in range(episodes)], context.device)
         memory = peak_gib(context.device)
     stages = [number(1e3 * stopwatch.seconds[stage] / episodes) for stage in STAGES]
-    return dict(zip(COLUMNS, [number(1 / seconds), *stages, number(first), number(memory)], strict=True))
+    return dict(zip(COLUMNS, [number(episodes / seconds), *stages, number(first), number(memory)], strict=True))
 
 
 def rows(settings: Settings) -> list[Row]:

@@ -14,7 +14,7 @@ from shards.synthetic import synthetic
 from shards.workers import cores
 from shards.write import pack
 
-PLAIN = "--run.report false --log.wandb off --log.every 10".split()
+PLAIN = "--run.report false --log.wandb off".split()
 
 
 def train(launcher: str, settings: Settings, run: Path, *words: str) -> None:

@@ -175,12 +175,16 @@ def cost(step: Step, samples: int, precision: str, budget: float) -> Values:
     seconds = seconds_each(step, device, budget)
     memory = peak_gib(device)
     waits, work = host_waits(step, device), device_work(step, device)
+    kernels, busy = NONE, NONE
+    if work:  # without a kernel the profiler has no access to the GPU's counters
+        kernels = number(work.kernels) if work.kernels else UNKNOWN
+        busy = percent(min(1.0, work.busy / seconds)) if work.kernels else UNKNOWN
     found = (
         number(1e3 * seconds),
         number(samples / seconds),
         number(waits),
-        number(work and work.kernels),
-        percent(work and min(1.0, work.busy / seconds)),
+        kernels,
+        busy,
         number(flops / seconds / 1e12),
         utilization(flops / seconds, device, precision),
         number(memory),

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
@@ -25,7 +26,7 @@ from gpu_parts.document import LEFT_OUT, Section
 from gpu_parts.part import Part, Row, Settings, Skipped
 from gpu_parts.peaks import BF16, FLOAT32, PEAKS, TF32, peak
 from gpu_parts.resume import same_bits
-from gpu_parts.stepping import covered, work_of
+from gpu_parts.stepping import covered, host_waits, utilization, work_of
 
 SMALL = Settings(device="cpu", small=True)
 PLAN = {"title": "Part", "note": "A note.", "columns": ["what", "ms", "GiB"], "rows": [["a"], ["b"], ["c"]]}
@@ -216,6 +217,31 @@ def test_kernels_and_busy_time_of_a_profile():
     assert work.kernels == 2
     assert work.busy == pytest.approx(17e-6)
     assert covered([]) == 0
+
+
+def test_host_waits_are_the_warnings_of_the_debug_mode(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def action():
+        for text in (
+            "called a synchronizing CUDA operation",
+            "something else",
+            "called a synchronizing CUDA operation",
+        ):
+            warnings.warn(text, stacklevel=1)
+
+    assert host_waits(action, torch.device("cuda")) == 2
+    assert modes == ["warn", "default"]
+    assert host_waits(action, torch.device("cpu")) is None
+
+
+def test_utilization_of_known_and_unknown_cards(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    assert utilization(156e12, torch.device("cuda"), BF16) == "50.0%"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
+    assert utilization(156e12, torch.device("cuda"), BF16) == "unknown"
+    assert utilization(156e12, torch.device("cpu"), BF16) == "-"
 
 
 def test_bits_are_compared_not_values():
