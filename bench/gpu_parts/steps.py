@@ -32,7 +32,7 @@ def rows(settings: Settings) -> list[Row]:
 PART = Part(
     title="Optimizer steps",
     note="Forward, backward, optimizer and momentum updates of one rank on one batch of noise; one shot. The training "
-    "loop's check of the loss and the log are left out. GPU busy: the share of the step in which a kernel or copy runs. "
+    "loop's check of the loss and the log are left out. GPU busy: share of the step in which a kernel or copy runs. "
     "TFLOP/s: matrix products and convolutions, frozen networks included. MFU: their share of the card's dense peak in "
     "this precision. Peak: memory of tensors.",
     labels=("method", "batch", "precision"),
