@@ -28,7 +28,7 @@ from gpu_parts.child import measure_part, tell_machine
 from gpu_parts.document import Section, heading
 from gpu_parts.part import ROOT, Settings
 
-PARTS = {"steps": 0.4, "compiled": 0.2, "data": 0.08, "gfsam_episodes": 0.1, "several_gpus": 0.08, "resume": 0.14}
+PARTS = {"steps": 0.38, "compiled": 0.18, "data": 0.08, "gfsam_episodes": 0.1, "several_gpus": 0.12, "resume": 0.14}
 """File in bench/gpu_parts -> its share of the time; what a part leaves goes to those after it."""
 AFTER_A_CRASH = "left out: the process ended before"
 

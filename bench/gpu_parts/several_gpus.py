@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ranks import on_ranks
 
 from fss.distributed.context import DistributedContext
-from gpu_parts.cases import cases
+from gpu_parts.cases import Case, cases
 from gpu_parts.part import Part, Row, Settings, Skipped, Values, number, percent
 from gpu_parts.stepping import Step, job_context, seconds_of, wait_for
 
@@ -58,10 +58,10 @@ def all_reduce(world_size: int, name: str, settings: Settings) -> Values:
     return {"ms": number(1e3 * took), "bus GB/s": number(rate / 1e9)}
 
 
-def scaling(world_size: int, name: str, batch: int, settings: Settings) -> Values:
+def scaling(world_size: int, case: Case, settings: Settings) -> Values:
     """The ideal are as many times the images of one rank as there are ranks."""
-    alone, took = (seconds(ranks, settings)[name] for ranks in (1, world_size))
-    found = (number(1e3 * took), number(world_size * batch / took), percent(alone / took))
+    alone, took = (seconds(ranks, settings)[case.name] for ranks in (1, world_size))
+    found = (number(1e3 * took), number(world_size * case.batches[-1] / took), percent(alone / took))
     return dict(zip(COLUMNS, found, strict=False))
 
 
@@ -70,24 +70,23 @@ def skip() -> Values:
 
 
 def rows(settings: Settings) -> list[Row]:
-    """Two GPUs, and all; on a CPU two processes."""
+    """One GPU, all, and two; on a CPU one process and two."""
     most = torch.cuda.device_count() if settings.device == "cuda" else 2
     if most < 2:
         return [Row(("all-reduce, scaling", NO_BATCH, "1"), skip)]
-    worlds = sorted({2, most})
-    reduced = [
-        Row((f"all-reduce of {name}", NO_BATCH, str(ranks)), partial(all_reduce, ranks, name, settings))
-        for ranks in worlds
-        for name in messages(settings)
-    ]
-    stepped = [
-        Row((case.name, str(batch), str(ranks)), partial(scaling, ranks, case.name, batch, settings))
-        for ranks in [1, *worlds]
-        for case in cases(settings.small)
-        if case.name in STEPPED
-        for batch in case.batches[-1:]
-    ]
-    return [*stepped, *reduced]
+    found = []
+    for ranks in dict.fromkeys([1, most, 2]):  # what is measured in one start of the ranks stands together
+        found += [
+            Row((case.name, str(case.batches[-1]), str(ranks)), partial(scaling, ranks, case, settings))
+            for case in cases(settings.small)
+            if case.name in STEPPED
+        ]
+        if ranks > 1:
+            found += [
+                Row((f"all-reduce of {name}", NO_BATCH, str(ranks)), partial(all_reduce, ranks, name, settings))
+                for name in messages(settings)
+            ]
+    return found
 
 
 NO_BATCH = ""
