@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TWO_RANKS := $(BIN)/accelerate launch --config_file configs/accelerate/cpu2.yaml
 
-.PHONY: setup setup-slow setup-slurm demo lint test test-slow test-all test-slurm bench lock
+.PHONY: setup setup-slow setup-slurm demo lint test test-slow test-all test-slurm bench bench-gpu lock
 
 setup: .venv/.dev
 
@@ -68,6 +68,9 @@ bench: setup    ## Measure what docs/benchmarks.md claims.
 	$(BIN)/python bench/gfsam.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/cost.py
+
+bench-gpu: setup    ## Measure everything that needs a GPU.
+	$(BIN)/python bench/gpu.py
 
 lock: setup-slow    ## Write the versions of this environment to constraints.txt.
 	head -n 1 constraints.txt > constraints.new

@@ -3,14 +3,19 @@
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+POLL = 0.05  # seconds
 
 
 def on_ranks(world_size: int, work: Callable[..., T], *args) -> T:
-    """The result of `work(*args)` on rank 0 of `world_size` ranks, all of which run it. `work` must be importable."""
+    """The result of `work(*args)` on rank 0 of `world_size` ranks, all of which run it. `work` must be importable.
+
+    Raises RuntimeError if a rank fails before rank 0 has a result; the others are then killed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -21,7 +26,16 @@ def on_ranks(world_size: int, work: Callable[..., T], *args) -> T:
     ]
     for process in ranks:
         process.start()
-    found = answer.get()
+    try:
+        while answer.empty():
+            if failed := [rank for rank, process in enumerate(ranks) if process.exitcode]:
+                raise RuntimeError(f"rank {failed[0]} ended with exit code {ranks[failed[0]].exitcode}")
+            time.sleep(POLL)
+        found = answer.get()
+    except BaseException:
+        for process in ranks:
+            process.kill()
+        raise
     for process in ranks:
         process.join()
     return found

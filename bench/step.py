@@ -1,10 +1,10 @@
 """The cost of a pretraining step, as a ratio to the plain MoCo of plain_moco.py, in CPU time of this process.
 
-    python bench/step.py [--steps 5] [--threads 1] [--json FILE]
+    python bench/step.py [--backbones resnet50 resnet18] [--steps 5] [--threads 1] [--json FILE]
 
-ResNet-50, 224 px, batch 8, K = 65536. The versions take turns, step by step, and the median of each counts, so that
-other load on the machine meets all of them alike. The stages of both are printed beside those that the official code
-took on another machine.
+224 px, batch 8, K = 65536. The versions take turns, step by step, and the median of each counts, so that
+other load on the machine meets all of them alike. The stages of both are printed, those of the ResNet-50 beside what
+the official code took on another machine. The targets are those of the ResNet-50, too.
 
 Like the plain one, the shipped versions take batch statistics over all 8 images, as every rank of a larger job does
 (bn_split 1); 'split' is float32 with the default of a lone process, which cuts its batch into two groups.
@@ -181,22 +181,25 @@ def measure(backbone: str, steps: int) -> dict[str, dict[str, float]]:
     }
 
 
-def show(ms: dict[str, dict[str, float]]) -> dict[str, float]:
+def show(backbone: str, ms: dict[str, dict[str, float]]) -> dict[str, float]:
     """Print the table and the ratios; returns the ratios."""
-    print(f"{'CPU ms':<20}" + "".join(f"{name:>19}" for name in ("official, elsewhere", *ms)))
-    for stage, official in OFFICIAL.items():
-        cells = "".join(f"{row[stage]:19.1f}" if stage in row else f"{'-':>19}" for row in ms.values())
-        print(f"{stage:<20}{official:19.1f}{cells}")
+    reference = backbone == "resnet50"
+    columns = {"official, elsewhere": OFFICIAL} | ms if reference else ms
+    print(f"{f'{backbone}, CPU ms':<20}" + "".join(f"{name:>20}" for name in columns))
+    for stage in OFFICIAL:
+        cells = "".join(f"{row[stage]:20.1f}" if stage in row else f"{'-':>20}" for row in columns.values())
+        print(f"{stage:<20}{cells}")
     total = {name: row["total"] for name, row in ms.items()}
     ratios = {name: total[name] / total["plain"] for name in total if name != "plain"}
     print()
     for name, target in TARGETS.items():
-        print(f"{name:<10} {ratios[name]:.3f} of the plain step (at most {target})")
+        print(f"{name:<10} {ratios[name]:.3f} of the plain step" + f" (at most {target})" * reference)
     for name in TARGETS:
         ratios[f"{name}, local adds"] = total[f"{name} + patches"] / total[name] - 1
-        print(f"{name:<10} patches at 96 px add {ratios[f'{name}, local adds']:.1%} (at most {LOCAL_TARGET:.0%})")
+        limit = f" (at most {LOCAL_TARGET:.0%})" * reference
+        print(f"{name:<10} patches at 96 px add {ratios[f'{name}, local adds']:.1%}{limit}")
     ratios["split adds"] = total["split"] / total["float32"] - 1
-    print(f"{'float32':<10} statistics over two groups on a lone process add {ratios['split adds']:.1%}")
+    print(f"{'float32':<10} statistics over two groups on a lone process add {ratios['split adds']:.1%}\n", flush=True)
     return ratios
 
 
@@ -204,15 +207,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="steps of every version, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--backbone", choices=sorted(ENCODERS), default="resnet50")
+    parser.add_argument("--backbones", nargs="+", choices=sorted(ENCODERS), default=["resnet50", "resnet18"])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    ms = measure(args.backbone, args.steps)
-    ratios = show(ms)
+    found = {}
+    for backbone in args.backbones:
+        ms = measure(backbone, args.steps)
+        found[backbone] = {"cpu_ms": ms, "ratios": show(backbone, ms)}
     if args.json:
-        args.json.write_text(json.dumps({"threads": args.threads, "cpu_ms": ms, "ratios": ratios}, indent=1))
+        args.json.write_text(json.dumps({"threads": args.threads, "backbones": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ on episodes depends on neither image size nor batch: they run on one small episo
 losses and control words. The input of a rank to a collective does not depend on the number of ranks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fss.data.batch import EpisodeBatch, ViewBatch
+from fss.data.batch import EpisodeBatch, ViewBatch, ViewSpec
 from fss.methods.base import Method, StepContext
-from fss.methods.msanet.config import MSANetConfig
-from fss.methods.msanet.method import MSANet
+from fss.methods.msanet.config import BAMConfig, EnsembleConfig, MSANetConfig
+from fss.methods.msanet.method import BAM, MSANet
 from fss.methods.mshnet import MSHNet, MSHNetConfig
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
@@ -33,6 +34,7 @@ LOSSES = "losses"
 GRADIENTS = "gradients"
 UNUSED = "unused parameters"
 ANY_WORLD = 4  # of more than one rank
+REGION_STRIDE = ViewSpec(local="region").stride
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,19 @@ def calls_of(method: Method, batch: ViewBatch | EpisodeBatch, world_size: int) -
 
 
 def views(images: int, config: PriorConfig, device: str = "cpu") -> ViewBatch:
-    """Noise of the shapes that a prior extractor reads: two views and two patches of each image."""
+    """Noise of the shapes that a prior extractor reads: two views of each image, and two patches or its regions."""
 
     def pair(side: int) -> Tensor:
         return torch.randint(0, 256, (2, images, 3, side, side), dtype=torch.uint8, device=device)
 
-    view, patch = pair(config.view_size), pair(config.patch_size)
-    local = {"patch_query": patch[0], "patch_key": patch[1]} if config.local == "patch" else {}
+    view, local = pair(config.view_size), {}
+    if config.local == "patch":
+        local["patch_query"], local["patch_key"] = pair(config.patch_size)
+    elif config.local == "region":
+        side = math.ceil(config.view_size / REGION_STRIDE)
+        shares = torch.rand(2, images, config.regions, side * side, device=device).softmax(-1)
+        local["region_query"], local["region_key"] = shares.unflatten(-1, (side, side))
+        local["region_weight"] = torch.ones(images, config.regions, device=device)
     return ViewBatch(
         query=view[0],
         key=view[1],
@@ -155,10 +163,17 @@ def build_qgnet(**config: object) -> QGNet:
 
 
 def build_msanet(**config: object) -> MSANet:
+    return over_base_learner(MSANet, MSANetConfig(**config))
+
+
+def build_bam(**config: object) -> MSANet:
+    return over_base_learner(BAM, BAMConfig(**config))
+
+
+def over_base_learner(meta_learner: type[MSANet], given: EnsembleConfig) -> MSANet:
     classes = {str(class_id): "made up" for class_id in range(1, 61)}
-    given = MSANetConfig(**config)
     base = ExportHeader(backbone=given.backbone, stem=given.stem, classes=classes)
-    method = MSANet(given, header=ExportHeader(base=base))
+    method = meta_learner(given, header=ExportHeader(base=base))
     learner = PSPNet(given.backbone, given.stem, len(classes))  # with a header, the method's own is uninitialized
     method.non_trainable["backbone"].load_state_dict(learner.backbone.state_dict())
     method.non_trainable["base"].load_state_dict(learner.head.state_dict())

@@ -1,0 +1,1 @@
+"""The measurements of bench/gpu.py, one topic a file; each file has a `PART`."""
