@@ -68,12 +68,10 @@ def step(context: DistributedContext) -> Took:
     batch = views(IMAGES, method.config)
 
     def take() -> None:
-        control_word = context.start_any_rank(False, False)
         with context.accumulate(forward):
             loss, _ = forward(batch, 0)
             context.backward(loss)
-        context.collectives.all_reduce(loss)
-        control_word()
+        context.collectives.all_reduce(torch.zeros(3))
         optimizer.step()
         optimizer.zero_grad()
         method.after_step(StepContext(context.collectives))

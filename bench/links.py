@@ -11,7 +11,7 @@ the collective crosses: within a node, or, from two nodes on, between them.
                            s (min(n, g) - 1) / n / rate inside    what stays in it
 
 A ring crosses every link once, so a node's link carries one ring's bytes and no more. NCCL chooses between ring and
-tree, the model takes the cheaper one; gloo has the ring only.
+tree, the model takes the cheaper one.
 """
 
 import math
@@ -68,8 +68,3 @@ class Cluster:
 def network(gbit_s: float, node: int) -> Cluster:
     """GPUs under NCCL, NVLink of an A100 inside a node, and so many Gbit/s of InfiniBand or RoCE for a node."""
     return Cluster(inside=Link(3e-6, USABLE * 300e9), between=Link(6e-6, USABLE * gbit_s * 1e9 / 8), node=node)
-
-
-def control(node: int) -> Cluster:
-    """gloo over TCP between CPUs, which carries the control words of GPU jobs: of a ring only the hops count."""
-    return Cluster(inside=Link(20e-6, 1e9), between=Link(40e-6, 1e9), node=node, trees=False)

@@ -6,10 +6,10 @@
     python bench/scaling.py --measure [--ranks 2 3 4]       the same model against real ranks on this machine
 
 A step takes the time of one rank, and then what of its collectives is not hidden. Gradients are reduced in buckets
-while the backward pass runs, control words while the next step does; everything else waits for itself. What a step
-sends comes from the shipped methods (bench/traffic.py), what that costs from alpha and beta (bench/links.py). A step of
-each job is timed here, on one thread of a CPU: that gives the ratios between the jobs and the share of the backward
-pass; --rate carries them over to a GPU.
+while the backward pass runs, after the keys for the queue; images are shuffled while the queries are computed;
+everything else waits for itself. What a step sends comes from the shipped methods (bench/traffic.py), what that costs
+from alpha and beta (bench/links.py). A step of each job is timed here, on one thread of a CPU: that gives the ratios
+between the jobs and the share of the backward pass; --rate carries them over to a GPU.
 """
 
 import argparse
@@ -21,8 +21,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from check_scaling import check
-from links import Cluster, control, network
-from traffic import CONTROL, GRADIENTS, META, SHUFFLES, Call, Pretraining, episodes, meta_training, received, views
+from links import Cluster, network
+from traffic import (
+    GRADIENTS,
+    KEYS,
+    META,
+    SHUFFLED,
+    SHUFFLES,
+    Call,
+    Pretraining,
+    episodes,
+    meta_training,
+    received,
+    views,
+)
 
 from fss.data.batch import EpisodeBatch, ViewBatch
 from fss.methods.base import Method, StepContext
@@ -60,25 +72,28 @@ class Job:
     def exposed(self, cluster: Cluster, world_size: int) -> dict[str, float]:
         """Seconds by collective that a rank of `world_size` waits and does not compute, the longest first."""
         waits: Counter[str] = Counter()
+        backward = self.cost.seconds * self.cost.backward
+        queries = (self.cost.seconds - backward) / 2  # the forward pass of queries, of the same length as that of keys
         for call in self.calls:
-            if call.what == GRADIENTS:
-                waits[call.what] += self._behind_backward(call, cluster, world_size)
-            elif call.what == CONTROL:  # it has the whole step to arrive
-                waits[call.what] += max(0.0, control(cluster.node).seconds(call, world_size) - self.cost.seconds)
-            else:
-                waits[call.what] += cluster.seconds(call, world_size)
+            if call.what in (GRADIENTS, KEYS):
+                continue
+            hidden = queries if call.what == SHUFFLED and call.kind == "all_to_all" else 0  # not as published
+            waits[call.what] += max(0.0, cluster.seconds(call, world_size) - hidden)
+        waits[GRADIENTS] = self._behind_backward(backward, cluster, world_size)
         return dict(waits.most_common())
 
-    def _behind_backward(self, gradients: Call, cluster: Cluster, world_size: int) -> float:
+    def _behind_backward(self, backward: float, cluster: Cluster, world_size: int) -> float:
         """The rest of the gradients' all-reduce after the end of a backward pass of b seconds.
 
-        k equal buckets, the i-th full at i b / k, are reduced one after the other in T / k each. Either the first waits
-        for the others, T - b (1 - 1 / k), or only the last is late, T / k.
+        k equal buckets, the i-th full at i b / k, are reduced one after the other in T / k each; before them the keys
+        travel, K seconds. Either the first waits for all others, K + T - b (1 - 1 / k), or only the last is late,
+        T / k.
         """
+        (gradients,) = (call for call in self.calls if call.what == GRADIENTS)
+        keys = sum(cluster.seconds(call, world_size) for call in self.calls if call.what == KEYS)
         k = 1 + math.ceil(max(0, gradients.bytes - FIRST_BUCKET) / BUCKET)
         whole = k * cluster.seconds(replace(gradients, bytes=gradients.bytes // k), world_size)
-        backward = self.cost.seconds * self.cost.backward
-        return max(whole / k, whole - backward * (1 - 1 / k))
+        return max(whole / k, keys + whole - backward * (1 - 1 / k))
 
     def efficiency(self, cluster: Cluster, world_size: int) -> float:
         """Of a rank of `world_size`, against one that is alone."""

@@ -2,8 +2,8 @@
 
 A method is given a `CallLog` as its collectives, which answers every call with a tensor of the right shape and records
 it. The prior extractor runs on meta tensors, which have shapes and no contents. The traffic of methods that are trained
-on episodes depends on neither image size nor batch: they run on one small episode. The training loop adds gradients,
-losses and control words. The input of a rank to a collective does not depend on the number of ranks.
+on episodes depends on neither image size nor batch: they run on one small episode. The training loop adds gradients and
+control words. The input of a rank to a collective does not depend on the number of ranks.
 """
 
 import math
@@ -30,7 +30,9 @@ from fss.nn.pspnet import PSPNet
 
 Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 CONTROL = "control words"
-LOSSES = "losses"
+SHUFFLED = "shuffled images"
+RETURNED = "own keys"
+KEYS = "keys for the queue"
 GRADIENTS = "gradients"
 UNUSED = "unused parameters"
 ANY_WORLD = 4  # of more than one rank
@@ -66,11 +68,15 @@ class CallLog:
         self.calls: list[Call] = []
 
     def all_gather(self, x: Tensor) -> Tensor:
-        self.calls.append(Call("keys", "all_gather", x.nbytes))
+        self.calls.append(Call(KEYS, "all_gather", x.nbytes))
         return x.detach().repeat(self.world_size, *[1] * (x.dim() - 1))
 
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
+        return partial(self.all_gather, x)
+
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        self.calls.append(Call("shuffled images", "all_to_all", x.nbytes, rows=len(x)))
+        what = SHUFFLED if x.dtype == torch.uint8 else RETURNED
+        self.calls.append(Call(what, "all_to_all", x.nbytes, rows=len(x)))
         return x.new_empty((sum(receive), *x.shape[1:]))
 
     def start_all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
@@ -102,8 +108,7 @@ def engine_calls(method: Method) -> list[Call]:
     return [
         Call(GRADIENTS, "all_reduce", sum(4 * p.numel() for p in parameters)),
         Call(UNUSED, "all_reduce", 4 * len(parameters)),  # an int32 for each: was it used on any rank?
-        Call(CONTROL, "all_reduce", 2),  # from host to host, behind the step
-        Call(LOSSES, "all_reduce", 4),
+        Call(CONTROL, "all_reduce", 12),
     ]
 
 
@@ -210,7 +215,7 @@ class Pretraining:
 
 def as_published(call: Call) -> Call:
     """An exchange of uint8 rows the way MoCo's authors do it: every rank gathers the float32 images of all."""
-    if call.kind != "all_to_all":
+    if call.what != SHUFFLED:
         return call
     return replace(call, kind="all_gather", bytes=4 * call.bytes, rows=0)
 

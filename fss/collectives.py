@@ -20,6 +20,10 @@ class Collectives(Protocol):
         """Concatenate [n, ...] of all ranks to [world_size * n, ...] in rank order. Same n everywhere; no gradient."""
         ...
 
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start `all_gather` of x [n, ...]; the function returned waits for the result. Call it once."""
+        ...
+
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Send the first send[0] rows of x [sum(send), ...] to rank 0 and so on; returns [sum(receive), ...]."""
         ...
@@ -57,6 +61,9 @@ class SingleProcess:
 
     def all_gather(self, x: Tensor) -> Tensor:
         return x.detach()
+
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: x.detach()
 
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         return x

@@ -30,25 +30,12 @@ class HostCollectives:
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set on any rank. Collective."""
-        return self.start_any_rank(*flags)()
-
-    def start_any_rank(self, *flags: bool) -> Callable[[], tuple[bool, ...]]:
-        """Start `any_rank`; the function returned waits for the other ranks. Collective where it starts.
-
-        The flags travel between the hosts: neither they nor the device wait for each other.
-        """
         if self.world_size == 1:
-            return lambda: flags
+            return flags
         self._board.announce_collective()
         reduced = torch.tensor(flags, dtype=torch.uint8)
-        work = dist.all_reduce(reduced, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
-        assert work is not None  # so it is for a rank outside the group, and every rank is in it
-
-        def finish() -> tuple[bool, ...]:
-            work.wait()
-            return tuple(bool(flag) for flag in reduced.tolist())
-
-        return finish
+        dist.all_reduce(reduced, op=dist.ReduceOp.MAX, group=self._control)
+        return tuple(bool(flag) for flag in reduced.tolist())
 
     def gather_objects(self, value: T) -> list[T]:
         """`value` of every rank, in rank order. Collective; pickles, so it is for our own processes only."""

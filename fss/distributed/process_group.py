@@ -20,10 +20,13 @@ class ProcessGroupCollectives:
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate [n, ...] of all ranks to [world_size * n, ...], in rank order."""
+        return self.start_all_gather(x)()
+
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start `all_gather` of x [n, ...]; the function returned has the device wait, on CUDA not the host."""
         self._on_enter()
         out = self._gathered(x)
-        dist.all_gather_into_tensor(out, x.detach().contiguous())
-        return out
+        return self._finish(dist.all_gather_into_tensor(out, x.detach().contiguous(), async_op=True), out)
 
     def all_gather_coalesced(self, tensors: list[Tensor]) -> list[Tensor]:
         """`all_gather` of each [n, ...] of one dtype, in one collective. Private API, present up to torch 2.15."""
@@ -46,7 +49,10 @@ class ProcessGroupCollectives:
         self._on_enter()
         x = x.detach().contiguous()
         out = x.new_empty((sum(receive), *x.shape[1:]))
-        work = dist.all_to_all_single(out, x, receive, send, async_op=True)
+        return self._finish(dist.all_to_all_single(out, x, receive, send, async_op=True), out)
+
+    @staticmethod
+    def _finish(work: dist.Work | None, out: Tensor) -> Callable[[], Tensor]:
         assert work is not None  # so it is for a rank outside the group, and every rank is in the default one
 
         def finish() -> Tensor:

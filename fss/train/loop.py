@@ -1,10 +1,12 @@
 """The training loop: it runs any method, on any number of ranks, and resumes from the step that was saved last.
 
 The host launches a step and does not wait for the device that computes it: meanwhile it fetches the data of the next
-one, and the other ranks report whether to continue. It waits for a value only where one is logged, measured or saved.
+one. What ranks must know of each other comes by the control word of a step (`fss.train.control_words`), which the host
+reads after the next one was launched. It waits for the device only where a value is logged, measured or saved.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,9 +21,11 @@ from fss.nn.transfer import start_to_host
 from fss.tracking.log import Log
 from fss.tracking.meter import Meter
 from fss.train.checkpoint import Checkpoints, State
-from fss.train.loss_guard import LossGuard, check_weights
+from fss.train.control_words import ControlWords
+from fss.train.nonfinite import check_weights, fail_nonfinite
 from fss.train.optim import Schedule, set_learning_rate
-from fss.train.prefetch import Prefetcher
+from fss.train.prefetch import Prefetcher, StepInput
+from shards.format import ShardError
 
 Row = dict[str, float]
 
@@ -60,7 +64,8 @@ class Trainer:
         self.save_every = save_every
         self.check_every = check_every
         self.meter = Meter(context.device)
-        self.guard = LossGuard(context, optimizer, nan_dump, log.say)
+        fail = partial(fail_nonfinite, context=context, folder=nan_dump, say=log.say)
+        self.words = ControlWords(context, optimizer, fail)
         self.clip_norm = schedule.config.clip_norm
         self.forward, self.optimizer = context.wrap(method, optimizer, schedule.steps, self.clip_norm)
         state.optimizer = self.optimizer  # the one that steps is the one to save
@@ -76,6 +81,7 @@ class Trainer:
 
         batches: micro-batches from `start` on, `accumulate` of them a step. measure: called with the number of steps
         done where `due` is true of it; a process that was asked to stop has no time for it, except after the last step.
+        A stop takes effect one step after it was asked for, or where something is logged, measured or saved.
         Raises RunError on a loss that is not finite, ShardError if too much of the data cannot be read.
         """
         total = self.schedule.steps
@@ -86,32 +92,26 @@ class Trainer:
                 accumulate=self.schedule.config.accumulate,
                 context=self.context,
                 bad_samples=self.bad_samples,
-                stop=stop,
                 meter=self.meter,
                 log=self.log,
             )
             given = prefetcher.fetch(start)
-            given.check_readable()
+            self._check_readable(given)
             for step in range(start, total):
                 done = step + 1
                 logged = done == 1 or done == total or done % self.log_every == 0
                 prefetcher.wait_for_copies(given)
-                row = self._launch(given.micro_batches, step, logged)
-                # While the device computes the step: how its data were read, the losses before it, the data after it.
-                given.check_readable()
-                stopping = given.stop_requested()
-                self.guard.check(before=step)
-                last = stopping or done == total
-                if not last:
+                row = self._launch(given, step, stop.asked, logged)
+                # While the device computes the step: the word of the one before, and the data of the one after.
+                stopping = self.words.stop_requested(before=step)
+                if not stopping and done < total:
                     given = prefetcher.fetch(done)
                     self.context.report_progress(f"in step {done}")
 
-                saving, measuring = last or done % self.save_every == 0, due(done)
+                saving, measuring = done == total or done % self.save_every == 0, due(done)
                 checking = self.check_every > 0 and done % self.check_every == 0
-                if saving or measuring:
-                    stopping = given.stop_requested()  # already before the next step, which then is not taken
                 if logged or saving or measuring or checking or stopping:
-                    self.guard.check(before=done)
+                    stopping = self.words.stop_requested(before=done)
                 if logged:
                     self._write(done, row())
                 self.log.at(done)
@@ -127,24 +127,27 @@ class Trainer:
                         measure(done)
                 if stopping:
                     return done
-                if saving or measuring:
-                    given.check_readable()
         return total
 
-    def _launch(self, micro_batches: list[Batch], step: int, logged: bool) -> Callable[[], Row]:
+    def _check_readable(self, first: StepInput) -> None:
+        """Raise ShardError if a rank could not read the first data: it has none to take a step with. Collective."""
+        if self.context.any_rank(first.unreadable is not None)[0]:
+            raise ShardError(next(text for text in self.context.gather_objects(first.unreadable) if text))
+
+    def _launch(self, given: StepInput, step: int, stop: bool, logged: bool) -> Callable[[], Row]:
         """Launch one optimizer step; the function returned waits for the row to log, empty if the step is not logged.
 
-        micro_batches: of this rank, on the device.
+        stop: whether this rank was asked to stop, for its control word.
         """
         self.context.report_progress(f"in step {step + 1}")
         losses, reports = [], []
-        for batch in micro_batches:
+        for batch in given.micro_batches:
             with self.context.accumulate(self.forward):
                 loss, report = self.forward(batch, step, logged)
                 self.context.backward(loss)
             losses.append(loss.detach())
             reports.append(report)
-        self.guard.skip_nonfinite(step, micro_batches, losses, reports)
+        self.words.send(step, given.micro_batches, losses, reports, stop=stop, unreadable=given.unreadable)
         lr = self.schedule.lr(step)
         set_learning_rate(self.optimizer, lr)
         norm = None if self.clip_norm is None else self.context.clip_gradients(self.method, self.clip_norm)

@@ -1,6 +1,6 @@
 """The data of the next step, fetched and sent to the device while the device still computes the one before."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,6 @@ import torch
 from fss.data.batch import Batch
 from fss.data.loader import BadSamples
 from fss.distributed.context import DistributedContext
-from fss.distributed.signals import StopRequest
 from fss.tracking.log import Log
 from fss.tracking.meter import Meter
 from shards.format import ShardError
@@ -16,30 +15,18 @@ from shards.format import ShardError
 
 @dataclass
 class StepInput:
-    """The micro-batches of one step on this rank, and what its control word says of all ranks."""
+    """The data of one step on this rank."""
 
     micro_batches: list[Batch]
     """On the device, or on their way to it."""
     unreadable: str | None
     """Why this rank could not read its data; it has those of the step before instead."""
-    context: DistributedContext
-    control_word: Callable[[], tuple[bool, ...]]
-    """Waits for the other ranks; whether any was asked to stop, whether any could not read its data."""
-
-    def stop_requested(self) -> bool:
-        """Return whether any rank was asked to stop before this step. Waits for the other ranks."""
-        return self.control_word()[0]
-
-    def check_readable(self) -> None:
-        """Raise ShardError, the same on all ranks, if one of them could not read its data. Waits for the others."""
-        if self.control_word()[1]:
-            raise ShardError(next(text for text in self.context.gather_objects(self.unreadable) if text))
 
 
 class Prefetcher:
-    """Fetches the data of one step after the other, and tells the other ranks how that went.
+    """Fetches the data of one step after the other.
 
-    batches: micro-batches in memory of the host, `accumulate` of them a step. say: prints a message.
+    batches: micro-batches in memory of the host, `accumulate` of them a step.
     """
 
     def __init__(
@@ -49,7 +36,6 @@ class Prefetcher:
         accumulate: int,
         context: DistributedContext,
         bad_samples: BadSamples,
-        stop: StopRequest,
         meter: Meter,
         log: Log,
     ) -> None:
@@ -57,26 +43,24 @@ class Prefetcher:
         self._accumulate = accumulate
         self._context = context
         self._bad_samples = bad_samples
-        self._stop = stop
         self._meter = meter
         self._log = log
-        self._newest: list[Batch] = []
+        self._newest = StepInput([], None)
         self._copies = torch.cuda.Stream(context.device) if context.device.type == "cuda" else None
 
     def fetch(self, step: int) -> StepInput:
-        """Read the data of `step` and start their copy to the device; start the control word of the step. Collective.
+        """Read the data of `step` and start their copy to the device.
 
-        A rank that cannot read its data gets those of the step before once more: the others already take the step, and
-        learn the reason from `StepInput.check_readable` afterwards.
+        A rank that cannot read its data gets those of the step before once more, from then on: the other ranks already
+        take the step, and hear of it by its control word.
         """
         self._context.report_progress(f"waiting for the data of step {step + 1}")
-        unreadable = None
-        try:
-            self._newest = [self._send(self._read()) for _ in range(self._accumulate)]
-        except ShardError as error:
-            unreadable = str(error)
-        word = self._context.start_any_rank(self._stop.asked, unreadable is not None)
-        return StepInput(self._newest, unreadable, self._context, word)
+        if self._newest.unreadable is None:
+            try:
+                self._newest = StepInput([self._send(self._read()) for _ in range(self._accumulate)], None)
+            except ShardError as error:
+                self._newest = StepInput(self._newest.micro_batches, str(error))
+        return self._newest
 
     def _read(self) -> Batch:
         with self._meter.waiting():

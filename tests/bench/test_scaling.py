@@ -10,9 +10,9 @@ from tests.support.places import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from links import Cluster, Link, control, network
+from links import Cluster, Link, network
 from scaling import Cost, Job, main
-from traffic import CONTROL, GRADIENTS, Call, CallLog, Pretraining, calls_of, engine_calls, received, views
+from traffic import GRADIENTS, KEYS, SHUFFLED, Call, CallLog, Pretraining, calls_of, engine_calls, received, views
 
 from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
@@ -28,15 +28,20 @@ def test_what_a_pretraining_step_sends():
     images, views_of, patches = 4, 3 * 32 * 32, 3 * 32 * 32
     calls = Pretraining(**SMALL).calls(images)
     moved = [call for call in calls if call.kind == "all_to_all"]
-    assert [(call.bytes, call.rows) for call in moved] == [(images * views_of, images), (images * patches, images)]
-    assert [call.bytes for call in calls if call.what == "keys"] == [images * 128 * 4] * 2
+    keys = 2 * images * 128 * 4  # of images and patches together
+    assert [(call.bytes, call.rows) for call in moved] == [
+        (images * views_of, images),
+        (images * patches, images),
+        (keys, images),
+    ]
+    assert [call.bytes for call in calls if call.what == KEYS] == [keys]
     (gradients,) = (call.bytes for call in calls if call.what == GRADIENTS)
     assert gradients == 4 * sum(p.numel() for p in PriorExtractor(PriorConfig(**SMALL)).trainable.parameters())
 
     published = Pretraining("published", **SMALL).calls(images)
-    gathered = [call for call in published if call.what == "shuffled images"]
-    assert [(call.kind, call.bytes) for call in gathered] == [("all_gather", 4 * call.bytes) for call in moved]
-    assert not [call for call in Pretraining("local", **SMALL).calls(images) if call.what == "shuffled images"]
+    gathered = [call for call in published if call.what == SHUFFLED]
+    assert [(call.kind, call.bytes) for call in gathered] == [("all_gather", 4 * call.bytes) for call in moved[:2]]
+    assert not [call for call in Pretraining("local", **SMALL).calls(images) if call.kind == "all_to_all"]
     # A sum for each of ResNet-18's 20 layers: forward and backward of the queries, forward of the keys; two crop sizes.
     sums = [call for call in Pretraining("sync", **SMALL).calls(images) if call.what == "sums in the loss"]
     assert len(sums) == 20 * 3 * 2
@@ -93,7 +98,6 @@ def test_a_ring_and_a_tree():
     assert TWO_A_NODE.seconds(REDUCE, 16) == pytest.approx(2 * 31e-6 + 2 * 15 / 16 * 1e6 / 10e9)
     ring = replace(TWO_A_NODE, trees=False)
     assert ring.seconds(REDUCE, 16) == pytest.approx(30 * 10e-6 + 2 * 15 / 16 * 1e6 / 10e9)
-    assert control(8).seconds(Call(CONTROL, "all_reduce", 1), 1024) == pytest.approx(2046 * 40e-6, rel=1e-3)
 
 
 def test_a_gather_and_an_exchange():
@@ -111,8 +115,21 @@ def test_gradients_hide_behind_the_backward_pass_but_for_the_last_bucket():
     assert long.exposed(TWO_A_NODE, 16) == {GRADIENTS: pytest.approx(bucket)}
     short = Job("short", 1, Cost(seconds=0.01, backward=0.5), [gradients])
     assert short.exposed(TWO_A_NODE, 16) == {GRADIENTS: pytest.approx(4 * bucket - 0.005 * 3 / 4)}
+    keys = Call(KEYS, "all_gather", 1 << 20)
+    before = Job("keys travel first", 1, Cost(seconds=0.01, backward=0.5), [keys, gradients])
+    late = 4 * bucket - 0.005 * 3 / 4 + TWO_A_NODE.seconds(keys, 16)
+    assert before.exposed(TWO_A_NODE, 16) == {GRADIENTS: pytest.approx(late)}
     assert short.efficiency(TWO_A_NODE, 1) == 1
     assert long.efficiency(TWO_A_NODE, 16) == pytest.approx(1 / (1 + bucket))
+
+
+def test_images_are_shuffled_behind_the_forward_pass_of_the_queries():
+    gradients = Call(GRADIENTS, "all_reduce", 4)
+    images = Call(SHUFFLED, "all_to_all", 10_000_000, rows=8)
+    took = TWO_A_NODE.seconds(images, 16)
+    for seconds, waits in ((4 * took, 0.0), (took, 0.75 * took)):
+        job = Job("pretrain", 8, Cost(seconds=seconds, backward=0.5), [images, gradients])
+        assert job.exposed(TWO_A_NODE, 16)[SHUFFLED] == pytest.approx(waits)
 
 
 def test_more_ranks_are_never_more_efficient_and_faster_networks_never_less():

@@ -95,10 +95,10 @@ def test_every_row_is_back_beside_its_query_after_the_shuffle(world_size):
         mine = slice(collectives.rank * n, (collectives.rank + 1) * n)
         there = shuffle.scatter(rows[mine])()
         assert there[:, 0].tolist() == permutation[mine].tolist()
-        return shuffle.collect(there)
+        return shuffle.in_order_of_rows(collectives.all_gather(there)), shuffle.give_back(there)()
 
-    for back in run_ranks(world_size, rank):
-        assert torch.equal(back, rows)
+    for index, (gathered, own) in enumerate(run_ranks(world_size, rank)):
+        assert torch.equal(gathered, rows) and torch.equal(own, rows[index * n : (index + 1) * n])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

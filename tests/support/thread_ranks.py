@@ -33,6 +33,9 @@ class ThreadCollectives:
     def all_gather(self, x: Tensor) -> Tensor:
         return torch.cat(self.table.swap(self.rank, x.detach().clone()))
 
+    def start_all_gather(self, x: Tensor) -> Callable[[], Tensor]:
+        return partial(self.all_gather, x)
+
     def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
         assert sum(send) == len(x)
         parts = [rows[self.rank] for rows in self.table.swap(self.rank, x.detach().clone().split(send))]

@@ -173,16 +173,16 @@ def test_accumulation_calls_after_step_once_a_step(tmp_path):
     assert state["replica/copy"].abs().sum() > 0
 
 
-@pytest.mark.parametrize(("save_every", "stops_after"), [(100, 3), (1, 2)])
-def test_a_stop_before_a_checkpoint_needs_no_further_step(tmp_path, save_every, stops_after):
-    """The signal comes while step 2 is computed, when the data of step 3 are read."""
-    outcomes = on_ranks(2, _stopping_often, str(tmp_path), save_every)
+@pytest.mark.parametrize(("every", "save_every", "stops_after"), [(100, 100, 4), (100, 3, 3), (1, 100, 3)])
+def test_all_ranks_stop_after_the_same_step(tmp_path, every, save_every, stops_after):
+    """The signal comes while step 2 is computed; the ranks share it in step 3, and read that where they log or save."""
+    outcomes = on_ranks(2, _stopping_with, str(tmp_path), every, save_every)
     assert [out[0] for out in outcomes] == [stops_after] * 2
-    assert [row["step"] for row in RunDir(tmp_path).rows()] == [*range(1, stops_after + 1)]
+    assert RunDir(tmp_path).checkpoints.joinpath(f"step_{stops_after:08d}").is_dir()
 
 
-def _stopping_often(folder: str, save_every: int):
-    return train(folder, 6, stop_at=2, save_every=save_every)
+def _stopping_with(folder: str, every: int, save_every: int):
+    return train(folder, 6, stop_at=2, every=every, save_every=save_every)
 
 
 def test_data_are_read_while_the_step_before_is_computed(tmp_path):
@@ -217,16 +217,18 @@ def test_a_loss_that_is_not_finite_is_neither_saved_nor_logged_nor_stepped(tmp_p
                     assert torch.equal(tensor, before[name]), name
 
 
-def _unreadable(folder: str, step: int, save_every: int):
-    return train(folder, 6, unreadable=(step, 1), save_every=save_every)
+def _unreadable(folder: str, step: int, every: int, save_every: int):
+    return train(folder, 6, unreadable=(step, 1), every=every, save_every=save_every)
 
 
-@pytest.mark.parametrize(("step", "save_every"), [(0, 1), (2, 1), (2, 100)])
-def test_data_that_cannot_be_read_on_one_rank_end_all_of_them(tmp_path, step, save_every):
-    """The step that a rank took with older data, in order not to keep the others waiting, leaves no trace."""
-    outcomes = on_ranks(2, _unreadable, str(tmp_path), step, save_every)
+@pytest.mark.parametrize(
+    ("step", "every", "save_every"), [(0, 1, 1), (2, 1, 1), (2, 1, 100), (2, 100, 1), (2, 100, 100)]
+)
+def test_data_that_cannot_be_read_on_one_rank_end_all_of_them(tmp_path, step, every, save_every):
+    """The steps that a rank took with older data, in order not to keep the others waiting, leave no trace."""
+    outcomes = on_ranks(2, _unreadable, str(tmp_path), step, every, save_every)
     assert [text for text, _ in outcomes] == ["the disk is gone"] * 2
-    assert [row["step"] for row in RunDir(tmp_path).rows()] == [*range(1, step + 1)]
+    assert [row["step"] for row in RunDir(tmp_path).rows()] == [*range(1, step + 1)][: None if every == 1 else 1]
     saved = [folder.name for folder in sorted(RunDir(tmp_path).checkpoints.glob("step_*"))]
     assert saved == ([f"step_{done:08d}" for done in range(1, step + 1)] if save_every == 1 else [])
 

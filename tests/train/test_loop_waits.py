@@ -1,7 +1,7 @@
 """The training loop on a device that counts the waits of the host.
 
-Losses and rows of the log come by copies that were started earlier. They are not counted: on CUDA the host waits for
-their events, for that of a step when the next one has been launched, and for that of a row where it is logged.
+Control words and rows of the log come by copies that were started earlier. They are not counted: on CUDA the host waits
+for their events, for that of a step when the next one has been launched, and for that of a row where it is logged.
 """
 
 from itertools import pairwise

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +25,9 @@ from fss.data.batch import ViewBatch, ViewSpec
 from fss.errors import ConfigError
 from fss.methods.base import Report, StepContext, ViewMethod
 from fss.methods.prior.config import PAPER_QUEUE, PriorConfig
+from fss.methods.prior.pending_keys import PendingKeys
 from fss.methods.prior.queue_monitor import QueueMonitor
-from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle, on_device
+from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle
 from fss.methods.prior.tower import Tower
 from fss.nn.contrast import Queue, info_nce, momentum_update
 from fss.nn.exports import ExportHeader
@@ -53,7 +55,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         self.config = config
         self._permute = permute or SeededPermutation(config.seed)
         self._collectives: Collectives = SingleProcess()
-        self._pending: list[dict[str, tuple[Tensor, Tensor | None]]] = []  # keys of this optimizer step
+        self._pending: list[PendingKeys] = []  # of this optimizer step
 
         network: Encoder = encoder() if encoder else ENCODERS[config.backbone](config.dim)
         if config.bn == "sync":
@@ -105,27 +107,33 @@ class PriorExtractor(ViewMethod[PriorConfig]):
             split = max(1, min(self.config.bn_split, n // 2))  # groups of at least 2
 
         view = self._view(batch.key, batch.patch_key, batch.region_key)
-        exchanged, collect = {}, collectives.all_gather
+        exchanged, shuffle = {}, None
         if self.config.bn == "shuffle":  # while the images are exchanged, the queries are computed
             permutation = self._permute(step, micro, collectives.world_size * n)
             shuffle = Shuffle(permutation, collectives, batch.key.device)
             exchanged = {name: shuffle.scatter(x) for name, x in view.items()}
-            collect = shuffle.collect
         queries = self._embed(self._query, self._view(batch.query, batch.patch_query, batch.region_query), split)
         with torch.no_grad():
             view |= {name: finish() for name, finish in exchanged.items()}
-            keys = {name: collect(k) for name, k in self._embed(self._momentum, view, split).items()}  # [W n, R, D]
+            keys = self._embed(self._momentum, view, split)  # [n, R, D] each
+            regions = {name: key.shape[1] for name, key in keys.items()}
+            computed = torch.cat(list(keys.values()), 1)
+            returned = shuffle.give_back(computed) if shuffle else lambda: computed
+            # The queue's keys travel until `after_step`.
+            images = collectives.start_all_gather(batch.image) if self.config.mask_same_image else None
+            gathered = collectives.start_all_gather(computed)
+            draw = partial(self._permute, step, micro) if self.config.local_enqueue == "one" else None
+            self._pending.append(PendingKeys(gathered, images, regions, shuffle, draw))
+            keys = dict(zip(regions, returned().split(list(regions.values()), 1), strict=True))
 
-        images = collectives.all_gather(batch.image) if self.config.mask_same_image else None  # [W n]
         losses: list[Tensor] = []
         report: Report = {}
         for name, query in queries.items():
-            key = keys[name][collectives.rank * n : (collectives.rank + 1) * n]  # [n, R, D]
+            key = keys[name]
             weight = batch.region_weight if name == "local" and self.config.local == "region" else None
             loss, measures = self._contrast(name, query, key, weight, batch.image, context.logged)
             losses.append(loss)
             report |= measures
-        self._pending.append({name: self._to_enqueue(key, images, step, micro) for name, key in keys.items()})
         return sum(losses[1:], losses[0]), report
 
     @torch.no_grad()
@@ -138,8 +146,8 @@ class PriorExtractor(ViewMethod[PriorConfig]):
                 context.collectives.mean_(statistics)
             else:
                 context.collectives.broadcast_(statistics)
-        for keys in self._pending:
-            for name, (rows, images) in keys.items():
+        for pending in self._pending:
+            for name, (rows, images) in pending.for_queues().items():
                 self._queues[name].push(rows, images)
         self._pending.clear()
 
@@ -201,16 +209,6 @@ class PriorExtractor(ViewMethod[PriorConfig]):
             f"spread/{name}": query.detach().flatten(0, 1).std(0, correction=0).mean() * math.sqrt(dim),
             f"fill/{name}": queue.fill(),
         }
-
-    def _to_enqueue(self, keys: Tensor, images: Tensor | None, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
-        """Select the rows for the queue from keys [W n, R, D], in the order of the global batch, with image indices."""
-        rows, r = keys.shape[:2]
-        if r > 1 and self.config.local_enqueue == "one":
-            (chosen,) = on_device(keys.device, self._permute(step, micro, rows) % r)  # [W n], any region
-            keys = keys[torch.arange(rows, device=keys.device), chosen][:, None]
-        if images is not None:
-            images = images.repeat_interleave(keys.shape[1])
-        return keys.flatten(0, 1), images
 
     def startup_messages(self, images: int, batch: int) -> list[str]:
         messages = [text for monitor in self._monitors for text in monitor.startup_messages(images, batch)]

@@ -32,7 +32,7 @@ class Shuffle:
     """One shuffle of the rows of all ranks, in rank order: place p takes row `permutation[p]`.
 
     The W * n places belong to the ranks in order, n each, like the rows. Everything that `scatter` moved must come back
-    through `collect`: in the order of places, keys would be paired with the wrong queries.
+    through `give_back` or `in_order_of_rows`: in the order of places, keys would be paired with the wrong queries.
     """
 
     def __init__(self, permutation: np.ndarray, collectives: Collectives, device: torch.device):
@@ -46,8 +46,9 @@ class Shuffle:
         self._send = np.bincount(place_rank[mine], minlength=collectives.world_size).tolist()
         self._receive = np.bincount(sources, minlength=collectives.world_size).tolist()
         arrived = np.argsort(np.argsort(sources, kind="stable"))  # arrivals come by rank
-        tables = (permutation[mine] % n, arrived, np.argsort(permutation))
-        self._leaving, self._arrived, self._undo = on_device(device, *tables)
+        returning = np.argsort(sources, kind="stable")  # by the rank that they return to, which gets them by place
+        tables = (permutation[mine] % n, arrived, returning, np.argsort(permutation[mine] % n), np.argsort(permutation))
+        self._leaving, self._arrived, self._returning, self._returned, self._undo = on_device(device, *tables)
 
     def scatter(self, x: Tensor) -> Callable[[], Tensor]:
         """Start to exchange this rank's rows [n, ...] for the rows of its places. Collective.
@@ -57,9 +58,17 @@ class Shuffle:
         finish = self.collectives.start_all_to_all(x[self._leaving], self._send, self._receive)
         return lambda: finish()[self._arrived]
 
-    def collect(self, x: Tensor) -> Tensor:
-        """Gather what all ranks computed for their places, [n, ...] each, in order of rows: [W n, ...]. Collective."""
-        return self.collectives.all_gather(x)[self._undo]
+    def give_back(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start to return what was computed for this rank's places, [n, ...], to the ranks of the rows. Collective.
+
+        The function that is returned waits, and returns what belongs to this rank's rows, [n, ...].
+        """
+        finish = self.collectives.start_all_to_all(x[self._returning], self._receive, self._send)
+        return lambda: finish()[self._returned]
+
+    def in_order_of_rows(self, gathered: Tensor) -> Tensor:
+        """Reorder what all ranks computed for their places, [W n, ...] in order of places."""
+        return gathered[self._undo]
 
 
 def on_device(device: torch.device, *tables: np.ndarray) -> tuple[Tensor, ...]:
