@@ -59,6 +59,11 @@ class State:
         out = {f"trained/{name}": tensor for name, tensor in self.method.trainable.state_dict().items()}
         return out | {f"replica/{name}": tensor for name, tensor in self.method.non_trainable.state_dict().items()}
 
+    def changing_tensors(self) -> dict[str, Tensor]:
+        """The same without frozen networks."""
+        frozen = {f"replica/{part}" for part in self.method.frozen}
+        return {name: t for name, t in self.method_tensors().items() if name.split(".")[0] not in frozen}
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state except those of a single rank, by name. Collective: under ZeRO ranks have slices.
 

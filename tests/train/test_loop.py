@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fss.distributed.context import DistributedContext
 from fss.errors import RunError
 from fss.tracking.log import Log, LogConfig
 from fss.tracking.run_dir import RunDir
@@ -240,3 +241,21 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     outcomes = on_ranks(2, _overflown, str(tmp_path))
     assert all("0.weight is not finite after step 1, which was not saved" in text for text, _ in outcomes)
     assert not list(RunDir(tmp_path).checkpoints.glob("step_*"))
+
+
+def _checked(folder: str) -> list[set[str]]:
+    """The names of the tensors in each check of two steps, of a method whose copy of the weights were frozen."""
+    seen: list[set[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Toy, "frozen", ("copy",))
+        patch.setattr(DistributedContext, "check_equal", lambda context, named: seen.append(dict(named).keys()))
+        patch.setattr(Toy, "after_step", lambda method, context: None)
+        train(folder, 2)
+    return [set(names) for names in seen]
+
+
+def test_frozen_networks_are_compared_at_the_first_check_only(tmp_path):
+    [(first, *later)] = on_ranks(1, _checked, str(tmp_path))
+    assert len(later) == 2
+    for names in later:
+        assert first - names == {"replica/copy"} and "trained/0.weight" in names
