@@ -13,6 +13,7 @@ from fss.distributed.tensor_digest import device_digests
 from fss.errors import RunError, UserError
 
 T = TypeVar("T")
+PIECE = 1 << 26  # bytes of one broadcast: each is a sign of progress
 
 
 class HostCollectives:
@@ -81,6 +82,13 @@ class HostCollectives:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def broadcast_bytes(self, data: Tensor) -> None:
+        """Replace data, uint8 [n] on the CPU, by that of rank 0, in place and piece by piece. Collective."""
+        if self.world_size > 1:
+            for piece in data.split(PIECE):
+                self._board.announce_collective()
+                dist.broadcast(piece, src=0, group=self._control)
 
     def check_same(self, subject: str, value: str, remedy: str = "start all ranks from the same files") -> None:
         """Raise RunError, naming the ranks, unless `value` is the same everywhere. Collective."""

@@ -80,7 +80,7 @@ class Trainer:
         """
         total = self.schedule.steps
         self._check_equal(self.state.method_tensors())
-        with StopRequest().listening() as stop:
+        with StopRequest().listening() as stop, self.checkpoints.finishing(self.log.say):
             prefetcher = Prefetcher(
                 batches,
                 accumulate=self.schedule.config.accumulate,
