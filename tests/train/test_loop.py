@@ -1,5 +1,6 @@
 """The loop with real ranks: resuming, signals, accumulation, clipping, losses that are not finite."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ from fss.errors import RunError
 from fss.tracking.log import Log, LogConfig
 from fss.tracking.run_dir import RunDir
 from fss.tracking.tracker import RunInfo
+from fss.train import tensor_file
 from fss.train.checkpoint import CheckpointConfig, Checkpoints, State
 from fss.train.loop import Trainer
 from fss.train.optim import OptimConfig, Schedule, build_optimizer
 from shards.format import ShardError
 from tests.support.contexts import joined
 from tests.support.ranks import on_ranks
+from tests.support.saves import step_of, writing
 from tests.support.toy import Toy, batches
 
 ABOUT = RunInfo(kind="pretrain", config={})
@@ -259,3 +262,31 @@ def test_frozen_networks_are_compared_at_the_first_check_only(tmp_path):
     assert len(later) == 2
     for names in later:
         assert first - names == {"replica/copy"} and "trained/0.weight" in names
+
+
+def _killed(folder: str, optim: dict) -> None:
+    """Rank 0 kills itself in the middle of the file of step 4; the other ranks end as they can."""
+
+    def die(path: Path) -> None:
+        if step_of(path) == 4 and path.stat().st_size > 1000:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Exception):
+        patch.setattr(tensor_file, "PIECE", 100)
+        writing(patch, piece=die)
+        train(folder, 6, save_every=1, optim=optim)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_process_that_is_killed_in_the_middle_of_a_write_loses_nothing_before_it(tmp_path, world_size):
+    whole = on_ranks(world_size, _training, str(tmp_path / "whole"), ADAMW)
+    on_ranks(world_size, _killed, str(tmp_path / "cut"), ADAMW, killed=(0,))
+    [half] = (tmp_path / "cut" / "checkpoints").glob(".step_00000004.*.tmp/state.safetensors")
+    complete = tmp_path / "cut" / "checkpoints" / "step_00000003" / "state.safetensors"
+    assert 1000 < half.stat().st_size < complete.stat().st_size
+    rest = on_ranks(world_size, _training, str(tmp_path / "cut"), ADAMW)
+    for (_, expected, rows), (_, state, cut_rows) in zip(whole, rest, strict=True):
+        assert rows == cut_rows
+        assert expected.keys() == state.keys()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
+    assert not half.parent.exists()
