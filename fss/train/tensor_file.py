@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PIECE = 1 << 26  # bytes that are written, or read, between two signs of progress
+PIECE = 1 << 20  # bytes that are written, or read, and hashed while they are in the cache
+SYNCED = 1 << 26  # bytes that are written before the disk must have them
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,7 +47,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], progressed: Callable[[], ob
                 rest = rest[file.write(rest) :]
             digest.update(piece)
             unsynced += len(piece)
-            if unsynced >= PIECE:  # all at the end might take long, without a sign of progress
+            if unsynced >= SYNCED:  # all at the end might take long, without a sign of progress
                 os.fsync(file.fileno())
                 unsynced = 0
             progressed()
