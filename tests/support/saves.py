@@ -1,5 +1,6 @@
 """Saves of the toy method, and a look into the thread that writes them."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,3 +39,8 @@ def writing(
 def step_of(path: Path) -> int:
     """The step of a half-written checkpoint, from the path of its tensors."""
     return int(path.parent.name.split("_")[1].split(".")[0])
+
+
+def full(path: Path, progressed: Callable) -> None:
+    """What `writing` calls to find the disk full."""
+    raise OSError(errno.ENOSPC, "No space left on device")

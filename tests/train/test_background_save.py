@@ -17,14 +17,10 @@ from fss.train.checkpoint import CheckpointConfig, Checkpoints
 from tests.support.contexts import joined
 from tests.support.ended import Ended
 from tests.support.ranks import on_ranks
-from tests.support.saves import new_state, step_of, writing
+from tests.support.saves import full, new_state, step_of, writing
 
 PATIENCE = 60  # seconds
 LIMIT = 2  # seconds without progress after which a watchdog ends a process
-
-
-def full(path: Path, progressed: Callable) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_save_has_the_values_of_its_moment_and_does_not_wait(tmp_path, context, monkeypatch):
@@ -164,7 +160,8 @@ def test_only_who_waits_for_a_task_reports_its_progress():
             task.progressed()
         done.set()
         release.wait(PATIENCE)
-        while not reports:
+        end = time.monotonic() + 10
+        while not reports and time.monotonic() < end:
             task.progressed()
             time.sleep(0.01)
 
