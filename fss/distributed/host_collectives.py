@@ -1,5 +1,6 @@
 """Collectives between the hosts of the ranks: flags, small objects, and checks that the ranks are alike."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -8,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fss.distributed.heartbeat import HeartbeatBoard
-from fss.distributed.wrapping import fingerprint
+from fss.distributed.tensor_digest import device_digests
 from fss.errors import RunError, UserError
 
 T = TypeVar("T")
+PIECE = 1 << 26  # bytes of one broadcast: each is a sign of progress
 
 
 class HostCollectives:
@@ -68,6 +70,13 @@ class HostCollectives:
             raise outcome[1]
         return outcome[0]
 
+    def broadcast_bytes(self, data: Tensor) -> None:
+        """Replace data, uint8 [n] on the CPU, by that of rank 0, in place and piece by piece. Collective."""
+        if self.world_size > 1:
+            for piece in data.split(PIECE):
+                self._board.announce_collective()
+                dist.broadcast(piece, src=0, group=self._control)
+
     def check_same(self, subject: str, value: str, remedy: str = "start all ranks from the same files") -> None:
         """Raise RunError, naming the ranks, unless `value` is the same everywhere. Collective."""
         values = self.gather_objects(value)
@@ -79,10 +88,17 @@ class HostCollectives:
             )
 
     def check_equal(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise RunError naming the first tensor, of any shape, whose bytes differ between ranks. Collective."""
+        """Raise RunError naming the first tensor, of any shape, whose bytes differ between ranks. Collective.
+
+        The host waits for the device once. While all are equal, ranks exchange a single digest.
+        """
         if self.world_size == 1:
             return
-        digests = {name: fingerprint(tensor) for name, tensor in tensors}
+        named = dict(tensors)
+        digests = dict(zip(named, device_digests(named.values()), strict=True))
+        whole = hashlib.blake2b("".join(digests.values()).encode()).digest()
+        if len(set(self.gather_objects(whole))) == 1:
+            return
         for rank, other in enumerate(self.gather_objects(digests)):
             for name, digest in digests.items():
                 if other[name] != digest:

@@ -1,6 +1,5 @@
 """The module that DDP or DeepSpeed wraps, and the memory layout that they need."""
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -54,9 +53,3 @@ def match_weight_strides(module: nn.Module) -> None:
 
 def _restride(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
     return gradient.flatten(1).contiguous().as_strided(gradient.shape, strides)
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """Digest of the bytes of a tensor of any shape, independent of its memory format."""
-    flat = tensor.detach().contiguous().reshape(-1).cpu()
-    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

@@ -18,7 +18,7 @@ from fss.distributed.context import DistributedContext
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.signals import StopRequest, interrupted_exit_code
 from fss.distributed.startup import check_ranks
-from fss.distributed.wrapping import fingerprint
+from fss.distributed.tensor_digest import fingerprint
 from fss.evaluate.cost import episode_flops
 from fss.evaluate.loading import load_for_evaluation
 from fss.evaluate.measure import measure, predictor_for

@@ -120,6 +120,11 @@ class Method(abc.ABC, Generic[ConfigT]):
     def batch_spec(self) -> BatchSpec:
         """The batches that `loss` takes (see fss.data.batch); the type of the spec selects the data set."""
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts of `non_trainable` that no step changes: ranks compare them at the start of a run only."""
+        return ()
+
     @abc.abstractmethod
     def loss(self, batch: Any, context: StepContext) -> tuple[Tensor, Report]:
         """Compute the scalar loss of one (micro-)batch, with gradient to `trainable`, and the scalars to log.

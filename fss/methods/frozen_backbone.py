@@ -72,6 +72,10 @@ class FrozenBackboneMethod(EpisodeMethod[BackboneConfigT]):
     def batch_spec(self) -> EpisodeSpec:
         return EpisodeSpec(size=self.config.size)
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ("backbone",)
+
     def export_metadata(self) -> dict[str, Any]:
         """Return the header's fields beside method and config by name; `restore` passes them to the constructor."""
         return {}

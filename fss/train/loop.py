@@ -85,8 +85,8 @@ class Trainer:
         Raises RunError on a loss that is not finite, ShardError if too much of the data cannot be read.
         """
         total = self.schedule.steps
-        self._check_equal()
-        with StopRequest().listening() as stop:
+        self._check_equal(self.state.method_tensors())
+        with StopRequest().listening() as stop, self.checkpoints.finishing(self.log.say):
             prefetcher = Prefetcher(
                 batches,
                 accumulate=self.schedule.config.accumulate,
@@ -116,7 +116,7 @@ class Trainer:
                     self._write(done, row())
                 self.log.at(done)
                 if checking:
-                    self._check_equal()
+                    self._check_equal(self.state.changing_tensors())
                 if saving or stopping:
                     self.context.report_progress(f"saving step {done}")
                     check_weights(self.method, self.context, done)
@@ -177,6 +177,6 @@ class Trainer:
         for text in self.method.warnings(done, row):
             self.log.say(f"note: {text}")
 
-    def _check_equal(self) -> None:
+    def _check_equal(self, tensors: dict[str, Tensor]) -> None:
         """Raise RunError unless all ranks have the same weights, momentum encoders and queues, bit for bit."""
-        self.context.check_equal(self.state.method_tensors().items())
+        self.context.check_equal(tensors.items())

@@ -7,7 +7,7 @@ import torch
 
 from fss.distributed import launch_checks
 from fss.distributed.context import DistributedContext
-from fss.distributed.wrapping import fingerprint, match_weight_strides
+from fss.distributed.wrapping import match_weight_strides
 from fss.errors import RunError
 from tests.support.contexts import joined
 from tests.support.ranks import on_ranks
@@ -136,9 +136,3 @@ def test_gradients_of_1x1_convolutions_have_the_strides_of_their_weights(layout)
             loss(conv).backward()
         assert matched.weight.grad.stride() == matched.weight.stride()
         assert torch.equal(matched.weight.grad, plain.weight.grad)
-
-
-def test_fingerprint_sees_values_not_memory_format():
-    x = torch.randn(2, 3, 4, 4)
-    assert fingerprint(x) == fingerprint(x.to(memory_format=torch.channels_last))
-    assert fingerprint(x) != fingerprint(x + 1e-6)

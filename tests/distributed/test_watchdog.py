@@ -15,7 +15,8 @@ import pytest
 from fss.distributed import watchdog
 from fss.distributed.context import DistributedContext
 from fss.distributed.heartbeat import HeartbeatBoard
-from fss.distributed.watchdog import ABORTED, Watchdog
+from fss.distributed.watchdog import Watchdog
+from tests.support.ended import Ended
 from tests.support.ranks import on_ranks
 from tests.support.stores import MemoryStore
 
@@ -118,25 +119,6 @@ def test_a_single_process_has_a_watchdog_too():
 
 
 SECONDS = 2
-
-
-class Ended:
-    """In place of the end of this process: its last output, and its exit code."""
-
-    def __init__(self, launcher: int | None = None) -> None:
-        self.exits: list[int] = []
-        self._over = threading.Event()
-        self._stderr = sys.stderr = io.StringIO()
-        watchdog.os = SimpleNamespace(_exit=self._end, getppid=lambda: launcher or os.getppid())
-
-    def _end(self, code: int) -> None:
-        self.exits.append(code)
-        self._over.set()
-
-    def wait(self) -> str:
-        assert self._over.wait(20 * SECONDS), "nothing ended this process"
-        assert self.exits == [ABORTED]
-        return self._stderr.getvalue()
 
 
 def joined() -> DistributedContext:

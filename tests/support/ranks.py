@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -19,12 +20,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def on_ranks(world_size: int, function: Callable, *args, timeout: float = 120) -> list:
+def on_ranks(world_size: int, function: Callable, *args, timeout: float = 120, killed: tuple[int, ...] = ()) -> list:
     """Run `function(*args)` in `world_size` new processes with RANK and WORLD_SIZE set; returns their results by rank.
 
-    `function` must be importable. An exception on a rank fails the test with that rank's traceback.
+    `function` must be importable. An exception on a rank fails the test with that rank's traceback. killed: ranks that
+    are to die of SIGKILL; their result is None.
     """
-    return [pickle.loads(value) for value in _server().submit(forked, world_size, function, args, timeout).result()]
+    job = _server().submit(forked, world_size, function, args, timeout, killed)
+    return [pickle.loads(value) for value in job.result()]
 
 
 @cache
@@ -35,7 +38,9 @@ def _server() -> ProcessPoolExecutor:
     )
 
 
-def forked(world_size: int, function: Callable, args: tuple, timeout: float) -> list[bytes]:
+def forked(
+    world_size: int, function: Callable, args: tuple, timeout: float, killed: tuple[int, ...] = ()
+) -> list[bytes]:
     """The same with ranks that begin as copies of the calling process, and what they return as pickles."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -46,14 +51,16 @@ def forked(world_size: int, function: Callable, args: tuple, timeout: float) -> 
     ]
     for process in ranks:
         process.start()
-    found = {}
+    found = {rank: pickle.dumps(None) for rank in killed}
     try:
-        for _ in ranks:
+        for _ in range(world_size - len(killed)):
             rank, value, error = results.get(timeout=timeout)
             assert error is None, f"rank {rank}:\n{error}"
             found[rank] = value
         for process in ranks:
             process.join(timeout)
+        died = tuple(rank for rank, process in enumerate(ranks) if process.exitcode == -signal.SIGKILL)
+        assert died == killed, f"ranks {died} died of SIGKILL"
     except queue.Empty:
         raise AssertionError(f"only ranks {sorted(found)} of {world_size} returned within {timeout} s") from None
     finally:

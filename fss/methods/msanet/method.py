@@ -83,6 +83,10 @@ class MSANet(SupportVectorsMethod[EnsembleConfig]):
     def seen_classes(self) -> dict[int, str]:
         return self.classes
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ("backbone", "base")
+
     def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
         """Compute the cross-entropy of the ensemble plus `meta_weight` times that of the meta learner, nats.
 

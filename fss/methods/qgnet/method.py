@@ -122,6 +122,12 @@ class QGNet(SupportVectorsMethod[QGNetConfig]):
             )
         return prior, known
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        if self.config.bn == "reference":  # running statistics follow the images
+            return ()
+        return ("backbone",) if self._prior is None else ("backbone", "prior")
+
     def loss(self, batch: EpisodeBatch, context: StepContext) -> tuple[Tensor, Report]:
         """Compute the cross-entropy of the prediction plus `aux_weight` times the mean of the levels' (PFENet), nats.
 
