@@ -5,24 +5,53 @@ values are whole numbers from 0 to 255, here in float32. Nothing in it waits for
 does not depend on the number of views, except that many or large images are resized in several parts.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fss.data.augment_tables import BLUR_RADIUS, AugmentTables
+from fss.data.packed_images import PackedImages
 
 GREY = (4899 / 2**14, 9617 / 2**14, 1868 / 2**14)  # OpenCV's weights of red, green and blue
-PART = 2**26  # pixels x channels that are resized at once: 256 MiB in float32
+PART = 2**25  # pixels x channels that are resized at once: 128 MiB in float32, and as much for their places
 
 
-def augment(pixels: Tensor, tables: AugmentTables) -> Tensor:
-    """Make V views each of B images.
+def augment(images: PackedImages, groups: Sequence[AugmentTables]) -> list[Tensor]:
+    """Make V views of each of B images for each of some groups, in each of which all views are of one size.
 
-    pixels: [B, H, W, 3] uint8, every image at the upper left of its buffer; what surrounds it is not read.
-    Returns uint8 [V, B, 3, S, S].
+    Returns for each group uint8 [V, B, 3, S, S].
     """
-    x = crop_resize(pixels, tables)  # [V B, S, 3, S]
-    x = x.transpose(1, 2).index_select(0, tables.order)  # [V B, 3, S, S]
+    crops = crop_resize(images, groups)
+    return [finish(crop, tables) for crop, tables in zip(crops, groups, strict=True)]
+
+
+def crop_resize(images: PackedImages, groups: Sequence[AugmentTables]) -> list[Tensor]:
+    """Crop, resize and flip B images for each group: whole numbers float32 [V, B, S, 3, S].
+
+    The resize is two products with matrices of few entries that are not zero, columns first.
+    """
+    step = max(1, PART // (images.height * images.width * 3))
+    parts: list[list[Tensor]] = [[] for _ in groups]
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        source = images.unpack(part).flatten(1, 2)  # [b, H 3, W]
+        for tables, views in zip(groups, parts, strict=True):
+            across = resize_matrices(tables.column_first[:, part], tables.column_weight[:, part], images.width)
+            down = resize_matrices(tables.row_first[:, part], tables.row_weight[:, part], images.height)
+            of_part = []
+            for to_columns, to_rows in zip(across.transpose(2, 3), down, strict=True):  # [b, W, S], [b, S, H]
+                narrow = round_up_(torch.bmm(source, to_columns))  # [b, H 3, S]
+                of_part.append(torch.bmm(to_rows, narrow.view(len(narrow), images.height, -1)))  # [b, S, 3 S]
+            views.append(torch.stack(of_part))
+    whole = [views[0] if len(views) == 1 else torch.cat(views, 1) for views in parts]  # [V, B, S, 3 S]
+    return [round_up_(x).unflatten(3, (3, -1)) for x in whole]
+
+
+def finish(crop: Tensor, tables: AugmentTables) -> Tensor:
+    """Apply to crops [V, B, S, 3, S] what follows the resize: uint8 [V, B, 3, S, S]."""
+    x = crop.flatten(0, 1).transpose(1, 2).index_select(0, tables.order)  # [V B, 3, S, S]
     for slot, rows in enumerate(tables.before):
         affine_(x[rows], tables.affine[0, slot, rows])
     shift_hue_(x[tables.hue_rows], tables.hue[tables.hue_rows])
@@ -31,31 +60,7 @@ def augment(pixels: Tensor, tables: AugmentTables) -> Tensor:
     x = torch.where(_column(tables.gray), luma(x).round_()[:, None], x)
     if len(tables.blurred):
         x.index_copy_(0, tables.blurred, blur(x.index_select(0, tables.blurred), tables.kernel))
-    views = x.index_select(0, tables.place).to(torch.uint8)
-    return views.unflatten(0, tables.column_first.shape[:2])
-
-
-def crop_resize(pixels: Tensor, tables: AugmentTables) -> Tensor:
-    """Crop, resize and flip images, uint8 [B, H, W, 3] -> whole numbers float32 [V B, S, 3, S], not yet clipped.
-
-    The resize is two products with matrices of few entries that are not zero, columns first.
-    """
-    images, height, width, channels = pixels.shape
-    step = max(1, PART // (height * width * channels))
-    parts = []
-    for start in range(0, images, step):
-        part = slice(start, start + step)
-        source = pixels[part].transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-        source = source.flatten(1, 2)  # [b, H 3, W]
-        across = resize_matrices(tables.column_first[:, part], tables.column_weight[:, part], width)  # [V, b, S, W]
-        down = resize_matrices(tables.row_first[:, part], tables.row_weight[:, part], height)  # [V, b, S, H]
-        views = []
-        for to_columns, to_rows in zip(across.transpose(2, 3), down, strict=True):
-            narrow = round_up_(torch.bmm(source, to_columns))  # [b, H 3, S]
-            views.append(torch.bmm(to_rows, narrow.view(len(narrow), height, -1)))  # [b, S, 3 S]
-        parts.append(torch.stack(views))
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [V, B, S, 3 S]
-    return round_up_(whole).flatten(0, 1).unflatten(2, (channels, -1))
+    return x.index_select(0, tables.place).to(torch.uint8).unflatten(0, crop.shape[:2])
 
 
 def round_up_(x: Tensor) -> Tensor:

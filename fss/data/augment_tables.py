@@ -87,7 +87,7 @@ class AugmentTables:
 def tabulate(views: Sequence[Sequence[Augmentation]], size: int, height: int, width: int) -> AugmentTables:
     """Write the draws of V lists of B views down as tables.
 
-    size: side of the views. height, width: of the buffer of pixels that has each image at its upper left.
+    size: side of the views. height, width: of the largest images of the batch, pixels.
     Raises ValueError for jitter without a shift of hue, which `draw` does not make.
     """
     rows = [augmentation for of_view in views for augmentation in of_view]
@@ -147,7 +147,7 @@ AFFINE: dict[str, Callable[[float], tuple[float, float, float, float]]] = {
 def resize_taps(start: np.ndarray, length: np.ndarray, size: int, extent: int, flip: np.ndarray) -> Taps:
     """Compute the antialiased bilinear resize of n crops along one axis, as torch and PIL do it.
 
-    start, length: [n], pixels of the crop. extent: pixels of the buffer. flip: [n] bool, whether the view is mirrored.
+    start, length: [n], pixels of the crop. extent: pixels of the largest image. flip: [n] bool, mirrored or not.
     """
     scale = length / size  # [n]
     reach = np.maximum(scale, 1)[:, None]  # half of the width of the triangular filter, in pixels

@@ -12,15 +12,16 @@ from fss.data.augment import Augmentation, Fast
 from fss.data.augment_device import augment
 from fss.data.augment_tables import AugmentTables, tabulate
 from fss.data.batch import Batch, ViewBatch, ViewSpec
+from fss.data.packed_images import PackedImages, pack_images
 from fss.data.views import DrawnViews
 
 
 @dataclass(kw_only=True)
 class DeferredViewBatch(Batch):
-    """The pixels of B images and the draws of their views."""
+    """B decoded images and the draws of their views."""
 
-    pixels: Tensor
-    """[B, H, W, 3] uint8: of each image the part that its views show, at the upper left; zeros around it."""
+    images: PackedImages
+    """Of each image the part that its views show."""
     tables: dict[tuple[str, ...], AugmentTables]
     """Fields of the `ViewBatch`, V of one size -> their draws."""
     image: Tensor
@@ -34,16 +35,17 @@ class DeferredViewBatch(Batch):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         changed = super().map(change)
+        changed.images = self.images.map(change)
         changed.tables = {names: tables.map(change) for names, tables in self.tables.items()}
         return changed
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
-        """Copy pixels and draws to `device` and make the views there; on CUDA all of it on the current stream."""
+        """Copy images and draws to `device` and make the views there; on CUDA all of it on the current stream."""
         moved = super().to(device, non_blocking)
         assert isinstance(moved, DeferredViewBatch)
         views: dict[str, Tensor] = {}
-        for names, tables in moved.tables.items():
-            views |= zip(names, augment(moved.pixels, tables), strict=True)
+        for names, made in zip(moved.tables, augment(moved.images, list(moved.tables.values())), strict=True):
+            views |= zip(names, made, strict=True)
         return ViewBatch(
             image=moved.image,
             region_query=moved.region_query,
@@ -56,20 +58,17 @@ class DeferredViewBatch(Batch):
 
 
 def defer(samples: Sequence[DrawnViews], spec: ViewSpec, **fields: Any) -> DeferredViewBatch:
-    """Collect the pixels and draws of B samples. fields: image, keys and replaced of the batch."""
+    """Collect the images and draws of B samples. fields: image, keys and replaced of the batch."""
     crops, inside = zip(*[shown(sample) for sample in samples], strict=True)
-    height, width = (max(crop.shape[axis] for crop in crops) for axis in (0, 1))
-    pixels = np.zeros((len(samples), height, width, 3), np.uint8)
-    for buffer, crop in zip(pixels, crops, strict=True):
-        buffer[: crop.shape[0], : crop.shape[1]] = crop
+    images = pack_images(crops)
     fields |= {name: torch.from_numpy(np.stack([s.regions[name] for s in samples])) for name in samples[0].regions}
     groups: list[tuple[tuple[str, ...], int]] = [(("query", "key"), spec.size)]
     if spec.local == "patch":
         groups.append((("patch_query", "patch_key"), spec.patch_size))
     return DeferredViewBatch(
-        pixels=torch.from_numpy(pixels),
+        images=images,
         tables={
-            names: tabulate([[views[name] for views in inside] for name in names], size, height, width)
+            names: tabulate([[views[name] for views in inside] for name in names], size, images.height, images.width)
             for names, size in groups
         },
         **fields,

@@ -30,7 +30,7 @@ JITTERS = {
     "hue": -0.08,
 }
 NEAR = 0.1  # grey levels, on average
-KERNELS = {"none": 140, "region": 140, "patch": 280}
+KERNELS = {"none": 150, "region": 150, "patch": 285}
 """Launches for a batch, at most."""
 
 
