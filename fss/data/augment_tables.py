@@ -43,8 +43,6 @@ class AugmentTables:
     neighbours; the tables after it are in this order.
     """
 
-    size: int
-    """S, the side of the views in pixels."""
     column_first: Tensor
     """[V, B, S] int32, see `Taps`; a flipped view has its columns in reverse."""
     column_weight: Tensor
@@ -95,30 +93,16 @@ def tabulate(views: Sequence[Sequence[Augmentation]], size: int, height: int, wi
     flip = np.array([row.flip for row in rows])
     columns = resize_taps(left, crop_width, size, width, flip)
     lines = resize_taps(top, crop_height, size, height, np.zeros_like(flip))
-    names = [[name for name, _ in row.jitter] for row in rows]
-    if any(of_row and "hue" not in of_row for of_row in names):
-        raise ValueError("jitter without a shift of hue has no place among the tables")
-    counts = np.array([of_row.index("hue") if of_row else -1 for of_row in names])  # operations before that
+    counts = np.array([before_hue(row) for row in rows])
     order = np.argsort(-counts, kind="stable")
     place = np.argsort(order)
     jittered = int((counts >= 0).sum())
-    affine = np.zeros((2, SLOTS, len(rows), 4), np.float32)
-    affine[..., 0] = 1  # nothing changes
-    hue = np.zeros(len(rows), np.float32)
-    for i, row in zip(place, rows, strict=True):
-        slots = {True: iter(affine[0, :, i]), False: iter(affine[1, :, i])}
-        before = True
-        for name, strength in row.jitter:
-            if name == "hue":
-                hue[i], before = int(strength * 255) % 256, False  # as OpenCV's backend rounds it
-            else:
-                next(slots[before])[:] = AFFINE[name](strength)
+    affine, hue = colour_tables([rows[i] for i in order])
     blurred = [i for i, row in enumerate(rows) if row.blur]
     kernels = np.zeros((len(blurred), 2 * BLUR_RADIUS + 1), np.float32)
     for kernel, i in zip(kernels, blurred, strict=True):
         kernel[:] = blur_kernel(rows[i].blur)
     return AugmentTables(
-        size=size,
         column_first=columns.first.unflatten(0, (len(views), -1)),
         column_weight=columns.weight.unflatten(0, (len(views), -1)),
         row_first=lines.first.unflatten(0, (len(views), -1)),
@@ -134,6 +118,31 @@ def tabulate(views: Sequence[Sequence[Augmentation]], size: int, height: int, wi
         blurred=torch.from_numpy(place[blurred]),
         kernel=torch.from_numpy(kernels),
     )
+
+
+def before_hue(augmentation: Augmentation) -> int:
+    """Count the operations before the shift of hue; -1 without jitter. Raises ValueError for jitter without a shift."""
+    names = [name for name, _ in augmentation.jitter]
+    if names and "hue" not in names:
+        raise ValueError("jitter without a shift of hue has no place among the tables")
+    return names.index("hue") if names else -1
+
+
+def colour_tables(rows: Sequence[Augmentation]) -> tuple[np.ndarray, np.ndarray]:
+    """Return `affine` [2, 3, n, 4] and `hue` [n] of `AugmentTables`, both float32."""
+    affine = np.zeros((2, SLOTS, len(rows), 4), np.float32)
+    affine[..., 0] = 1  # nothing changes
+    hue = np.zeros(len(rows), np.float32)
+    for i, row in enumerate(rows):
+        shift = before_hue(row)
+        for position, (name, strength) in enumerate(row.jitter):
+            if position < shift:
+                affine[0, position, i] = AFFINE[name](strength)
+            elif position > shift:
+                affine[1, position - shift - 1, i] = AFFINE[name](strength)
+            else:
+                hue[i] = int(strength * 255) % 256  # as OpenCV's backend rounds it
+    return affine, hue
 
 
 AFFINE: dict[str, Callable[[float], tuple[float, float, float, float]]] = {

@@ -206,8 +206,8 @@ class _TrainingRun:
         return [
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
             f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on "
-            f"{context.world_size} x {context.device.type}, {describe(context.precision, context.device)}, "
-            f"{self.workers} data workers each; run directory {self.run_dir.folder}",
+            f"{context.world_size} x {context.device.type}, {self.workers} data workers each, "
+            f"{describe(context.precision, context.device)}; run directory {self.run_dir.folder}",
             *self.task.startup_messages(),
             f"resumed at step {start}" if start else "a new run",
             *self.method.startup_messages(len(self.shards), job.data.batch),

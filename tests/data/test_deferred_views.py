@@ -16,6 +16,7 @@ from fss.data.deferred_views import DeferredViewBatch, defer
 from fss.data.loader import load
 from fss.data.view_dataset import ViewDataConfig
 from fss.data.views import DrawnViews
+from fss.numerics import numerics
 from shards.codec import decode_image
 from shards.read import ShardSet
 from tests.support.counted_device import DEVICE
@@ -205,3 +206,24 @@ def test_a_patch_at_the_border_shows_the_image_alone():
     ]
     batch = deferred(samples).to("cpu")
     assert (batch.query[0] == 200).all() and (batch.key[0] == 200).all() and not batch.query[1].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_gpu_makes_the_views_of_the_cpu_without_a_wait(images, precision):
+    """Crops bit for bit, in TF32 too."""
+    crops = drawn(images, lambda how: Augmentation(box=how.box))
+    with numerics(precision):
+        for samples, near in ((crops, 0), (drawn(images), 0.01)):
+            given = deferred(samples).pin_memory()
+            given.to("cuda")  # loads the kernels
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                found = given.to("cuda", non_blocking=True)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            expected = given.to("cpu")
+            for name in ("query", "key"):
+                difference = getattr(found, name).cpu().float() - getattr(expected, name).float()
+                assert difference.abs().mean() <= near
