@@ -5,7 +5,9 @@
 One thread, CPU time of this process, so a busy machine disturbs little; the pipelines take turns, and medians are
 reported. The plain pipeline is MoCo v2's own: PIL decode, torchvision's transforms, ToTensor, Normalize, stacked to a
 batch. Without --images: 64 pictures of blurred noise, 640 x 480. The figures beside ours are those of an earlier
-study on 640 x 480 JPEGs of 141 KB, on another processor of the same kind.
+study on 640 x 480 JPEGs of 141 KB, on another processor of the same kind. With --data.backend device a data worker only
+decodes and draws: that is timed here, and separately, on the CPU too, what it leaves to the device. The last table has
+the CPU time of a worker process, which also writes its batches into shared memory.
 """
 
 import os
@@ -18,11 +20,12 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
+import psutil
 import torch
 from pictures import write_noise
 from PIL import Image, ImageFilter
@@ -30,6 +33,7 @@ from torchvision import transforms
 
 from fss.data.augment import BACKENDS, Augmentation, Box
 from fss.data.batch import ViewSpec
+from fss.data.deferred_views import DeferredViewBatch
 from fss.data.loader import load
 from fss.data.view_dataset import ViewDataConfig
 from shards.read import ShardSet
@@ -38,6 +42,7 @@ from shards.write import pack
 
 BATCH = 16
 SEED = 0
+DEVICE_SIDE = {"two views": "none", "two views and two patches of 96 px": "patch"}
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -99,6 +104,29 @@ def stages(data: bytes, size: int) -> list[tuple[str, float, float, str]]:
     ]
 
 
+def device_side(batch: DeferredViewBatch) -> tuple[float, float, float]:
+    """CPU milliseconds of making the views of an image, KiB of its pixels as they are sent, and of its views."""
+    views = batch.to("cpu").tensors()  # warms up
+    ms = cpu_ms(lambda: batch.to("cpu"), 3) / BATCH
+    weight = sum(x.nbytes for x in views.values() if x.dtype == torch.uint8)
+    return ms, batch.images.pixels.nbytes / BATCH / 1024, weight / BATCH / 1024
+
+
+def worker_ms(batches: Iterator) -> float:
+    """CPU milliseconds of this process's data workers for an image."""
+    for _ in range(4):
+        next(batches)
+    workers = psutil.Process().children(recursive=True)
+
+    def used() -> float:
+        return sum(sum(worker.cpu_times()[:2]) for worker in workers)
+
+    before = used()
+    for _ in range(60):
+        next(batches)
+    return (used() - before) / 60 / BATCH * 1000
+
+
 def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
     """Print the table; returns images per core-second of each version and the ratios to the plain one."""
     cv2.setNumThreads(0)
@@ -112,8 +140,8 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
         pack(folder(root), Path(packed), superpixels=["slic"])
         shards = ShardSet(packed)
 
-        def ours(backend: str, local: str = "none"):
-            config = ViewDataConfig(batch=BATCH, workers=0, backend=backend)
+        def ours(backend: str, local: str = "none", workers: int = 0):
+            config = ViewDataConfig(batch=BATCH, workers=workers, backend=backend)
             return load(ViewSpec(size=size, local=local), shards, config, seed=SEED)
 
         pipelines = {
@@ -122,12 +150,21 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
             "ours, cv2, uint8": ours("cv2"),
             "ours, cv2, and two patches of 96 px": ours("cv2", "patch"),
             "ours, cv2, and 16 regions": ours("cv2", "region"),
+            "left by device": ours("device"),
+            "left by device, with two patches": ours("device", "patch"),
+            "left by device, with 16 regions": ours("device", "region"),
         }
         steps = max(1, min(len(paths), 64) // BATCH)
         times: dict[str, list[float]] = {name: [] for name in pipelines}
         for _ in range(rounds + 1):
             for name, batches in pipelines.items():
                 times[name].append(cpu_ms(lambda batches=batches: next(batches), steps) / BATCH)
+        supplied = {
+            f"{backend}, {name}": worker_ms(ours(backend, local, workers=1))
+            for name, local in DEVICE_SIDE.items()
+            for backend in ("cv2", "device")
+        }
+        made = {name: device_side(next(ours("device", local))) for name, local in DEVICE_SIDE.items()}
     median = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
 
     print(f"\n{'stage, CPU ms':40s} {'cv2':>7s} {'pil':>7s}   earlier study")
@@ -138,6 +175,12 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, float]:
     print(f"{'':40s} {'ms':>7s} {'img/s':>7s} {'ratio':>7s}")
     for name, ms in median.items():
         print(f"{name:40s} {ms:7.2f} {1000 / ms:7.0f} {reference / ms:7.2f}")
+    print("\nthe device's part, on one core of this CPU; KiB an image: sent, and of the views")
+    for name, (ms, sent, views) in made.items():
+        print(f"{name:40s} {ms:7.2f} ms {sent:7.0f} {views:7.0f}")
+    print("\na worker process with its transport, CPU ms an image")
+    for name, ms in supplied.items():
+        print(f"{name:40s} {ms:7.2f} {1000 / ms:7.0f}")
     return {name: {"images_per_core_second": 1000 / ms, "ratio": reference / ms} for name, ms in median.items()}
 
 

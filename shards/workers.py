@@ -1,5 +1,6 @@
 """Work divided among processes, with results in order."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import cv2
 
@@ -20,7 +22,31 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 def cores() -> int:
     """Return the number of cores that this process may use; a batch system or a container may limit it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(bound, cpu_quota())))
+
+
+def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the time of a CPU that the control groups of this process allow it, in cores; infinite without a limit.
+
+    groups: where the control groups are mounted. membership: the file that lists those of the process.
+    """
+    quota = math.inf
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups / "cpu" if controllers else groups  # version 1, version 2
+        folder = root / path.lstrip("/")  # in a container, this may be the path outside, and root its own group
+        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(root))):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                if controllers:
+                    limit, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+                else:
+                    limit, period = map(int, (group / "cpu.max").read_text().split())
+                if limit > 0:
+                    quota = min(quota, limit / period)
+    return quota
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The augmentation of MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; parameters of its reference code).
 
-The random numbers are drawn once, into an `Augmentation`, which one of two backends then applies. 'pil' runs the
+The random numbers are drawn once, into an `Augmentation`, which one of three backends then applies. 'pil' runs the
 operations of the reference implementation: torchvision's, on PIL images. 'cv2' is several times faster and differs from
-it by rounding: by about one grey level after a blur or a shift of the hue, by less otherwise.
+it by rounding: by about one grey level after a blur or a shift of the hue, by less otherwise. 'device' does what 'cv2'
+does, for a whole batch on the device (`fss.data.deferred_views`); a single image it decodes and augments as 'cv2'.
 """
 
 import io
@@ -20,7 +21,7 @@ from torch.nn.functional import interpolate
 from shards.codec import decode_image
 from shards.format import ShardError
 
-Backend = Literal["cv2", "pil"]
+Backend = Literal["cv2", "pil", "device"]
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop
 JITTER_PROBABILITY, STRENGTH, HUE_STRENGTH = 0.8, 0.4, 0.1  # of brightness, contrast and saturation alike
@@ -54,7 +55,11 @@ class Augmentation:
 
     def inside(self, frame: Box) -> "Augmentation":
         """Return the same augmentation for the whole image, of which `frame` is a crop."""
-        return replace(self, box=self.box._replace(top=self.box.top + frame.top, left=self.box.left + frame.left))
+        return self.moved(frame.top, frame.left)
+
+    def moved(self, down: int, right: int) -> "Augmentation":
+        """Return the same augmentation of a box that lies so many pixels further down and right."""
+        return replace(self, box=self.box._replace(top=self.box.top + down, left=self.box.left + right))
 
 
 def draw(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> Augmentation:
@@ -173,7 +178,7 @@ class Strict:
         return np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1))  # [H, W, 3] -> [3, H, W]
 
 
-BACKENDS: dict[Backend, type[DecodedImage]] = {"cv2": Fast, "pil": Strict}
+BACKENDS: dict[Backend, type[DecodedImage]] = {"cv2": Fast, "pil": Strict, "device": Fast}
 
 
 def crop_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:

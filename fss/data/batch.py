@@ -50,8 +50,8 @@ class Batch:
             setattr(changed, name, change(tensor))
         return changed
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return the batch with its tensors on `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Return the batch on `device`, in the form that methods take."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:

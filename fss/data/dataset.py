@@ -25,8 +25,9 @@ class DataConfig:
     """Local folder that the shards of a remote set are fetched to; the processes of a machine share it."""
     batch: int = 256
     """Samples (images, or episodes) of an optimizer step, over all ranks and micro-batches."""
-    workers: int = 4
-    """Processes per rank that prepare batches; 0 prepares them in the training process."""
+    workers: int | None = None
+    """Processes per rank that prepare batches; 0 prepares them in the training process. null: a rank's share of the
+    cores of its node, less what the rank itself needs, 1 to 16. Evaluations read with as many threads."""
     prefetch: int = 2
     """Batches that each worker keeps ready."""
     bad_fraction: float = 0.01

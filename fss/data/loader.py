@@ -24,6 +24,7 @@ from fss.data.dataset import BatchSource, DataConfig
 from fss.data.episode_dataset import EpisodeDataset, EpisodeSources
 from fss.data.label_dataset import LabelDataset, LabelSources
 from fss.data.view_dataset import ViewDataset
+from fss.data.worker_count import worker_count
 from fss.errors import ConfigError
 from shards.format import ShardError
 from shards.read import ShardSet
@@ -58,7 +59,7 @@ def load(
     EpisodeSources, label maps from LabelSources.
     The samples of a step are split in order into micro-batches, and each of these into the ranks' shares: a step has
     the same samples for every `world_size` and `accumulate`, a micro-batch for every `world_size`. The workers start
-    at once.
+    at once; how many, if `data.workers` leaves it open: `fss.data.worker_count`.
     pin: put batches into page-locked memory, which a CUDA device can read while it computes.
 
     Raises ConfigError if the batch cannot be split evenly, ShardError if the data lack what the spec needs, and
@@ -70,22 +71,23 @@ def load(
         rank=rank,
         world_size=world_size,
     )
-    workers: dict[str, Any] = {}
-    if config.workers:
+    workers = worker_count(config, threads=1 if pin else torch.get_num_threads())
+    processes: dict[str, Any] = {}
+    if workers:
         # A fork of the trainer would copy the locks of its threads and its CUDA and RDMA state. A spawned process would
         # import torch again for each worker. A fork server imports it once, in a clean process.
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        workers = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
+        processes = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     loader = DataLoader(
         batches,
         batch_size=None,
         sampler=count(start * accumulate),
-        num_workers=config.workers,
+        num_workers=workers,
         worker_init_fn=start_worker,
         pin_memory=pin,
         generator=torch.Generator(),  # otherwise every start would draw from the generator of the methods
-        **workers,
+        **processes,
     )
     with signals_blocked():
         iterator = iter(loader)

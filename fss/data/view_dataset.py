@@ -1,7 +1,8 @@
 """Batches of views for contrastive methods, in the order of `shards.read.EpochOrder`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -9,10 +10,13 @@ import torch
 from fss.data.augment import Backend
 from fss.data.batch import ViewBatch, ViewSpec
 from fss.data.dataset import DataConfig, first_readable
+from fss.data.deferred_views import DeferredViewBatch, defer
 from fss.data.views import ViewMaker
 from fss.errors import at_least
 from shards.format import ShardError
 from shards.read import EpochOrder, ShardSet, sample_context
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,8 @@ class ViewDataConfig(DataConfig):
     """Source of the images and making of their views."""
 
     backend: Backend = "cv2"
-    """Library that applies the augmentation: 'cv2' is fast, 'pil' is exactly that of the reference implementation."""
+    """What applies the augmentation: 'cv2' is fast, 'pil' is exactly that of the reference implementation. 'device':
+    the data workers only decode, and the device makes the views of 'cv2', up to rounding."""
     window: int = 16
     """Shards that the samples in flight are mixed from: more mix better, fewer are read more sequentially."""
 
@@ -46,19 +51,32 @@ class ViewDataset:
         self.order = EpochOrder(shards.counts, seed, config.window)
         self.make = ViewMaker(spec, config.backend, seed)
 
-    def batch(self, start: int, stop: int) -> ViewBatch:
+    def batch(self, start: int, stop: int) -> ViewBatch | DeferredViewBatch:
+        if self.make.backend == "device":
+            drawn, fields = self._samples(start, stop, self.make.draw)
+            return defer(drawn, self.make.spec, **fields)
+        rows, fields = self._samples(start, stop, self.make)
+        fields |= {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        return ViewBatch(**fields)
+
+    def _samples(
+        self, start: int, stop: int, make: Callable[[dict[str, bytes], int, int], Made]
+    ) -> tuple[list[Made], dict[str, Any]]:
+        """What `make` makes of the samples at positions [start, stop), and the other fields of their batch."""
+
+        def made(position: tuple[int, int]) -> tuple[int, Made]:
+            epoch, index = position
+            with sample_context(self.shards.keys[index]):
+                return index, make(self.shards.read(index), epoch, index)
+
         replaced: list[str] = []
         samples = [
-            first_readable(self._candidates(position), self._row, replaced, self.shards)
+            first_readable(self._candidates(position), made, replaced, self.shards)
             for position in self.order.positions(start, stop)
         ]
-        indices, rows = zip(*samples, strict=True)
-        return ViewBatch(
-            image=torch.tensor(indices),
-            keys=[self.shards.keys[index] for index in indices],
-            replaced=replaced,
-            **{name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]},
-        )
+        indices = [index for index, _ in samples]
+        keys = [self.shards.keys[index] for index in indices]
+        return [row for _, row in samples], {"image": torch.tensor(indices), "keys": keys, "replaced": replaced}
 
     def _candidates(self, position: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Yield (epoch, sample) at a position, then, without an end, those that replace it if it cannot be read."""
@@ -67,8 +85,3 @@ class ViewDataset:
             yield position
             position = self.order.replacement(position, attempt)
             attempt += 1
-
-    def _row(self, position: tuple[int, int]) -> tuple[int, dict[str, np.ndarray]]:
-        epoch, index = position
-        with sample_context(self.shards.keys[index]):
-            return index, self.make(self.shards.read(index), epoch, index)

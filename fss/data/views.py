@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fss.data.augment import BACKENDS, Augmentation, Backend, Box, draw
+from fss.data.augment import BACKENDS, Augmentation, Backend, Box, DecodedImage, draw
 from fss.data.batch import ViewSpec
 from shards.codec import decode_labels, image_bytes
 from shards.format import SUPERPIXEL_STRIDE, ShardError
@@ -21,6 +21,17 @@ GRID = 4  # cells a side of the grid that is used if no superpixel is visible in
 
 # Purposes of random streams; none shares a stream with another or with the order of the samples.
 QUERY, KEY, PATCH_QUERY, PATCH_KEY, CHOICE = 11, 12, 13, 14, 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnViews:
+    """A decoded image and everything that was drawn for it."""
+
+    image: DecodedImage
+    augmentations: dict[str, Augmentation]
+    """Field of `ViewBatch` -> the draw of that view: query and key, with patches also patch_query and patch_key."""
+    regions: dict[str, np.ndarray]
+    """Arrays of `draw_regions`; empty without regions."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,16 @@ class ViewMaker:
 
         Raises ShardError if an image or a label map is missing, damaged or of the wrong size.
         """
+        drawn = self.draw(members, epoch, index)
+        sides = {"patch_query": self.spec.patch_size, "patch_key": self.spec.patch_size}
+        views = {
+            name: drawn.image.apply(augmentation, sides.get(name, self.spec.size))  # [3, S, S]
+            for name, augmentation in drawn.augmentations.items()
+        }
+        return views | drawn.regions
+
+    def draw(self, members: dict[str, bytes], epoch: int, index: int) -> DrawnViews:
+        """Decode the image and draw its views, without making them. Raises ShardError as a call does."""
         spec = self.spec
         image = BACKENDS[self.backend].decode(image_bytes(members))
         size = image.size
@@ -43,22 +64,20 @@ class ViewMaker:
         def stream(purpose: int) -> np.random.Generator:
             return np.random.default_rng([purpose, self.seed, epoch, index])
 
-        query, key = draw(stream(QUERY), *size, VIEW_SCALE), draw(stream(KEY), *size, VIEW_SCALE)
-        row = {
-            "query": image.apply(query, spec.size),  # [3, S, S]
-            "key": image.apply(key, spec.size),  # [3, S, S]
+        views = {
+            "query": draw(stream(QUERY), *size, VIEW_SCALE),
+            "key": draw(stream(KEY), *size, VIEW_SCALE),
         }
-        if spec.local == "none":
-            return row
-        labels = superpixels(members, spec.superpixels, size)
-        if spec.local == "patch":
-            patch = draw_patch(stream(CHOICE), labels, size)
-            for name, purpose in (("patch_query", PATCH_QUERY), ("patch_key", PATCH_KEY)):
-                augmentation = draw(stream(purpose), patch.height, patch.width, PATCH_SCALE).inside(patch)
-                row[name] = image.apply(augmentation, spec.patch_size)  # [3, P, P]
-        else:
-            row |= draw_regions(stream(CHOICE), labels, (query, key), spec)
-        return row
+        regions: dict[str, np.ndarray] = {}
+        if spec.local != "none":
+            labels = superpixels(members, spec.superpixels, size)
+            if spec.local == "patch":
+                patch = draw_patch(stream(CHOICE), labels, size)
+                for name, purpose in (("patch_query", PATCH_QUERY), ("patch_key", PATCH_KEY)):
+                    views[name] = draw(stream(purpose), patch.height, patch.width, PATCH_SCALE).inside(patch)
+            else:
+                regions = draw_regions(stream(CHOICE), labels, (views["query"], views["key"]), spec)
+        return DrawnViews(image=image, augmentations=views, regions=regions)
 
 
 def superpixels(members: dict[str, bytes], algorithm: str, size: tuple[int, int]) -> np.ndarray:

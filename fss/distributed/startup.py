@@ -17,11 +17,13 @@ PROBE = 2**22  # float32 numbers in the collective that is timed: 16 MiB, about 
 SCARCE = 10  # GiB of free space below which the table has a remark
 
 
-def check_ranks(context: DistributedContext, folder: Path, *, config: str, manifest: str) -> list[RenderableType]:
+def check_ranks(
+    context: DistributedContext, folder: Path, *, config: str, manifest: str, workers: int
+) -> list[RenderableType]:
     """Compare the ranks; returns what to print about them, nothing in a job of one rank. Collective.
 
-    folder: where the run will write. config, manifest: digests. Raises RunError, naming ranks, if these or the code
-    differ. The number of ranks was checked when they connected.
+    folder: where the run will write. config, manifest: digests. workers: data workers of this rank. Raises RunError,
+    naming ranks, if the digests or the code differ. The number of ranks was checked when they connected.
     """
     # The code first: the identity of an evaluation, and so its configuration, contains it too.
     for subject, value in (
@@ -34,15 +36,16 @@ def check_ranks(context: DistributedContext, folder: Path, *, config: str, manif
         return []
     rate = bandwidth(context)
     device = torch.cuda.get_device_name() if context.device.type == "cuda" else "cpu"
-    ranks = context.gather_objects((platform.node(), device, free_gib(folder), rate))
-    table = Table("node", "ranks", "device", "free for the run", "all-reduce", box=None)
+    ranks = context.gather_objects((platform.node(), device, free_gib(folder), rate, workers))
+    table = Table("node", "ranks", "device", "data workers", "free for the run", "all-reduce", box=None)
     for (node, device), group in groupby(enumerate(ranks), key=lambda item: item[1][:2]):
         members = list(group)
         first, last = members[0][0], members[-1][0]
         free = min(row[2] for _, row in members)
         slowest = min(row[3] for _, row in members)
         space = f"{free:.0f} GiB" + (" (scarce)" if free < SCARCE else "")
-        table.add_row(node, f"{first}-{last}", f"{len(members)} x {device}", space, f"{slowest:.2f} GB/s")
+        supply = f"{len(members)} x {min(row[4] for _, row in members)}"
+        table.add_row(node, f"{first}-{last}", f"{len(members)} x {device}", supply, space, f"{slowest:.2f} GB/s")
     return [
         table,
         f"equal on all {context.world_size} ranks: configuration {config}, shards {manifest}, code {code_version()}",

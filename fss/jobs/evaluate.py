@@ -14,6 +14,7 @@ from fss.data.class_leakage import check_novel_unseen
 from fss.data.dataset import DataConfig
 from fss.data.episode_lists import write_list
 from fss.data.shard_sets import open_shard_set
+from fss.data.worker_count import worker_count
 from fss.distributed.context import DistributedContext
 from fss.distributed.runtime import RuntimeConfig
 from fss.distributed.signals import StopRequest, interrupted_exit_code
@@ -107,7 +108,10 @@ class _EvaluationRun:
         manifest = identity["data.manifest"]
         for name, value in self.conditions.items():
             context.check_same(name, str(value), "start all ranks on the same kind of device, with the same torch")
-        self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
+        self.readers = worker_count(job.data, threads=1)
+        self.rank_messages = check_ranks(
+            context, run.folder, config=digest(identity), manifest=manifest, workers=self.readers
+        )
         self.rank_messages += context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"), run.folder / "collectives")
         self.environment = context.on_main(
@@ -207,7 +211,7 @@ class _EvaluationRun:
             context,
             EpisodeRecord(self.run_dir.episodes, context.rank),
             cache=self.job.eval.cache_gib,
-            readers=self.job.data.workers,
+            readers=self.readers,
             stop=stop,
             on_result=on_result,
         )

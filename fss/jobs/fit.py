@@ -10,6 +10,8 @@ import torch
 
 from fss.data.dataset import DataConfig
 from fss.data.loader import BadSamples, load
+from fss.data.view_dataset import ViewDataConfig
+from fss.data.worker_count import worker_count
 from fss.distributed.context import DistributedContext
 from fss.distributed.runtime import RunConfig
 from fss.distributed.signals import interrupted_exit_code
@@ -81,7 +83,10 @@ class _TrainingRun:
         identity = identity_of(self.config, manifest) | self.task.identity()
         # A resume may change between float32 and tf32, which differ in rounding on some devices only, and says so.
         identity["run.precision"] = "bf16" if job.run.precision == "bf16" else "float32"
-        self.rank_messages = check_ranks(context, run.folder, config=digest(identity), manifest=manifest)
+        self.workers = worker_count(job.data, threads=torch.get_num_threads() if context.device.type == "cpu" else 1)
+        self.rank_messages = check_ranks(
+            context, run.folder, config=digest(identity), manifest=manifest, workers=self.workers
+        )
         context.on_main(lambda: run.open(identity, config_yaml))
         context.on_abort(partial(run.set_status, "failed"), run.folder / "collectives")
         self.environment = context.on_main(
@@ -117,6 +122,7 @@ class _TrainingRun:
             about=about,
             total=self.schedule.steps,
             unit=self.task.unit,
+            slow_data=self._slow_data(),
         )
         ending: Status = "failed"
         try:
@@ -171,7 +177,7 @@ class _TrainingRun:
         loader = load(
             self.method.batch_spec,
             self.task.data,
-            job.data,
+            replace(job.data, workers=self.workers),
             seed=job.run.seed,
             rank=context.rank,
             world_size=context.world_size,
@@ -200,12 +206,20 @@ class _TrainingRun:
         return [
             f"{self.name} on {len(self.shards)} images of {self.shards.manifest.name!r}: {s.steps} steps of "
             f"{job.data.batch} {self.task.unit} ({s.epoch(s.steps):.1f} epochs) on "
-            f"{context.world_size} x {context.device.type}, {describe(context.precision, context.device)}; "
-            f"run directory {self.run_dir.folder}",
+            f"{context.world_size} x {context.device.type}, {self.workers} data workers each, "
+            f"{describe(context.precision, context.device)}; run directory {self.run_dir.folder}",
             *self.task.startup_messages(),
             f"resumed at step {start}" if start else "a new run",
             *self.method.startup_messages(len(self.shards), job.data.batch),
         ]
+
+    def _slow_data(self) -> str:
+        """What to say if the ranks wait for their data."""
+        data = self.job.data
+        text = f"{self.workers} data workers a rank are too few, or the disk is too slow: raise data.workers"
+        if isinstance(data, ViewDataConfig) and data.backend != "device" and self.context.device.type != "cpu":
+            text += ", or set data.backend to device in a new run"
+        return text
 
     def _measure(self, log: Log, done: int) -> None:
         """Measure, log the values and pictures, and save the weights if they are the best so far."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fss.data.episodes import Episode
 from fss.data.transforms import Frame, class_mask
+from fss.data.worker_count import worker_count
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
 from fss.evaluate.measure import predictor_for
@@ -56,7 +57,7 @@ def analyse(job: StudyJob) -> int:
             study.plan.scoring,
             study.context,
             cache=job.eval.cache_gib,
-            readers=job.data.workers,
+            readers=worker_count(job.data, threads=1),
         )
         facts = {**study.statement(), "caveats": study.method.caveats(0)}
         study.publish(table(rows), lambda: write(Path(job.out), rows, facts))

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from fss.data.episodes import Episode
 from fss.data.transforms import Frame, class_mask
+from fss.data.worker_count import worker_count
 from fss.distributed.context import DistributedContext
 from fss.errors import ConfigError
 from fss.evaluate.measure import predictor_for
@@ -62,7 +63,7 @@ def recall(job: StudyJob) -> int:
             study.plan.scoring,
             study.context,
             cache=job.eval.cache_gib,
-            readers=job.data.workers,
+            readers=worker_count(job.data, threads=1),
         )
         caveats = study.method.caveats(study.header.episodes_seen or 0)
         facts = {"weights": job.weights or "none", **study.statement()}

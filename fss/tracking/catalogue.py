@@ -145,7 +145,8 @@ SPEED = [
     Chart(
         title="Data wait",
         keys=("speed/data_wait",),
-        look="share of rank 0's time; above 0.1 the data is too slow: raise `data.workers`, or use a local disk",
+        look="share of rank 0's time; above 0.1 the data is too slow: raise `data.workers`, use a local disk, or "
+        "pretrain with `data.backend` device",
     ),
     Chart(
         title="Seconds a step", keys=("speed/step_s",), look="a jump without data wait: a rank or the network slowed"

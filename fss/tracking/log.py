@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+DATA_WAIT = 0.1
+"""Share of rank 0's time that it waits for data, above which they are too slow."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """Frequency of logging, and the trackers that receive the values."""
@@ -53,10 +57,24 @@ class Log:
     """The log of one run. Only rank 0 makes an active one; on other ranks every call does nothing.
 
     total: the steps (of an evaluation: episodes) of the whole run. unit: what a batch is made of, for the console.
+    slow_data: the sentence to say, once, after a row that waited for data longer than `DATA_WAIT`; not after the first
+    row, as the workers start then.
     """
 
-    def __init__(self, run: RunDir, config: LogConfig, *, active: bool, about: RunInfo, total: int, unit: str) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        config: LogConfig,
+        *,
+        active: bool,
+        about: RunInfo,
+        total: int,
+        unit: str,
+        slow_data: str = "",
+    ) -> None:
         self._active = active
+        self._slow_data = slow_data
+        self._measured = False
         self._total = total
         self._unit = unit
         self._chance_levels = about.chance_levels
@@ -102,10 +120,20 @@ class Log:
         with open(self._metrics, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.say(self._line(row))
+        if "speed" in row:
+            self._judge(row["speed"])
         flat = {name: value for name, value in row.items() if name not in ("step", "speed")}
         flat |= {f"speed/{name}": value for name, value in row.get("speed", {}).items()}
         flat |= {f"{CHANCE_LEVEL}{name}": level for name, level in self._chance_levels.items() if name in flat}
         self.scalars(row["step"], flat)
+
+    def _judge(self, speed: dict[str, float]) -> None:
+        """Say that the data are too slow, if they are; once."""
+        if self._measured and self._slow_data and speed["data_wait"] > DATA_WAIT:
+            rate = f"{speed['images_per_s']:.4g} {self._unit}/s"
+            self.say(f"note: data wait {speed['data_wait']:.0%} at {rate}: {self._slow_data}")
+            self._slow_data = ""
+        self._measured = True
 
     def _line(self, row: dict[str, Any]) -> str:
         words = [f"step {row['step']}/{self._total}"]

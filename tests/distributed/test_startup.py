@@ -12,7 +12,8 @@ from tests.support.ranks import on_ranks
 def checked(folder, config: list[str], manifest: list[str]) -> tuple[str, float]:
     context = joined(2)
     try:
-        messages = check_ranks(context, folder, config=config[context.rank], manifest=manifest[context.rank])
+        rank = context.rank
+        messages = check_ranks(context, folder, config=config[rank], manifest=manifest[rank], workers=7 + rank)
         console = Console(width=120)
         with console.capture() as screen:
             console.print(*messages, sep="\n")
@@ -25,7 +26,7 @@ def checked(folder, config: list[str], manifest: list[str]) -> tuple[str, float]
 
 def test_equal_ranks_are_listed_by_node(tmp_path):
     for text, rate in on_ranks(2, checked, tmp_path / "new" / "run", ["c1", "c1"], ["m1", "m1"]):
-        assert "0-1" in text and "2 x cpu" in text and "GiB" in text
+        assert "0-1" in text and "2 x cpu" in text and "2 x 7" in text and "GiB" in text
         assert "equal on all 2 ranks: configuration c1, shards m1" in text
         assert 0 < rate < 1000
 

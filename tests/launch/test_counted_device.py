@@ -111,7 +111,8 @@ def assert_trained_alike(cpu: Path, device: Path, near: float) -> None:
 
 
 def test_pretraining_with_its_probe_and_page(tmp_path, coloured):
-    words = lambda folder: job(SMALL, coloured, folder, *STEPS, "--method.backbone", "resnet18", "--data.batch", "4")  # noqa: E731
+    options = "--method.backbone resnet18 --data.batch 4 --data.backend device".split()
+    words = lambda folder: job(SMALL, coloured, folder, *STEPS, *options)  # noqa: E731
     assert launch.pretrain_prior.main(words(tmp_path / "cpu")) == 0
     on_device(launch.pretrain_prior.main, words(tmp_path / "device"))
     assert_trained_alike(tmp_path / "cpu", tmp_path / "device", 1e-3)

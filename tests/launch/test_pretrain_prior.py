@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from fss.config import CONFIGS
+from fss.data import worker_count
 from launch.pretrain_prior import main
 from shards.format import MANIFEST, Manifest
 from tests.support import launching
@@ -196,3 +197,22 @@ def test_compiled_encoders_take_the_same_steps(capsys, tmp_path, packed):
         assert code == 0, err
         losses.append([row["loss"] for row in rows(tmp_path / compiled) if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("local", ["patch", "region"])
+def test_views_made_on_the_device_resume_bit_for_bit_with_other_workers(capsys, tmp_path, packed, monkeypatch, local):
+    """Begun without workers, as a recorded configuration may say; continued with as many as the cores allow."""
+    folder = tmp_path / "run"
+    steps = ["--optim.steps", str(launching.STEPS), "--checkpoint.every", "6", "--run.threads", "1"]
+    words = job(packed, folder, *steps, "--data.backend", "device", "--method.local", local)
+    assert launch(capsys, *words)[0] == 0
+    expected = launching.final_state(folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    monkeypatch.setattr(worker_count, "cores", lambda: 3)
+    code, out, err = launch(capsys, *words, "--data.workers", "null")
+    assert code == 0, err
+    assert "resumed at step 6" in out and "2 data workers each" in out
+    found = launching.final_state(folder)
+    assert found[0].keys() == expected[0].keys() and all(found[0][name].equal(t) for name, t in expected[0].items())
+    assert found[1] == expected[1]

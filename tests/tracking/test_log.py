@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -87,6 +88,18 @@ def test_a_start_that_left_no_checkpoint_is_another_run(run):
     assert first.name != second.name and losses(second) == {1: 1, 2: 2}
     events = board(run)
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
+
+
+def test_slow_data_are_named_once_and_not_while_the_workers_start(run, capsys):
+    about = replace(ABOUT, chance_levels={})
+    config = LogConfig(wandb="off")
+    log = Log(run, config, active=True, about=about, total=9, unit="images", slow_data="raise data.workers")
+    for step, wait in enumerate((0.9, 0.05, 0.31, 0.4), 1):
+        log.row({"step": step, "speed": {"images_per_s": 200.0, "step_s": 0.1, "data_wait": wait}})
+        shown = capsys.readouterr().out
+        assert ("note: data wait 31% at 200 images/s: raise data.workers" in shown) == (step == 3)
+        assert ("note:" in shown) == (step == 3)
+    log.close()
 
 
 def test_pictures_and_tables_reach_tensorboard(run):
