@@ -83,10 +83,9 @@ class Prediction:
     @property
     def finite(self) -> Tensor:
         """True if no logit is NaN or infinite, a bool scalar on the device: the host waits if it reads it."""
-        if self.logits is not None:
-            return torch.isfinite(self.logits).all()
-        assert self.mask is not None
-        return torch.ones((), dtype=torch.bool, device=self.mask.device)
+        values = self.mask if self.logits is None else self.logits
+        assert values is not None  # see __post_init__
+        return torch.isfinite(values).all()
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -277,8 +276,7 @@ class EpisodeMethod(Method[EpisodeConfigT]):
     def encode_supports(self, supports: Iterable[tuple[Features, Tensor]]) -> list[Features]:
         """Compute `encode_support` of several supports, each of features and mask [1, S, S], taken one by one.
 
-        A method whose `encode_support` reads a value from the device overrides it, to read those of all supports by one
-        copy.
+        Override it where `encode_support` reads a value from the device, to read those of all supports by one copy.
         """
         return [self.encode_support(features, mask) for features, mask in supports]
 
