@@ -64,7 +64,7 @@ class CallLog:
     rank = 0
 
     def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
+        self.world_size = self.ranks_per_node = world_size
         self.calls: list[Call] = []
 
     def all_gather(self, x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ class Collectives(Protocol):
 
     rank: int
     world_size: int
+    ranks_per_node: int
+    """Ranks of each node, with numbers in a row; all of the job if nodes differ in it."""
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate [n, ...] of all ranks to [world_size * n, ...] in rank order. Same n everywhere; no gradient."""
@@ -58,6 +60,7 @@ class SingleProcess:
 
     rank = 0
     world_size = 1
+    ranks_per_node = 1
 
     def all_gather(self, x: Tensor) -> Tensor:
         return x.detach()

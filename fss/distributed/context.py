@@ -105,7 +105,7 @@ class DistributedContext(HostCollectives):
         super().__init__(HeartbeatBoard(default_store() if several else None, rank, ranks), rank, ranks, control)
         self.collectives: Collectives = SingleProcess()
         if several:
-            self.collectives = ProcessGroupCollectives(self._board.enter_collective)
+            self.collectives = ProcessGroupCollectives(self._board.enter_collective, self._ranks_per_node())
         for group, group_device in ((dist.group.WORLD, self.device), (self._control, torch.device("cpu"))):
             if group:  # all ranks are connected: from now on the watchdog decides what takes too long
                 set_timeout(group, group_device, NO_TIMEOUT)
@@ -153,6 +153,11 @@ class DistributedContext(HostCollectives):
             plugin.deepspeed_config["gradient_clipping"] = clip_norm
         engine, _ = self.accelerator.prepare(forward, optimizer)
         return engine, ZeroOptimizer(engine, optimizer)
+
+    def _ranks_per_node(self) -> int | None:
+        """The number of ranks that the launcher started on every node, None if it differs. Collective."""
+        numbers = set(self.gather_objects(int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))))
+        return numbers.pop() if len(numbers) == 1 else None
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context in which a forward computes in the precision of the job; parameters stay float32."""

@@ -11,12 +11,16 @@ from fss.distributed.heartbeat import Store
 
 
 class ProcessGroupCollectives:
-    """`fss.collectives.Collectives` over the default process group. on_enter: called before each collective."""
+    """`fss.collectives.Collectives` over the default process group.
 
-    def __init__(self, on_enter: Callable[[], None] = lambda: None) -> None:
+    on_enter: called before each collective. ranks_per_node: see there; None: all ranks.
+    """
+
+    def __init__(self, on_enter: Callable[[], None] = lambda: None, ranks_per_node: int | None = None) -> None:
         self._on_enter = on_enter
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self.ranks_per_node = ranks_per_node or self.world_size
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate [n, ...] of all ranks to [world_size * n, ...], in rank order."""

@@ -68,6 +68,31 @@ def test_ranks_leave_a_step_equal(buffers):
                 assert torch.equal(value, getattr(method, side).state_dict()[name]), name
 
 
+def test_a_shuffle_inside_of_a_node_sends_nothing_to_another():
+    """And changes nothing where statistics are frozen: every row is back beside its query."""
+    config = replace(SMALL, shuffle_among="node")
+    batches = [views(8, seed=s) for s in range(2)]
+    sent: list[tuple[int, list[int]]] = []
+
+    def rank(collectives):
+        start = collectives.start_all_to_all
+        collectives.start_all_to_all = lambda x, send, receive: (
+            sent.append((collectives.rank, send)) or start(x, send, receive)
+        )
+        return train(methods[collectives.rank], batches, collectives)
+
+    alone, *methods = [build(config) for _ in range(5)]
+    for method in (alone, *methods):
+        freeze_norm(method)
+    expected = train(alone, batches, SingleProcess())
+    for result in run_ranks(4, rank, ranks_per_node=2):
+        assert_same(result, expected)
+    assert all(sum(send[2:] if rank < 2 else send[:2]) == 0 for rank, send in sent)
+    assert any(send[1 - rank % 2 + 2 * (rank // 2)] for rank, send in sent), "something is exchanged"
+    with pytest.raises(ConfigError, match="every node has one rank"):
+        run_ranks(2, lambda collectives: train(methods[collectives.rank], batches, collectives), 1)
+
+
 def test_shuffle_gives_keys_other_company_than_queries():
     """With batch norm in training, shuffled keys differ from unshuffled ones; with frozen statistics they do not."""
     keys = {}

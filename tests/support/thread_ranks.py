@@ -27,8 +27,9 @@ class _Table:
 class ThreadCollectives:
     """`fss.collectives.Collectives` for one thread."""
 
-    def __init__(self, rank: int, world_size: int, table: _Table):
+    def __init__(self, rank: int, world_size: int, table: _Table, ranks_per_node: int | None = None):
         self.rank, self.world_size, self.table = rank, world_size, table
+        self.ranks_per_node = ranks_per_node or world_size
 
     def all_gather(self, x: Tensor) -> Tensor:
         return torch.cat(self.table.swap(self.rank, x.detach().clone()))
@@ -65,11 +66,12 @@ class ThreadCollectives:
             tensor.data.copy_(value)
 
 
-def run_ranks(world_size: int, work: Callable[[ThreadCollectives], object]) -> list:
+def run_ranks(world_size: int, work: Callable[[ThreadCollectives], object], ranks_per_node: int | None = None) -> list:
     """`work(collectives)` on every rank at the same time; their results in rank order. The first error is raised."""
     table = _Table(world_size)
     with ThreadPoolExecutor(world_size) as pool:
-        jobs = [pool.submit(_guarded, work, ThreadCollectives(rank, world_size, table)) for rank in range(world_size)]
+        ranks = [ThreadCollectives(rank, world_size, table, ranks_per_node) for rank in range(world_size)]
+        jobs = [pool.submit(_guarded, work, collectives) for collectives in ranks]
         errors = [job.exception() for job in jobs]
     for error in sorted((e for e in errors if e), key=lambda e: isinstance(e, threading.BrokenBarrierError)):
         raise error

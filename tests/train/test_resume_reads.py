@@ -55,6 +55,7 @@ def _resumed(folder: str) -> tuple[str, list[str], str | None, float, float]:
             assert Checkpoints(seen, CheckpointConfig(), context).resume(state)[0] == 3
         except WeightsError as raised:
             error = str(raised)
+        assert context.collectives.ranks_per_node == RANKS_PER_NODE
     weights = sum(tensor.double().sum().item() for tensor in state.tensors().values())
     return node, [Path(path).name for path in opened], error, weights, torch.rand(()).item()
 

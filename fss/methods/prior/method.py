@@ -27,7 +27,7 @@ from fss.methods.base import Report, StepContext, ViewMethod
 from fss.methods.prior.config import PAPER_QUEUE, PriorConfig
 from fss.methods.prior.pending_keys import PendingKeys
 from fss.methods.prior.queue_monitor import QueueMonitor
-from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle
+from fss.methods.prior.shuffle import Permute, SeededPermutation, Shuffle, permute_ranks
 from fss.methods.prior.tower import Tower
 from fss.nn.contrast import Queue, info_nce, momentum_update
 from fss.nn.exports import ExportHeader
@@ -101,7 +101,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         self._collectives = collectives
         n = len(batch.query)
         self._check_batch(n, collectives)
-        micro = len(self._pending)
+        draw = partial(self._permute, step, len(self._pending))
         split = 1
         if collectives.world_size == 1 and self.config.bn == "shuffle":
             split = max(1, min(self.config.bn_split, n // 2))  # groups of at least 2
@@ -109,7 +109,7 @@ class PriorExtractor(ViewMethod[PriorConfig]):
         view = self._view(batch.key, batch.patch_key, batch.region_key)
         exchanged, shuffle = {}, None
         if self.config.bn == "shuffle":  # while the images are exchanged, the queries are computed
-            permutation = self._permute(step, micro, collectives.world_size * n)
+            permutation = permute_ranks(draw, n, collectives, among=self.config.shuffle_among)
             shuffle = Shuffle(permutation, collectives, batch.key.device)
             exchanged = {name: shuffle.scatter(x) for name, x in view.items()}
         queries = self._embed(self._query, self._view(batch.query, batch.patch_query, batch.region_query), split)
@@ -122,8 +122,8 @@ class PriorExtractor(ViewMethod[PriorConfig]):
             # The queue's keys travel until `after_step`.
             images = collectives.start_all_gather(batch.image) if self.config.mask_same_image else None
             gathered = collectives.start_all_gather(computed)
-            draw = partial(self._permute, step, micro) if self.config.local_enqueue == "one" else None
-            self._pending.append(PendingKeys(gathered, images, regions, shuffle, draw))
+            choose = draw if self.config.local_enqueue == "one" else None
+            self._pending.append(PendingKeys(gathered, images, regions, shuffle, choose))
             keys = dict(zip(regions, returned().split(list(regions.values()), 1), strict=True))
 
         losses: list[Tensor] = []

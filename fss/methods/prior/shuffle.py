@@ -6,12 +6,14 @@ about as many bytes as its own batch has, for any number of ranks.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fss.collectives import Collectives
+from fss.errors import ConfigError
 from fss.nn.transfer import to_device
 
 Permute = Callable[[int, int, int], np.ndarray]
@@ -26,6 +28,26 @@ class SeededPermutation:
 
     def __call__(self, step: int, micro: int, rows: int) -> np.ndarray:
         return np.random.default_rng((self.seed, step, micro)).permutation(rows)
+
+
+def permute_ranks(
+    draw: Callable[[int], np.ndarray], n: int, collectives: Collectives, among: Literal["all", "node"]
+) -> np.ndarray:
+    """Permute the rows of all ranks, n each, among all of them or within every node: integers [W n].
+
+    draw: number of rows -> a permutation of them. Raises ConfigError if a node is a single rank, within which a shuffle
+    has no effect.
+    """
+    if among == "all" or collectives.world_size == 1:
+        return draw(collectives.world_size * n)
+    if collectives.ranks_per_node == 1:
+        raise ConfigError(
+            "method.shuffle_among is node, but every node has one rank, within which a shuffle has no effect: leave it "
+            "at all, or start several ranks a node"
+        )
+    rows = collectives.ranks_per_node * n
+    nodes = np.arange(0, collectives.world_size * n, rows)
+    return (nodes[:, None] + draw(rows)).reshape(-1)
 
 
 class Shuffle:
