@@ -16,7 +16,7 @@ class Collectives(Protocol):
     rank: int
     world_size: int
     ranks_per_node: int
-    """Ranks of each node, with numbers in a row; all of the job if nodes differ in it."""
+    """How many ranks each node has, with numbers in a row; all of the job if nodes differ in it."""
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate [n, ...] of all ranks to [world_size * n, ...] in rank order. Same n everywhere; no gradient."""

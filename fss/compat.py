@@ -23,13 +23,15 @@ OPTIONS = {
 }
 """Earlier name of an option, as typed after `--` -> its name today."""
 
-ADDED_OPTIONS: dict[str, Any] = {
-    "optim.optimizer": "sgd",
-    "optim.betas": [0.9, 0.999],
-    "optim.clip_norm": None,
-    "run.deterministic": False,
+ADDED_OPTIONS: dict[str, tuple[str, Any]] = {
+    "optim.optimizer": ("optim.", "sgd"),
+    "optim.betas": ("optim.", [0.9, 0.999]),
+    "optim.clip_norm": ("optim.", None),
+    "run.deterministic": ("run.", False),
+    "method.shuffle_among": ("method.bn_split", "all"),
 }
-"""Option that earlier versions did not have, in a group that they had -> the value that does what they did."""
+"""Option that earlier versions did not have -> how options of the runs begin that it concerns, and the value that does
+what those versions did."""
 
 CHECKPOINT = {"world": "world_size"}
 """Earlier name of a field of a checkpoint's state.json -> its name today."""
@@ -69,10 +71,13 @@ def current_log_keys(row: Mapping[str, Any]) -> dict[str, Any]:
 def current_options(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The flat identity of a run, option -> value, under the names of today.
 
-    Options that were added to a group of options since are there with the value that does what the run did.
+    Options that were added since are there with the value that does what the run did.
     """
-    groups = {option.partition(".")[0] for option in identity}
-    added = {option: value for option, value in ADDED_OPTIONS.items() if option.partition(".")[0] in groups}
+    added = {
+        option: value
+        for option, (beginning, value) in ADDED_OPTIONS.items()
+        if any(other.startswith(beginning) for other in identity)
+    }
     return added | current_fields(identity, OPTIONS)
 
 

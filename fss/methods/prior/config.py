@@ -50,7 +50,7 @@ class PriorConfig(MethodConfig):
     """Batch statistics of keys. 'shuffle': over other groups of images than the queries', as in MoCo. 'sync': over the
     batch of all ranks, for queries, too. 'local': over this rank's images, by which pairs can be recognized."""
     shuffle_among: Literal["all", "node"] = "all"
-    """Ranks that exchange images for 'shuffle': 'all', as in MoCo, or those of a 'node', which has faster links."""
+    """The ranks that exchange images for 'shuffle': 'all', as in MoCo, or those of a 'node', which has faster links."""
     bn_split: int = 2
     """Groups of a batch on a single process for 'shuffle', which has no effect within one group."""
     bn_buffers: Literal["mean", "rank0"] = "mean"
