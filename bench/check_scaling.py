@@ -24,7 +24,7 @@ from fss.methods.prior.config import PriorConfig
 from fss.methods.prior.method import PriorExtractor
 
 SMALL = {"backbone": "resnet18", "view_size": 64, "patch_size": 64, "queue": 4096, "local_queue": 4096}
-IMAGES = 12  # a rank's: whole parts for 2, 3 and 4 ranks
+IMAGES = 48  # of a rank: whole parts for 2, 3, 4, 8 and 16 ranks
 STEPS, TRIES = 4, 6
 LARGE = 32 << 20
 SEEN = 64 << 10  # bytes from which the headers of the wire do not matter
