@@ -8,9 +8,7 @@ batch, nor on the algorithm of a matrix product.
 
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fss.data.augment import BLUR_SIGMA, Augmentation
+from fss.data.tensor_fields import TensorFields
 
 RESIZE_STEPS = 2**11  # a weight of the resize is a multiple of 1 / 2048: the precision of TF32
 BLUR_RADIUS = math.ceil(3 * BLUR_SIGMA[1])
@@ -36,7 +35,7 @@ class Taps:
 
 
 @dataclass(kw_only=True)
-class AugmentTables:
+class AugmentTables(TensorFields):
     """The draws of V views each of B images, n = V B rows: all first views, then all second ones.
 
     `order` sorts the rows by the number of colour operations before the shift of hue, so that the rows of each step are
@@ -72,14 +71,6 @@ class AugmentTables:
     """[m] int64, places of the blurred rows."""
     kernel: Tensor
     """[m, 13] float32, the blur of these along one axis."""
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the tables with `change` applied to every tensor, of any shape."""
-        changed = copy(self)
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), Tensor):
-                setattr(changed, field.name, change(value))
-        return changed
 
 
 def tabulate(views: Sequence[Sequence[Augmentation]], size: int, height: int, width: int) -> AugmentTables:

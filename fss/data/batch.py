@@ -1,12 +1,12 @@
 """Types of batches, and the specs by which a method asks for them."""
 
-from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
+
+from fss.data.tensor_fields import TensorFields
 
 LocalReading = Literal["none", "patch", "region"]
 
@@ -30,25 +30,13 @@ class ViewSpec:
 
 
 @dataclass(kw_only=True)
-class Batch:
+class Batch(TensorFields):
     """Fields that every batch has."""
 
     keys: list[str]
     """[B] source of each row, in words by which people find it."""
     replaced: list[str]
     """Samples that could not be read and were replaced, 'key: reason' each."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the batch, of any shape, by field."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the batch with `change` applied to every tensor, of any shape."""
-        changed = copy(self)
-        for name, tensor in self.tensors().items():
-            setattr(changed, name, change(tensor))
-        return changed
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Return the batch on `device`, in the form that methods take."""

@@ -41,8 +41,7 @@ class DeferredViewBatch(Batch):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
         """Copy images and draws to `device` and make the views there; on CUDA all of it on the current stream."""
-        moved = super().to(device, non_blocking)
-        assert isinstance(moved, DeferredViewBatch)
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         views: dict[str, Tensor] = {}
         for names, made in zip(moved.tables, augment(moved.images, list(moved.tables.values())), strict=True):
             views |= zip(names, made, strict=True)
@@ -76,8 +75,12 @@ def defer(samples: Sequence[DrawnViews], spec: ViewSpec, **fields: Any) -> Defer
 
 
 def shown(sample: DrawnViews) -> tuple[np.ndarray, dict[str, Augmentation]]:
-    """Cut out the part of an image that its views show: uint8 [h, w, 3], and the views' draws within it."""
-    assert isinstance(sample.image, Fast)
+    """Cut out the part of an image that its views show: uint8 [h, w, 3], and the views' draws within it.
+
+    Raises TypeError for an image that `Fast` has not decoded.
+    """
+    if not isinstance(sample.image, Fast):
+        raise TypeError(f"the device makes views of images that Fast has decoded, not {type(sample.image).__name__}")
     boxes = [augmentation.box for augmentation in sample.augmentations.values()]
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)
     bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)

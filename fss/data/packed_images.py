@@ -1,18 +1,18 @@
 """Images of different sizes in one tensor, without padding, on their way to the device."""
 
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from fss.data.tensor_fields import TensorFields
+
 
 @dataclass(kw_only=True)
-class PackedImages:
+class PackedImages(TensorFields):
     """B images, one behind the other."""
 
     pixels: Tensor
@@ -28,13 +28,6 @@ class PackedImages:
 
     def __len__(self) -> int:
         return len(self.offset)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the images with `change` applied to every tensor, of any shape."""
-        changed = copy(self)
-        for name in ("pixels", "offset", "pitch"):
-            setattr(changed, name, change(getattr(self, name)))
-        return changed
 
     def unpack(self, part: slice) -> Tensor:
         """Return b of the images as float32 [b, H, 3, W], each at the upper left; what surrounds it is arbitrary."""

@@ -221,12 +221,8 @@ class DistributedContext(HostCollectives):
         """
         self._watchdog.on_abort, self._watchdog.traces = action, traces
 
-    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over ranks, as Python floats. Collective."""
-        return self.start_mean(values)()
-
     def start_mean(self, values: dict[str, Tensor]) -> Callable[[], dict[str, float]]:
-        """Start `mean`; the function returned waits for the device. Collective where it starts."""
+        """Start to average scalars over ranks; the function returned waits for the device. Collective at its start."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         self.collectives.mean_([stacked])
         arrives = start_to_host(stacked)

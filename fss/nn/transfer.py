@@ -38,18 +38,27 @@ def start_to_host(x: Tensor) -> Callable[[], Tensor]:
     """
     if x.device.type == "cpu":
         return lambda: x
-    arrived = torch.Event(x.device) if x.device.type == "cuda" else None
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=arrived is not None)
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.device.type == "cuda")
     host.copy_(x, non_blocking=True)
-    if arrived is not None:
-        arrived.record()
+    wait = launched_so_far(x.device)
 
     def finish() -> Tensor:
-        if arrived is not None:
-            arrived.synchronize()
+        wait()
         return host
 
     return finish
+
+
+def launched_so_far(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until `device` has carried out what was launched before this call.
+
+    Only CUDA has to be waited for. What is launched later is not.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.Event(device)
+    event.record()
+    return event.synchronize
 
 
 def device_table(make: Callable[P, Tensor]) -> Callable[P, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fss.nn.transfer import launched_so_far
+
 POLL = 0.2  # seconds between two looks at the progress of a task that is waited for
 
 
@@ -28,14 +30,13 @@ class HostCopies:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
             copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
         self._buffers = copies
-        device = next((tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"), None)
-        arrived = None if device is None else torch.Event(device)
-        if arrived is not None:
-            arrived.record()
+        device = next(
+            (tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"), torch.device("cpu")
+        )
+        wait = launched_so_far(device)
 
         def finish() -> dict[str, Tensor]:
-            if arrived is not None:
-                arrived.synchronize()
+            wait()
             return copies
 
         return finish
@@ -50,8 +51,9 @@ class BackgroundTask:
         self._progress = 0
 
     def start(self, task: Callable[[], object]) -> None:
-        """Run `task` in the background. The one before must have been waited for."""
-        assert self._thread is None
+        """Run `task` in the background. Raises RuntimeError if the one before has not been waited for."""
+        if self._thread is not None:
+            raise RuntimeError("a task is running in the background: wait for it before the next one")
         self._thread = threading.Thread(target=self._run, args=(task,), name="background task", daemon=True)
         self._thread.start()
 

@@ -35,7 +35,7 @@ def collectives() -> dict:
         "mean": [t.tolist() for t in floats],
         "broadcast": first[0].tolist(),
         "any_rank": context.any_rank(rank == 1, False),
-        "scalars": context.mean({"a": torch.tensor(float(rank))}),
+        "scalars": context.start_mean({"a": torch.tensor(float(rank))})(),
         "objects": context.gather_objects(f"r{rank}"),
         "main": context.on_main(lambda: "only rank 0"),
     }
